@@ -1,0 +1,13 @@
+//! Pure machines and the values they share.
+//!
+//! Nothing in this room has a clock, I/O, async, randomness or an iteration order that could show.
+//! A machine takes `(now, command)` and answers with effects, which are data; an actor performs them.
+//! Accepting and applying are two steps: `handle` decides whether a command is acceptable and asks for
+//! it to be persisted, `apply` is the only thing that changes what others can see, live and in recovery.
+
+pub mod batch;
+pub mod entry;
+pub mod id;
+pub mod key;
+pub mod record;
+pub mod time;

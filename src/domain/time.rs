@@ -1,0 +1,36 @@
+//! The two clocks, both inputs to the machines.
+//!
+//! Message times and timers follow the wall clock; leases, backoffs and timeouts the monotonic one.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds since the Unix epoch, as the wall clock reads; negative before 1970.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct WallMs(pub i64);
+
+/// Milliseconds since the broker started, never stepping.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct MonotonicMs(pub u64);
+
+/// Both clocks read at one moment: what every machine gets as `now`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Now {
+    /// The wall clock.
+    pub wall: WallMs,
+    /// The monotonic clock.
+    pub monotonic: MonotonicMs,
+}
+
+impl fmt::Display for WallMs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,6 @@
+//! Waterwheel: a message broker built of actors.
+
+pub mod domain;
+pub mod log;
+pub mod store;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! The only room that knows sled: views of the log, disposable.

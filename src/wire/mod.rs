@@ -1,0 +1,1 @@
+//! The codec shared by broker and client: frames, handshake, stable codes.
