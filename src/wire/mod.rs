@@ -46,3 +46,6 @@ pub const ALPN: &[u8] = b"waterwheel/1";
 
 /// Batches of one producer that may be unsettled in one partition: the broker's window for duplicates.
 pub const IN_FLIGHT_BATCHES_MAX: u32 = 64;
+
+#[cfg(test)]
+mod tests;
