@@ -498,7 +498,7 @@ fn seeds(quick: u64, full: u64) -> std::ops::Range<u64> {
 #[test]
 fn what_was_acked_is_there_once_and_in_order_whatever_fails() {
     let mut all = Vec::new();
-    for seed in seeds(40, 4_000) {
+    for seed in seeds(24, 3_000) {
         seeded(seed, |seed| {
             World::go(seed, 8_000);
         });
@@ -512,7 +512,7 @@ fn what_was_acked_is_there_once_and_in_order_whatever_fails() {
         assert!(sum(|c| c.rebuilds) > 4 && sum(|c| c.failures) > 100, "{all:?}");
         assert!(sum(|c| c.repeats) > 100 && sum(|c| c.read) > 1_000, "{all:?}");
         assert!(sum(|c| c.full) > 0 && sum(|c| c.sealed) > 0, "{all:?}");
-        assert!(sum(|c| c.segments) > 100, "{all:?}");
+        assert!(sum(|c| c.segments) > 50, "{all:?}");
     }
 }
 
