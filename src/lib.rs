@@ -2,5 +2,6 @@
 
 pub mod domain;
 pub mod log;
+pub mod net;
 pub mod store;
 pub mod wire;
