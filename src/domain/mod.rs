@@ -6,8 +6,13 @@
 //! it to be persisted, `apply` is the only thing that changes what others can see, live and in recovery.
 
 pub mod batch;
+pub mod commit;
 pub mod entry;
 pub mod id;
 pub mod key;
+pub mod ledger;
+pub mod partition;
 pub mod record;
+pub mod rejection;
 pub mod time;
+pub mod topics;

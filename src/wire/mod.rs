@@ -1,1 +1,51 @@
-//! The codec shared by broker and client: frames, handshake, stable codes.
+//! The codec shared by broker and client: frames, handshake, requests, answers, events, stable codes.
+//!
+//! Pure: bytes in, values out, and back. It knows no connection, no stream and no time.
+//!
+//! # The conversation
+//!
+//! ALPN [`ALPN`], TLS 1.3, no 0-RTT. A client opens one bidirectional stream for control and says
+//! [`Hello`](hello::Hello) on it before anything else; then as many bidirectional streams for producing
+//! as it likes. A stream carries [frames](frame). Every request but a one-way [`Produce`](produce::Produce)
+//! is answered on its own stream under its correlation id, by the answer its header names or by
+//! [`Refused`](code::Refused). Answers may overtake each other across streams, never within a producer
+//! and partition. For each reader the broker opens one unidirectional stream that begins with
+//! [`StreamOpen`](reader::StreamOpen), goes on with [`Deliver`](reader::Deliver) and ends with
+//! [`ReaderEnd`](reader::ReaderEnd).
+//!
+//! An unknown request is answered `Unsupported`; an unknown event is skipped by its length. In a named
+//! header unknown fields are ignored and absent optional ones have their default.
+//!
+//! | kind | class | header | on |
+//! |---|---|---|---|
+//! | `Hello` 1 | request | named | control, first |
+//! | `Ping` 2 | request | named | any |
+//! | `Metadata` 3, `CreateTopic` 4, `DescribeTopic` 5, `AlterTopic` 6, `DeleteTopic` 7 | request | named | control |
+//! | `LookupOffset` 8, `OpenProducer` 9, `Status` 10, `OpenReader` 12 | request | named | control |
+//! | `Produce` 11 | request | positional, body: a batch | a producer stream |
+//! | `HelloOk` 0x4001 .. `Refused` 0x4fff | answer | named, `Stored` positional | where the request was |
+//! | `Credit` 0x8001 | event to the broker | positional | control |
+//! | `CloseReader` 0x8002 | event to the broker | named | control |
+//! | `StreamOpen` 0x8003, `ReaderEnd` 0x8005 | event to the client | named | the reader's stream |
+//! | `Deliver` 0x8004 | event to the client | positional, body: a batch | the reader's stream |
+//! | `Goodbye` 0x8006 | event to the client | named | control |
+//!
+//! Invariants: W1, every decoder is total: whatever a peer sent is a value or an error; W2, no length is
+//! believed before it was checked against a limit; W3, a frame's body is never looked into here.
+
+pub mod code;
+pub mod frame;
+pub mod hello;
+pub mod produce;
+pub mod reader;
+pub mod status;
+pub mod topic;
+
+/// The protocol's name in the TLS handshake.
+pub const ALPN: &[u8] = b"waterwheel/1";
+
+/// Batches of one producer that may be unsettled in one partition: the broker's window for duplicates.
+pub const IN_FLIGHT_BATCHES_MAX: u32 = 64;
+
+#[cfg(test)]
+mod tests;

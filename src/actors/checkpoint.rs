@@ -1,0 +1,304 @@
+//! The checkpoint actor: decides when views are written, and moves the mark once they are.
+//!
+//! A round: the commit actor names a position and tells every owner touched since the last round to
+//! write its rows; whatever lies before the position is in their mailboxes before that. Each hands its
+//! rows to the store and says so here. When all have, the store syncs and writes the mark. A round that
+//! is not complete when the next is due is given up: the mark stays, and who did not answer is asked
+//! again. An idle broker has no timer running.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
+use tokio::sync::oneshot;
+
+use super::Link;
+use super::cleaner::{CleanerActor, MarkMoved};
+use super::commit::{BeginCheckpoint, CommitActor, NoteMark};
+use super::stats::ActorStats;
+use super::store::{StoreActor, WriteMark};
+use crate::domain::id::{LogPosition, OwnerId};
+
+/// When views are written.
+#[derive(Debug)]
+pub struct CheckpointActor {
+    commit: Link<CommitActor>,
+    store: Link<StoreActor>,
+    cleaner: Option<Link<CleanerActor>>,
+    stats: Arc<ActorStats>,
+    every: Duration,
+    round: u64,
+    position: Option<LogPosition>,
+    /// Owners that have not handed over their rows in this round.
+    waiting: BTreeSet<OwnerId>,
+    /// Those that were quicker than the commit actor's answer.
+    early: BTreeSet<OwnerId>,
+    timer: Option<SpawnHandle>,
+    closing: Option<oneshot::Sender<bool>>,
+    /// Something was written while a round was under way.
+    again: bool,
+    busy: bool,
+}
+
+impl CheckpointActor {
+    /// Writes views at the latest `every` after something changed.
+    #[must_use]
+    pub fn new(
+        commit: Link<CommitActor>,
+        store: Link<StoreActor>,
+        stats: Arc<ActorStats>,
+        every: Duration,
+    ) -> Self {
+        Self {
+            commit,
+            store,
+            cleaner: None,
+            stats,
+            every,
+            round: 0,
+            position: None,
+            waiting: BTreeSet::new(),
+            early: BTreeSet::new(),
+            timer: None,
+            closing: None,
+            again: false,
+            busy: false,
+        }
+    }
+
+    fn link(&self, ctx: &Context<Self>) -> Link<Self> {
+        Link::new(ctx.address(), Arc::clone(&self.stats))
+    }
+
+    fn start_round(&mut self, ctx: &mut Context<Self>) {
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        self.round += 1;
+        self.busy = true;
+        self.again = false;
+        self.position = None;
+        self.early.clear();
+        let again = std::mem::take(&mut self.waiting);
+        self.commit.tell(BeginCheckpoint { round: self.round, again });
+        // If an owner fails in between, the round is never complete: the next one asks again.
+        self.arm(ctx);
+    }
+
+    fn arm(&mut self, ctx: &mut Context<Self>) {
+        if self.timer.is_none() {
+            self.timer = Some(ctx.run_later(self.every, |actor, ctx| {
+                actor.timer = None;
+                actor.start_round(ctx);
+            }));
+        }
+    }
+
+    fn finish_if_complete(&mut self, ctx: &mut Context<Self>) {
+        if let Some(position) = self.position
+            && self.waiting.is_empty()
+        {
+            self.position = None;
+            let reply = self.link(ctx);
+            let clean = self.closing.is_some();
+            self.store.tell(WriteMark { round: self.round, position, clean, reply });
+        }
+    }
+}
+
+impl Actor for CheckpointActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(self.stats.capacity);
+    }
+}
+
+/// Who hears of marks.
+#[derive(Debug)]
+pub struct Introduce(pub Link<CleanerActor>);
+
+impl Message for Introduce {
+    type Result = ();
+}
+
+impl Handler<Introduce> for CheckpointActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Introduce, _: &mut Self::Context) {
+        self.stats.handled();
+        self.cleaner = Some(message.0);
+    }
+}
+
+/// The log has entries the views do not hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Pressure {
+    /// So many that the views are due now.
+    pub due: bool,
+}
+
+impl Message for Pressure {
+    type Result = ();
+}
+
+impl Handler<Pressure> for CheckpointActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Pressure, ctx: &mut Self::Context) {
+        self.stats.handled();
+        if self.busy {
+            self.again = true;
+        } else if message.due {
+            self.start_round(ctx);
+        } else {
+            self.arm(ctx);
+        }
+    }
+}
+
+/// A round has begun.
+#[derive(Debug)]
+pub struct Began {
+    /// The round.
+    pub round: u64,
+    /// What lies before it is in the owners' mailboxes.
+    pub position: LogPosition,
+    /// Who was asked.
+    pub owners: BTreeSet<OwnerId>,
+}
+
+impl Message for Began {
+    type Result = ();
+}
+
+impl Handler<Began> for CheckpointActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Began, ctx: &mut Self::Context) {
+        self.stats.handled();
+        if message.round != self.round {
+            self.waiting.extend(message.owners);
+            return;
+        }
+        self.position = Some(message.position);
+        self.waiting = message.owners;
+        for owner in std::mem::take(&mut self.early) {
+            self.waiting.remove(&owner);
+        }
+        self.finish_if_complete(ctx);
+    }
+}
+
+/// An owner has handed its rows to the store.
+#[derive(Debug, Clone, Copy)]
+pub struct RowsWritten {
+    /// The round.
+    pub round: u64,
+    /// The owner.
+    pub owner: OwnerId,
+}
+
+impl Message for RowsWritten {
+    type Result = ();
+}
+
+impl Handler<RowsWritten> for CheckpointActor {
+    type Result = ();
+
+    fn handle(&mut self, message: RowsWritten, ctx: &mut Self::Context) {
+        self.stats.handled();
+        if message.round != self.round {
+            return;
+        }
+        if self.position.is_none() {
+            self.early.insert(message.owner);
+        } else {
+            self.waiting.remove(&message.owner);
+            self.finish_if_complete(ctx);
+        }
+    }
+}
+
+/// An owner is gone for good: nobody waits for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Gone {
+    /// The owner.
+    pub owner: OwnerId,
+}
+
+impl Message for Gone {
+    type Result = ();
+}
+
+impl Handler<Gone> for CheckpointActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Gone, ctx: &mut Self::Context) {
+        self.stats.handled();
+        self.waiting.remove(&message.owner);
+        self.finish_if_complete(ctx);
+    }
+}
+
+/// The store has written the mark, or failed to.
+#[derive(Debug, Clone, Copy)]
+pub struct Marked {
+    /// The round.
+    pub round: u64,
+    /// The mark.
+    pub position: Option<LogPosition>,
+}
+
+impl Message for Marked {
+    type Result = ();
+}
+
+impl Handler<Marked> for CheckpointActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Marked, ctx: &mut Self::Context) {
+        self.stats.handled();
+        if let (Some(position), Some(cleaner)) = (message.position, &self.cleaner) {
+            cleaner.tell(MarkMoved(position));
+            if self.closing.is_none() {
+                self.commit.tell(NoteMark(position));
+            }
+        }
+        if message.round != self.round {
+            return;
+        }
+        self.busy = false;
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        if let Some(closing) = self.closing.take() {
+            let _ = closing.send(message.position.is_some());
+        } else if self.again {
+            self.again = false;
+            self.arm(ctx);
+        }
+    }
+}
+
+/// The last round: a clean mark, then nothing.
+#[derive(Debug)]
+pub struct Close {
+    /// Told when it is done, and whether the views are marked.
+    pub reply: oneshot::Sender<bool>,
+}
+
+impl Message for Close {
+    type Result = ();
+}
+
+impl Handler<Close> for CheckpointActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Close, ctx: &mut Self::Context) {
+        self.stats.handled();
+        self.closing = Some(message.reply);
+        self.start_round(ctx);
+    }
+}

@@ -1,0 +1,245 @@
+//! The cleaner actor: which segments are recycled, and when retention is looked at.
+//!
+//! It keeps the ledger, folded at start from the summaries of the segments, on a thread beside the
+//! arbiters, while the broker serves already. Live payloads are not moved: until they are, a segment
+//! leaves as a whole.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler, Message, WrapFuture};
+
+use super::commit::{CommitActor, Recycle};
+use super::directory::{DirectoryActor, RestateOwner, RetainAll};
+use super::stats::ActorStats;
+use super::{Clock, Link};
+use crate::domain::commit::OwnerRange;
+use crate::domain::entry::{EntryHeader, EntryKind, EntryPlace};
+use crate::domain::id::{LogPosition, Offset, OwnerId};
+use crate::domain::ledger::{Ledger, SegmentNumber, Step};
+use crate::log::{LogReader, Scanned};
+
+/// Owners asked to restate at a time: their snapshots are written beside live traffic.
+const RESTATE_AT_ONCE: usize = 64;
+
+/// What is recycled.
+pub struct CleanerActor {
+    ledger: Ledger,
+    reader: LogReader,
+    commit: Link<CommitActor>,
+    directory: Option<Link<DirectoryActor>>,
+    stats: Arc<ActorStats>,
+    clock: Clock,
+    every: Duration,
+    /// Owners asked and not heard of since, by the segment count at which they may be asked again.
+    asked: HashSet<OwnerId>,
+    recycling: HashSet<SegmentNumber>,
+    /// Where retention starts of owners that were not running when the broker started.
+    starts: Vec<(OwnerId, Offset)>,
+}
+
+impl std::fmt::Debug for CleanerActor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CleanerActor").field("segments", &self.ledger.len()).finish_non_exhaustive()
+    }
+}
+
+impl CleanerActor {
+    /// A cleaner that looks at retention `every` so often. `starts` are the owners' start offsets and
+    /// `mark` the views' position as recovery found them.
+    #[must_use]
+    pub fn new(
+        reader: LogReader,
+        commit: Link<CommitActor>,
+        stats: Arc<ActorStats>,
+        clock: Clock,
+        every: Duration,
+        starts: Vec<(OwnerId, Offset)>,
+        mark: LogPosition,
+    ) -> Self {
+        let mut ledger = Ledger::default();
+        ledger.marked(mark);
+        Self {
+            ledger,
+            reader,
+            commit,
+            directory: None,
+            stats,
+            clock,
+            every,
+            asked: HashSet::new(),
+            recycling: HashSet::new(),
+            starts,
+        }
+    }
+
+    fn step(&mut self) {
+        for segment in self.reader.segments().iter().filter(|segment| segment.closed) {
+            self.ledger.closed(segment.number.0, segment.end);
+        }
+        let Some(directory) = &self.directory else { return };
+        for step in self.ledger.steps() {
+            match step {
+                Step::Recycle(segment) => {
+                    if self.recycling.insert(segment) {
+                        self.commit.tell(Recycle(segment));
+                    }
+                }
+                Step::Restate(owner) => {
+                    if self.asked.len() < RESTATE_AT_ONCE && self.asked.insert(owner) {
+                        directory.tell(RestateOwner { owner });
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Actor for CleanerActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(self.stats.capacity);
+        let reader = self.reader.clone();
+        let mut ledger = std::mem::take(&mut self.ledger);
+        for (owner, start) in std::mem::take(&mut self.starts) {
+            ledger.trimmed(owner, start);
+        }
+        // Flushes wait in the mailbox meanwhile: they are few, one per write to the disk.
+        tokio::task::spawn_blocking(move || {
+            for scanned in reader.scan(LogPosition(0), None) {
+                if let Scanned::Entry { header, place, body, .. } = scanned {
+                    note(&mut ledger, &reader, place, &header);
+                    if header.kind == EntryKind::Delete
+                        && let Some(Ok(range)) = body.map(|body| rmp_serde::from_slice(&body))
+                    {
+                        ledger.deleted(range);
+                    }
+                }
+            }
+            ledger
+        })
+        .into_actor(self)
+        .map(|ledger, actor, _| {
+            if let Ok(ledger) = ledger {
+                actor.ledger = ledger;
+            }
+        })
+        .wait(ctx);
+        ctx.run_interval(self.every, |actor, _| {
+            if let Some(directory) = &actor.directory {
+                directory.tell(RetainAll { now: actor.clock.now().wall });
+            }
+            actor.asked.clear();
+            actor.recycling.clear();
+            actor.step();
+        });
+    }
+}
+
+fn note(ledger: &mut Ledger, reader: &LogReader, place: EntryPlace, header: &EntryHeader) {
+    ledger.appended(reader.identity().segment_of(place.position).0, header);
+}
+
+/// Who is told about retention and restating.
+#[derive(Debug)]
+pub struct Introduce(pub Link<DirectoryActor>);
+
+impl Message for Introduce {
+    type Result = ();
+}
+
+impl Handler<Introduce> for CleanerActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Introduce, _: &mut Self::Context) {
+        self.stats.handled();
+        self.directory = Some(message.0);
+    }
+}
+
+/// Entries became durable.
+#[derive(Debug)]
+pub struct Flushed {
+    /// Where, and what.
+    pub headers: Vec<(EntryPlace, EntryHeader)>,
+    /// Owners deleted by them.
+    pub deleted: Vec<OwnerRange>,
+}
+
+impl Message for Flushed {
+    type Result = ();
+}
+
+impl Handler<Flushed> for CleanerActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Flushed, _: &mut Self::Context) {
+        self.stats.handled();
+        for (place, header) in &message.headers {
+            note(&mut self.ledger, &self.reader, *place, header);
+        }
+        for range in &message.deleted {
+            self.ledger.deleted(*range);
+        }
+    }
+}
+
+/// Records of an owner below an offset are gone, durably.
+#[derive(Debug, Clone, Copy)]
+pub struct Trimmed {
+    /// The owner.
+    pub owner: OwnerId,
+    /// Its start offset.
+    pub start: Offset,
+}
+
+impl Message for Trimmed {
+    type Result = ();
+}
+
+impl Handler<Trimmed> for CleanerActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Trimmed, _: &mut Self::Context) {
+        self.stats.handled();
+        self.ledger.trimmed(message.owner, message.start);
+        self.step();
+    }
+}
+
+/// The views hold everything before this position.
+#[derive(Debug, Clone, Copy)]
+pub struct MarkMoved(pub LogPosition);
+
+impl Message for MarkMoved {
+    type Result = ();
+}
+
+impl Handler<MarkMoved> for CleanerActor {
+    type Result = ();
+
+    fn handle(&mut self, message: MarkMoved, _: &mut Self::Context) {
+        self.stats.handled();
+        self.ledger.marked(message.0);
+        self.step();
+    }
+}
+
+/// A segment was recycled.
+#[derive(Debug, Clone, Copy)]
+pub struct Recycled(pub SegmentNumber);
+
+impl Message for Recycled {
+    type Result = ();
+}
+
+impl Handler<Recycled> for CleanerActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Recycled, _: &mut Self::Context) {
+        self.stats.handled();
+        self.ledger.recycled(message.0);
+    }
+}

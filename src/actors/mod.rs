@@ -1,0 +1,288 @@
+//! The only room that knows actix: shells without decisions.
+//!
+//! A shell receives, calls its machine, performs the effects. Between actors there are only tells, over
+//! a [`Link`] that counts them; sessions and the console ask, with a [`reply::ReplyTo`]. Owners
+//! (partitions, the directory) are the ones whose entries the log keeps: the commit actor puts what
+//! became durable into their mailboxes before anybody is acknowledged.
+
+pub mod checkpoint;
+pub mod cleaner;
+pub mod commit;
+pub mod directory;
+pub mod load;
+pub mod partition;
+pub mod reply;
+pub mod stats;
+pub mod store;
+
+use std::sync::Arc;
+
+use actix::dev::ToEnvelope;
+use actix::{Actor, Addr, Handler, Message};
+
+use self::commit::CommitActor;
+use self::checkpoint::CheckpointActor;
+use self::cleaner::CleanerActor;
+use self::directory::DirectoryActor;
+use self::partition::PartitionActor;
+use self::stats::{ActorStats, Registry};
+use self::store::StoreActor;
+use crate::domain::entry::AppliedEntry;
+use crate::domain::id::{Incarnation, OwnerId};
+use crate::domain::rejection::Rejection;
+use crate::domain::time::{MonotonicMs, Now, WallMs};
+use crate::log::{LogReader, TailCache};
+
+/// An actor's address together with its counters.
+#[derive(Debug)]
+pub struct Link<A: Actor> {
+    addr: Addr<A>,
+    stats: Arc<ActorStats>,
+}
+
+impl<A: Actor> Clone for Link<A> {
+    fn clone(&self) -> Self {
+        Self { addr: self.addr.clone(), stats: Arc::clone(&self.stats) }
+    }
+}
+
+impl<A: Actor> Link<A> {
+    /// Ties an address to the counters its actor shares.
+    #[must_use]
+    pub fn new(addr: Addr<A>, stats: Arc<ActorStats>) -> Self {
+        Self { addr, stats }
+    }
+
+    /// Puts a message into the mailbox, whatever its capacity: the one place that does. Every path it
+    /// is used on is windowed elsewhere: by the bytes a session may have admitted, by one flush in
+    /// flight, by one round of a checkpoint. To an actor that is gone it drops the message, and with it
+    /// answers `Retry` to whoever waits.
+    pub fn tell<M>(&self, message: M)
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+    {
+        self.stats.told();
+        self.addr.do_send(message);
+    }
+
+    /// Whether its actor lives.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.addr.connected()
+    }
+
+    /// The address.
+    #[must_use]
+    pub fn addr(&self) -> &Addr<A> {
+        &self.addr
+    }
+}
+
+/// What became durable, for its owner, in log order.
+#[derive(Debug)]
+pub struct Applied(pub Vec<AppliedEntry>);
+
+impl Message for Applied {
+    type Result = ();
+}
+
+/// The log refused something of this incarnation: all that is later from it is refused too. Go back to
+/// the applied state and begin another.
+#[derive(Debug)]
+pub struct Fenced {
+    /// Which life.
+    pub incarnation: Incarnation,
+    /// Why.
+    pub rejection: Rejection,
+}
+
+impl Message for Fenced {
+    type Result = ();
+}
+
+/// Write what changed to the views, for this round of the checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct WriteRows {
+    /// The round.
+    pub round: u64,
+}
+
+impl Message for WriteRows {
+    type Result = ();
+}
+
+/// Restate all rows in the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Restate;
+
+impl Message for Restate {
+    type Result = ();
+}
+
+/// An owner's mailbox, whichever kind of actor it is. Groups and coordinators join here.
+#[derive(Debug, Clone)]
+pub enum OwnerLink {
+    /// The directory.
+    Directory(Link<DirectoryActor>),
+    /// A partition lane.
+    Partition(Link<PartitionActor>),
+}
+
+impl OwnerLink {
+    /// Tells the owner.
+    pub fn tell<M>(&self, message: M)
+    where
+        M: Message<Result = ()> + Send + 'static,
+        DirectoryActor: Handler<M>,
+        PartitionActor: Handler<M>,
+    {
+        match self {
+            Self::Directory(link) => link.tell(message),
+            Self::Partition(link) => link.tell(message),
+        }
+    }
+}
+
+/// The standing actors and what is shared beside them.
+#[derive(Clone)]
+pub struct House {
+    /// The sequencer.
+    pub commit: Link<CommitActor>,
+    /// The views.
+    pub store: Link<StoreActor>,
+    /// When views are written.
+    pub checkpoint: Link<CheckpointActor>,
+    /// What is recycled.
+    pub cleaner: Link<CleanerActor>,
+    /// Reads the log.
+    pub reader: LogReader,
+    /// The log's most recent payloads.
+    pub cache: Arc<TailCache>,
+    /// Counters of every actor.
+    pub registry: Registry,
+    /// The clocks.
+    pub clock: Clock,
+    /// Settings the actors need.
+    pub settings: Settings,
+}
+
+impl std::fmt::Debug for House {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("House").finish_non_exhaustive()
+    }
+}
+
+/// Settings the actors need; see the configuration for meaning and bounds.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Producers a partition keeps state for.
+    pub producers_per_partition_max: u32,
+    /// How long an unused producer's state is kept.
+    pub producer_state_ms: u64,
+    /// Log bytes after which views are written.
+    pub checkpoint_bytes: u64,
+    /// Time after which views are written.
+    pub checkpoint_ms: u64,
+    /// How often retention is looked at.
+    pub retention_check_ms: u64,
+    /// Messages a partition's mailbox takes from those that ask.
+    pub partition_mailbox: usize,
+    /// Messages a standing actor's mailbox takes from those that ask.
+    pub standing_mailbox: usize,
+    /// Named points at which the crash test ends the process.
+    pub crash: CrashPoints,
+}
+
+/// Ends the process at a named point: only for the crash test.
+#[derive(Debug, Clone, Default)]
+pub struct CrashPoints {
+    point: Option<Arc<CrashPoint>>,
+}
+
+#[derive(Debug)]
+struct CrashPoint {
+    name: String,
+    passes: std::sync::atomic::AtomicI64,
+}
+
+impl CrashPoints {
+    /// Reads `NAME` or `NAME:N`: end at the Nth passing of the point, the first by default.
+    #[must_use]
+    pub fn parse(text: Option<&str>) -> Self {
+        let point = text.map(|text| {
+            let (name, passes) = text.split_once(':').unwrap_or((text, "1"));
+            Arc::new(CrashPoint {
+                name: name.to_owned(),
+                passes: std::sync::atomic::AtomicI64::new(passes.parse().unwrap_or(1)),
+            })
+        });
+        Self { point }
+    }
+
+    /// The process passes a point. If it is the one, it ends as by SIGKILL: nothing is flushed.
+    pub fn pass(&self, name: &str) {
+        if let Some(point) = &self.point
+            && point.name == name
+            && point.passes.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 1
+        {
+            std::process::abort();
+        }
+    }
+}
+
+/// Both clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    started: std::time::Instant,
+}
+
+impl Clock {
+    /// Starts the monotonic clock.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { started: std::time::Instant::now() }
+    }
+
+    /// Reads both.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        let wall = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+        let monotonic = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Now { wall: WallMs(wall), monotonic: MonotonicMs(monotonic) }
+    }
+}
+
+/// Tells the directory when the actor that holds it is dropped without having been dismissed: it
+/// failed, for a panic in a handler drops the actor and closes its address, and nothing else happens.
+#[derive(Debug)]
+pub struct Life {
+    owner: OwnerId,
+    directory: Link<DirectoryActor>,
+    dismissed: bool,
+}
+
+impl Life {
+    /// The life of an owner's actor.
+    #[must_use]
+    pub fn new(owner: OwnerId, directory: Link<DirectoryActor>) -> Self {
+        Self { owner, directory, dismissed: false }
+    }
+
+    /// The actor ends in good order.
+    pub fn dismiss(&mut self) {
+        self.dismissed = true;
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        if !self.dismissed {
+            self.directory.tell(directory::Died { owner: self.owner });
+        }
+    }
+}

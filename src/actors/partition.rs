@@ -1,0 +1,488 @@
+//! The partition actor: one per topic partition and lane, started on first use.
+//!
+//! Its rows and the log behind them are folded before it takes a message; a panic in a handler ends it,
+//! and the directory makes another from rows and log, never from old memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler,
+    Message, WrapFuture,
+};
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::checkpoint::RowsWritten;
+use super::cleaner::Trimmed;
+use super::commit::{Persist, Ticket};
+use super::directory::DirectoryActor;
+use super::load;
+use super::reply::{Answer, ReplyTo};
+use super::stats::ActorStats;
+use super::store::{LoadRun, Write};
+use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows};
+use crate::domain::commit::{Need, Receipt};
+use crate::domain::entry::{Author, Draft, EntryKind, PayloadFacts};
+use crate::domain::id::{Offset, OwnerId, PartitionId, Token};
+use crate::domain::partition::index::BatchPlace;
+use crate::domain::partition::{self, Effect, Limits, Partition, ReadFrom, rows};
+use crate::domain::rejection::Rejection;
+use crate::domain::time::WallMs;
+use crate::store::{RowChange, RowKey, Tree, layout};
+
+/// Whoever waits for an answer of this partition.
+#[derive(Debug)]
+struct Pending {
+    reply: ReplyTo,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The shell of one partition lane.
+pub struct PartitionActor {
+    owner: OwnerId,
+    id: PartitionId,
+    machine: Partition,
+    /// Who it speaks as; none until it has begun.
+    author: Option<Author>,
+    house: House,
+    stats: Arc<ActorStats>,
+    life: Life,
+    pending: HashMap<Token, Pending>,
+    next_token: u64,
+    /// The start offset the cleaner knows of.
+    trimmed: Offset,
+}
+
+impl std::fmt::Debug for PartitionActor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartitionActor").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl PartitionActor {
+    /// The shell of `owner`, not yet loaded.
+    #[must_use]
+    pub fn new(
+        owner: OwnerId,
+        id: PartitionId,
+        house: House,
+        directory: Link<DirectoryActor>,
+        stats: Arc<ActorStats>,
+    ) -> Self {
+        let limits = Limits { producers_max: house.settings.producers_per_partition_max };
+        Self {
+            owner,
+            id,
+            machine: Partition::new(limits),
+            author: None,
+            life: Life::new(owner, directory),
+            house,
+            stats,
+            pending: HashMap::new(),
+            next_token: 0,
+            trimmed: Offset(0),
+        }
+    }
+
+    fn token(&mut self, reply: ReplyTo, permit: Option<OwnedSemaphorePermit>) -> Token {
+        self.next_token += 1;
+        let token = Token(self.next_token);
+        self.pending.insert(token, Pending { reply, permit });
+        token
+    }
+
+    fn link(&self, ctx: &Context<Self>) -> Link<Self> {
+        Link::new(ctx.address(), Arc::clone(&self.stats))
+    }
+
+    fn begin(&mut self, ctx: &mut Context<Self>) {
+        self.author = None;
+        let limits = Limits { producers_max: self.house.settings.producers_per_partition_max };
+        let link = OwnerLink::Partition(self.link(ctx));
+        // Nothing else is taken from the mailbox until this is done.
+        load::partition(self.house.clone(), self.owner, limits, link)
+            .into_actor(self)
+            .map(|loaded, actor, ctx| match loaded {
+                Ok((machine, author)) => {
+                    actor.machine = machine;
+                    actor.author = Some(author);
+                    actor.tell_trimmed();
+                }
+                Err(why) => {
+                    tracing::error!(
+                        target: "waterwheel::partition",
+                        partition = ?actor.id, why, "cannot be loaded"
+                    );
+                    ctx.stop();
+                }
+            })
+            .wait(ctx);
+    }
+
+    fn tell_trimmed(&mut self) {
+        let start = self.machine.head().start_offset;
+        if start > self.trimmed {
+            self.trimmed = start;
+            self.house.cleaner.tell(Trimmed { owner: self.owner, start });
+        }
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
+        for effect in effects {
+            match effect {
+                Effect::Persist { token, drafts } => self.persist(token, drafts),
+                Effect::Accepted(token) => {
+                    if let Some(pending) = self.pending.get(&token) {
+                        pending.reply.accepted();
+                    }
+                }
+                Effect::Stored(token, stored) => {
+                    let receipt = Receipt {
+                        first_offset: stored.first_offset,
+                        first_number: stored.first_number,
+                        appended: stored.appended,
+                    };
+                    self.answer(token, Answer::Stored { receipt, repeat: true });
+                }
+                Effect::Batches(token, answer) => self.answer(token, Answer::Batches(answer)),
+                Effect::Found(token, bounds) => self.answer(token, Answer::Bounds(bounds)),
+                Effect::Refuse(token, rejection) => self.answer(token, Answer::Refused(rejection)),
+                Effect::LoadRun(first) => {
+                    let reply = self.link(ctx);
+                    self.house.store.tell(LoadRun { owner: self.owner, first, reply });
+                }
+            }
+        }
+    }
+
+    fn persist(&mut self, token: Option<Token>, drafts: Vec<Draft>) {
+        let pending = token.and_then(|token| self.pending.remove(&token));
+        let ticket = pending.map_or_else(
+            || Ticket { reply: ReplyTo::nobody(), permit: None },
+            |pending| Ticket { reply: pending.reply, permit: pending.permit },
+        );
+        let Some(author) = self.author else {
+            ticket.reply.refuse(Rejection::Retry);
+            // What was accepted is not on its way after all.
+            let mut effects = Vec::new();
+            self.machine.reset(&mut effects);
+            for effect in effects {
+                if let Effect::Refuse(token, rejection) = effect {
+                    self.answer(token, Answer::Refused(rejection));
+                }
+            }
+            return;
+        };
+        let payload = drafts.iter().any(|draft| draft.kind == EntryKind::Payload);
+        let need = if payload { Need::Payload } else { Need::Housekeeping };
+        let drafts = drafts.into_iter().map(|draft| (self.owner, draft)).collect();
+        self.house.commit.tell(Persist { author, drafts, need, ticket });
+    }
+
+    fn answer(&mut self, token: Token, answer: Answer) {
+        if let Some(pending) = self.pending.remove(&token) {
+            pending.reply.answer(answer);
+        }
+    }
+}
+
+impl Actor for PartitionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(self.stats.capacity);
+        self.begin(ctx);
+    }
+}
+
+/// Store a producer's batch.
+#[derive(Debug)]
+pub struct Append {
+    /// The batch, checked.
+    pub batch: Bytes,
+    /// How many records it has.
+    pub count: u32,
+    /// What its header says.
+    pub facts: PayloadFacts,
+    /// The sender wants to hear that it was accepted, before it is durable.
+    pub tell_accepted: bool,
+    /// Where answers go.
+    pub reply: ReplyTo,
+    /// The bytes admitted for it.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Message for Append {
+    type Result = ();
+}
+
+impl Handler<Append> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Append, ctx: &mut Self::Context) {
+        self.stats.handled();
+        let Append { batch, count, facts, tell_accepted, reply, permit } = message;
+        let token = self.token(reply, permit);
+        let mut effects = Vec::new();
+        let append = partition::Append { token, batch, count, facts, tell_accepted };
+        self.machine.append(append, &mut effects);
+        self.perform(effects, ctx);
+    }
+}
+
+/// Ask for batches.
+#[derive(Debug)]
+pub struct Read {
+    /// The first offset wanted.
+    pub from: Offset,
+    /// Stop at about so many bytes.
+    pub bytes_max: u64,
+    /// If there is nothing yet, answer when there is.
+    pub wait: bool,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
+}
+
+impl Message for Read {
+    type Result = ();
+}
+
+impl Handler<Read> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Read, ctx: &mut Self::Context) {
+        self.stats.handled();
+        let token = self.token(message.reply, None);
+        let mut effects = Vec::new();
+        let Read { from, bytes_max, wait, .. } = message;
+        self.machine.read(partition::Read { token, from, bytes_max, wait }, &mut effects);
+        self.perform(effects, ctx);
+    }
+}
+
+/// Ask where a reader begins.
+#[derive(Debug)]
+pub struct Lookup {
+    /// Where it wants to.
+    pub from: ReadFrom,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
+}
+
+impl Message for Lookup {
+    type Result = ();
+}
+
+impl Handler<Lookup> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Lookup, ctx: &mut Self::Context) {
+        self.stats.handled();
+        let token = self.token(message.reply, None);
+        let mut effects = Vec::new();
+        self.machine.lookup(token, message.from, &mut effects);
+        self.perform(effects, ctx);
+    }
+}
+
+impl Handler<Applied> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Applied, ctx: &mut Self::Context) {
+        self.stats.handled();
+        let mut effects = Vec::new();
+        for entry in &message.0 {
+            self.machine.apply(entry, &mut effects);
+            tracing::trace!(
+                target: "waterwheel::trace",
+                topic = self.id.topic.0,
+                partition = self.id.partition.0,
+                offset = entry.header.first_offset.0,
+                count = entry.header.offsets,
+                appended_ms = entry.header.appended.0,
+                "stored"
+            );
+        }
+        self.machine.applied_all(&mut effects);
+        self.perform(effects, ctx);
+        self.tell_trimmed();
+    }
+}
+
+impl Handler<Fenced> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Fenced, ctx: &mut Self::Context) {
+        self.stats.handled();
+        if self.author.is_none_or(|author| author.incarnation > message.incarnation) {
+            return;
+        }
+        let mut effects = Vec::new();
+        self.machine.reset(&mut effects);
+        self.perform(effects, ctx);
+        if message.rejection == Rejection::LogSealed {
+            return;
+        }
+        load::begin_again(self, ctx);
+    }
+}
+
+impl load::Begins for PartitionActor {
+    fn owner(&self) -> OwnerId {
+        self.owner
+    }
+
+    fn house(&self) -> &House {
+        &self.house
+    }
+
+    fn owner_link(&self, ctx: &Context<Self>) -> OwnerLink {
+        OwnerLink::Partition(self.link(ctx))
+    }
+
+    fn begun(&mut self, author: Option<Author>) {
+        self.author = author;
+    }
+}
+
+/// A run of the index was read.
+#[derive(Debug)]
+pub struct RunLoaded {
+    /// Which.
+    pub first: Offset,
+    /// Its batches.
+    pub run: Result<Vec<BatchPlace>, Rejection>,
+}
+
+impl Message for RunLoaded {
+    type Result = ();
+}
+
+impl Handler<RunLoaded> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: RunLoaded, ctx: &mut Self::Context) {
+        self.stats.handled();
+        let mut effects = Vec::new();
+        self.machine.run_loaded(message.first, message.run, &mut effects);
+        self.perform(effects, ctx);
+    }
+}
+
+impl Handler<WriteRows> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: WriteRows, _: &mut Self::Context) {
+        self.stats.handled();
+        let changes = row_changes(self.owner, &mut self.machine);
+        self.stats.rows(self.machine.row_count());
+        self.house.store.tell(Write(changes));
+        self.house.checkpoint.tell(RowsWritten { round: message.round, owner: self.owner });
+    }
+}
+
+/// A partition's changed rows as the views take them.
+pub fn row_changes(owner: OwnerId, machine: &mut Partition) -> Vec<RowChange> {
+    let (folded, changes) = machine.take_rows();
+    changes
+        .into_iter()
+        .map(|change| RowChange {
+            tree: Tree::Partition,
+            key: row_key(owner, change.id),
+            value: change.value.map(|value| (folded, value)),
+        })
+        .collect()
+}
+
+fn row_key(owner: OwnerId, id: rows::RowId) -> RowKey {
+    match id {
+        rows::RowId::Head => RowKey { owner, kind: layout::HEAD, id: 0 },
+        rows::RowId::Run(first) => RowKey { owner, kind: layout::PARTITION_INDEX_RUN, id: first.0 },
+        rows::RowId::Producer(id) => RowKey { owner, kind: layout::PARTITION_PRODUCER, id: id.0 },
+    }
+}
+
+/// Drop what retention takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Retain {
+    /// The wall clock.
+    pub now: WallMs,
+    /// The topic's retention by age.
+    pub retention_ms: Option<u64>,
+    /// The topic's retention by size.
+    pub retention_bytes: Option<u64>,
+}
+
+impl Message for Retain {
+    type Result = ();
+}
+
+impl Handler<Retain> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Retain, ctx: &mut Self::Context) {
+        self.stats.handled();
+        let mut effects = Vec::new();
+        let Retain { now, retention_ms, retention_bytes } = message;
+        self.machine.retain(now, retention_ms, retention_bytes, &mut effects);
+        let keep = i64::try_from(self.house.settings.producer_state_ms).unwrap_or(i64::MAX);
+        self.machine.forget_producers(WallMs(now.0.saturating_sub(keep)), &mut effects);
+        self.perform(effects, ctx);
+    }
+}
+
+impl Handler<Restate> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Restate, ctx: &mut Self::Context) {
+        self.stats.handled();
+        let mut effects = Vec::new();
+        self.machine.restate(&mut effects);
+        self.perform(effects, ctx);
+    }
+}
+
+/// The topic is gone: end.
+#[derive(Debug, Clone, Copy)]
+pub struct Dismiss;
+
+impl Message for Dismiss {
+    type Result = ();
+}
+
+impl Handler<Dismiss> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Dismiss, ctx: &mut Self::Context) {
+        self.stats.handled();
+        self.life.dismiss();
+        for (_, pending) in self.pending.drain() {
+            pending.reply.refuse(Rejection::UnknownTopic);
+        }
+        let changes = vec![RowChange {
+            tree: Tree::Partition,
+            key: row_key(self.owner, rows::RowId::Head),
+            value: None,
+        }];
+        self.house.store.tell(Write(changes));
+        ctx.stop();
+    }
+}
+
+/// Fail, as a bug would: only for tests of re-creation.
+#[derive(Debug, Clone, Copy)]
+pub struct Fail;
+
+impl Message for Fail {
+    type Result = ();
+}
+
+impl Handler<Fail> for PartitionActor {
+    type Result = ();
+
+    #[expect(clippy::panic, reason = "this is what it is for")]
+    fn handle(&mut self, _: Fail, _: &mut Self::Context) {
+        panic!("asked to fail");
+    }
+}

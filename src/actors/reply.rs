@@ -1,0 +1,104 @@
+//! Answers on their way to whoever asked.
+//!
+//! Only sessions, the console and in-process clients ask. They hand over a [`ReplyTo`], which is
+//! answered exactly once as final; one that is dropped answers `Retry` by itself, so that no token is
+//! lost with an actor that fails (C4).
+
+use super::Link;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::partition::PartitionActor;
+use crate::domain::commit::Receipt;
+use crate::domain::id::{OwnerId, ProducerId};
+use crate::domain::partition::{Bounds, ReadAnswer};
+use crate::domain::rejection::Rejection;
+use crate::domain::topics::Topic;
+
+/// What an actor answers.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Answer {
+    /// Durable.
+    Stored {
+        /// Its stamps.
+        receipt: Receipt,
+        /// It had been stored before.
+        repeat: bool,
+    },
+    /// Accepted, not yet durable; a final answer follows.
+    Accepted,
+    /// Batches for a read.
+    Batches(ReadAnswer),
+    /// Where a partition begins and ends.
+    Bounds(Bounds),
+    /// A topic.
+    Topic(Box<Topic>),
+    /// Topics, and the names among those asked for that are unknown.
+    Topics(Vec<Topic>, Vec<String>),
+    /// A producer id.
+    Producer(ProducerId),
+    /// The actor of a partition lane.
+    Partition(OwnerId, Link<PartitionActor>),
+    /// A refusal.
+    Refused(Rejection),
+}
+
+/// An answer with the number of the question.
+#[derive(Debug)]
+pub struct Mail {
+    /// The asker's number.
+    pub correlation: u64,
+    /// The answer.
+    pub answer: Answer,
+}
+
+/// Where one answer goes.
+#[derive(Debug)]
+pub struct ReplyTo {
+    to: Option<UnboundedSender<Mail>>,
+    correlation: u64,
+}
+
+impl ReplyTo {
+    /// Answers under `correlation` go to `to`. The channel is bounded by the asker: it has as many
+    /// questions open as its admission allows.
+    #[must_use]
+    pub fn new(to: UnboundedSender<Mail>, correlation: u64) -> Self {
+        Self { to: Some(to), correlation }
+    }
+
+    /// For a sender that wants no answer.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self { to: None, correlation: 0 }
+    }
+
+    /// The final answer.
+    pub fn answer(mut self, answer: Answer) {
+        self.post(answer);
+        self.to = None;
+    }
+
+    /// A final refusal.
+    pub fn refuse(self, rejection: Rejection) {
+        self.answer(Answer::Refused(rejection));
+    }
+
+    /// An answer before the final one.
+    pub fn accepted(&self) {
+        self.post(Answer::Accepted);
+    }
+
+    fn post(&self, answer: Answer) {
+        if let Some(to) = &self.to {
+            // A session that is gone has nobody to tell.
+            let _ = to.send(Mail { correlation: self.correlation, answer });
+        }
+    }
+}
+
+impl Drop for ReplyTo {
+    fn drop(&mut self) {
+        self.post(Answer::Refused(Rejection::Retry));
+    }
+}

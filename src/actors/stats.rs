@@ -1,0 +1,129 @@
+//! What is counted of every actor: `status --actors` shows it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::domain::id::OwnerId;
+
+/// Counters of one actor, shared by it and whoever tells it something.
+#[derive(Debug)]
+pub struct ActorStats {
+    /// The kind of actor.
+    pub kind: &'static str,
+    /// The owner, or 0 for a standing actor that owns nothing.
+    pub id: OwnerId,
+    /// A name for people.
+    pub name: String,
+    /// The capacity of its mailbox for those that ask.
+    pub capacity: usize,
+    told: AtomicU64,
+    handled: AtomicU64,
+    restarts: AtomicU64,
+    rows: AtomicU64,
+}
+
+impl ActorStats {
+    /// A message was put into its mailbox.
+    pub fn told(&self) {
+        self.told.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It took a message out of its mailbox.
+    pub fn handled(&self) {
+        self.handled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It is re-created: what was in its mailbox went with it.
+    pub fn restarted(&self) {
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        self.told.store(self.handled.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// It wrote this many rows more (or fewer) than were in its tree.
+    pub fn rows(&self, count: u64) {
+        self.rows.store(count, Ordering::Relaxed);
+    }
+
+    /// What `status --actors` shows.
+    #[must_use]
+    pub fn snapshot(&self) -> ActorStatus {
+        let handled = self.handled.load(Ordering::Relaxed);
+        ActorStatus {
+            kind: self.kind,
+            id: self.id,
+            name: self.name.clone(),
+            mailbox_capacity: self.capacity as u64,
+            mailbox_depth: self.told.load(Ordering::Relaxed).saturating_sub(handled),
+            handled,
+            restarts: self.restarts.load(Ordering::Relaxed),
+            rows: self.rows.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One line of `status --actors`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActorStatus {
+    /// The kind of actor.
+    pub kind: &'static str,
+    /// The owner.
+    pub id: OwnerId,
+    /// A name for people.
+    pub name: String,
+    /// Messages its mailbox takes from those that ask.
+    pub mailbox_capacity: u64,
+    /// Messages waiting in it.
+    pub mailbox_depth: u64,
+    /// Messages handled.
+    pub handled: u64,
+    /// How often it was re-created.
+    pub restarts: u64,
+    /// Rows of the view it wrote.
+    pub rows: u64,
+}
+
+/// The counters of every actor alive.
+#[derive(Debug, Clone, Default)]
+pub struct Registry {
+    actors: Arc<Mutex<BTreeMap<(&'static str, OwnerId), Arc<ActorStats>>>>,
+}
+
+impl Registry {
+    /// Counters for an actor; those of its earlier life if it had one.
+    #[must_use]
+    pub fn enter(
+        &self,
+        kind: &'static str,
+        id: OwnerId,
+        name: String,
+        capacity: usize,
+    ) -> Arc<ActorStats> {
+        let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || {
+            Arc::new(ActorStats {
+                kind,
+                id,
+                name,
+                capacity,
+                told: AtomicU64::new(0),
+                handled: AtomicU64::new(0),
+                restarts: AtomicU64::new(0),
+                rows: AtomicU64::new(0),
+            })
+        };
+        Arc::clone(actors.entry((kind, id)).or_insert_with(fresh))
+    }
+
+    /// The actor is gone for good.
+    pub fn leave(&self, kind: &'static str, id: OwnerId) {
+        self.actors.lock().unwrap_or_else(PoisonError::into_inner).remove(&(kind, id));
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<ActorStatus> {
+        let actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        actors.values().map(|stats| stats.snapshot()).collect()
+    }
+}

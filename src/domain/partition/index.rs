@@ -1,0 +1,299 @@
+//! The index of a partition: which batch holds an offset, and where it lies.
+//!
+//! Batches are kept in runs of [`RUN_BATCHES`]; a run is a row of the view. The last run and those not
+//! yet written are in memory, of older ones only a summary (a run's first offset, times, bytes); a
+//! reader of old records has them loaded again. So memory grows with the backlog by about 100 bytes a
+//! run, not a batch.
+//!
+//! - I1 The runs cover every offset from the start offset to the end, without hole or overlap.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::entry::EntryPlace;
+use crate::domain::id::{LogPosition, Offset, RecordNumber};
+use crate::domain::time::WallMs;
+
+/// Batches in a full run: a row of about 10 kB.
+pub const RUN_BATCHES: usize = 512;
+
+/// Loaded runs that are kept beside the last one when they are already written.
+const RUNS_KEPT: usize = 4;
+
+/// One published batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchPlace {
+    /// The offset of its first record.
+    pub first_offset: Offset,
+    /// How many records it publishes.
+    pub count: u32,
+    /// The number of its first record.
+    pub first_number: RecordNumber,
+    /// Where its entry's frame starts.
+    pub position: LogPosition,
+    /// The frame's length.
+    pub length: u32,
+    /// When it was appended.
+    pub appended: WallMs,
+    /// Bloom summary of its tags.
+    pub tags: u64,
+}
+
+impl BatchPlace {
+    /// One past its last offset.
+    #[must_use]
+    pub fn end(&self) -> Offset {
+        Offset(self.first_offset.0.saturating_add(u64::from(self.count)))
+    }
+
+    /// Where to read it.
+    #[must_use]
+    pub fn place(&self) -> EntryPlace {
+        EntryPlace { position: self.position, length: self.length }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Run {
+    end: Offset,
+    last_appended: WallMs,
+    bytes: u64,
+    batches: Option<Arc<Vec<BatchPlace>>>,
+    dirty: bool,
+    /// When it was last asked for, in the index's own count of questions.
+    touched: u64,
+}
+
+/// What the index answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// The batches from the one that holds the offset on, up to the end of its run.
+    Batches(Arc<Vec<BatchPlace>>, usize),
+    /// The run that starts here must be loaded first.
+    Load(Offset),
+    /// At or beyond the end.
+    Nothing,
+}
+
+/// The index of one partition lane.
+#[derive(Debug, Clone, Default)]
+pub struct Index {
+    runs: BTreeMap<Offset, Run>,
+    bytes: u64,
+    clock: u64,
+}
+
+impl Index {
+    /// Bytes of the batches indexed, as framed in the log.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many runs there are, loaded or not.
+    #[must_use]
+    pub fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Adds the batch that follows the last one (I1). One that is there already is left alone: a row
+    /// may have been written after the head it is folded from.
+    pub fn push(&mut self, batch: BatchPlace) {
+        if self.runs.values().next_back().is_some_and(|last| batch.first_offset < last.end) {
+            return;
+        }
+        self.bytes = self.bytes.saturating_add(u64::from(batch.length));
+        if let Some(mut last) = self.runs.last_entry() {
+            let run = last.get_mut();
+            if let Some(batches) = &mut run.batches
+                && batches.len() < RUN_BATCHES
+            {
+                Arc::make_mut(batches).push(batch);
+                run.end = batch.end();
+                run.last_appended = batch.appended;
+                run.bytes = run.bytes.saturating_add(u64::from(batch.length));
+                run.dirty = true;
+                return;
+            }
+        }
+        self.insert(vec![batch], true);
+    }
+
+    fn insert(&mut self, batches: Vec<BatchPlace>, dirty: bool) {
+        let (Some(first), Some(last)) = (batches.first().copied(), batches.last().copied()) else {
+            return;
+        };
+        let bytes = batches.iter().map(|batch| u64::from(batch.length)).sum();
+        self.runs.insert(
+            first.first_offset,
+            Run {
+                end: last.end(),
+                last_appended: last.appended,
+                bytes,
+                batches: Some(Arc::new(batches)),
+                dirty,
+                touched: self.clock,
+            },
+        );
+    }
+
+    /// A batch was moved in the log: its later position wins.
+    /// Returns the run to load first if the batch's run is not in memory.
+    pub fn moved(&mut self, offset: Offset, place: EntryPlace) -> Option<Offset> {
+        let (first, run) = self.runs.range_mut(..=offset).next_back()?;
+        let Some(batches) = &mut run.batches else { return Some(*first) };
+        let batches = Arc::make_mut(batches);
+        if let Ok(at) = batches.binary_search_by_key(&offset, |batch| batch.first_offset)
+            && let Some(batch) = batches.get_mut(at)
+            && batch.position < place.position
+        {
+            batch.position = place.position;
+            run.dirty = true;
+        }
+        None
+    }
+
+    /// The batches from `offset` on.
+    pub fn find(&mut self, offset: Offset) -> Found {
+        self.clock += 1;
+        let Some((first, run)) = self.runs.range_mut(..=offset).next_back() else {
+            return Found::Nothing;
+        };
+        let first = *first;
+        if offset >= run.end {
+            return match self.runs.range(offset..).next() {
+                // A hole (damage took the batches): go on with what follows.
+                Some((next, _)) => {
+                    let next = *next;
+                    self.find(next)
+                }
+                None => Found::Nothing,
+            };
+        }
+        run.touched = self.clock;
+        match &run.batches {
+            Some(batches) => {
+                let at = batches.partition_point(|batch| batch.end() <= offset);
+                Found::Batches(Arc::clone(batches), at)
+            }
+            None => Found::Load(first),
+        }
+    }
+
+    /// The first offset appended at or after `time`.
+    pub fn find_time(&mut self, time: WallMs) -> Found {
+        let hit = self.runs.iter().find(|(_, run)| run.last_appended >= time);
+        let Some((first, run)) = hit else { return Found::Nothing };
+        let Some(batches) = &run.batches else { return Found::Load(*first) };
+        let at = batches.partition_point(|batch| batch.appended < time);
+        Found::Batches(Arc::clone(batches), at)
+    }
+
+    /// Takes in a run as its row has it, for instance after [`Found::Load`]; keeps memory bounded by
+    /// letting go of others.
+    pub fn load(&mut self, batches: Vec<BatchPlace>) {
+        let Some(first) = batches.first().map(|batch| batch.first_offset) else { return };
+        if let Some(run) = self.runs.get_mut(&first) {
+            if run.batches.is_none() {
+                run.batches = Some(Arc::new(batches));
+            }
+            run.touched = self.clock;
+        }
+        self.shed();
+    }
+
+    /// Takes in a run at the start of an incarnation.
+    pub fn restore(&mut self, batches: Vec<BatchPlace>) {
+        self.bytes = self.bytes.saturating_add(batches.iter().map(|b| u64::from(b.length)).sum());
+        // Rows come in order, so only the last of them stays in memory.
+        if let Some(mut last) = self.runs.last_entry()
+            && !last.get().dirty
+        {
+            last.get_mut().batches = None;
+        }
+        self.insert(batches, false);
+    }
+
+    /// Lets go of written runs beyond the last one and the few used last.
+    pub fn shed(&mut self) {
+        let Some(last) = self.runs.keys().next_back().copied() else { return };
+        let mut clean: Vec<(u64, Offset)> = self
+            .runs
+            .iter()
+            .filter(|(first, run)| **first != last && run.batches.is_some() && !run.dirty)
+            .map(|(first, run)| (run.touched, *first))
+            .collect();
+        if clean.len() <= RUNS_KEPT {
+            return;
+        }
+        clean.sort_unstable();
+        let surplus = clean.len() - RUNS_KEPT;
+        for (_, first) in clean.into_iter().take(surplus) {
+            if let Some(run) = self.runs.get_mut(&first) {
+                run.batches = None;
+            }
+        }
+    }
+
+    /// The runs changed since the last call, to be written as rows.
+    pub fn take_dirty(&mut self) -> Vec<(Offset, Arc<Vec<BatchPlace>>)> {
+        let mut dirty = Vec::new();
+        for (first, run) in &mut self.runs {
+            if run.dirty
+                && let Some(batches) = &run.batches
+            {
+                dirty.push((*first, Arc::clone(batches)));
+                run.dirty = false;
+            }
+        }
+        self.shed();
+        dirty
+    }
+
+    /// Drops every batch that ends at or below `start`. Returns the runs dropped as a whole.
+    /// The run that straddles keeps its row: what lies below the start offset is simply not served.
+    pub fn trim(&mut self, start: Offset) -> Vec<Offset> {
+        let gone: Vec<Offset> =
+            self.runs.iter().take_while(|(_, run)| run.end <= start).map(|(first, _)| *first).collect();
+        for first in &gone {
+            if let Some(run) = self.runs.remove(first) {
+                self.bytes = self.bytes.saturating_sub(run.bytes);
+            }
+        }
+        gone
+    }
+
+    /// Up to where records are older than `before`, or above what `bytes_max` allows: the new start
+    /// offset, by whole batches where the run is loaded, else by whole runs.
+    #[must_use]
+    pub fn expired(&self, before: Option<WallMs>, bytes_max: Option<u64>) -> Option<Offset> {
+        let mut start = None;
+        let mut left = self.bytes;
+        for run in self.runs.values() {
+            let old = |appended: WallMs| before.is_some_and(|before| appended < before);
+            let over = |left: u64| bytes_max.is_some_and(|max| left > max);
+            if old(run.last_appended) || over(left.saturating_sub(run.bytes)) {
+                start = Some(run.end);
+                left = left.saturating_sub(run.bytes);
+                continue;
+            }
+            for batch in run.batches.iter().flat_map(|batches| batches.iter()) {
+                if !old(batch.appended) && !over(left) {
+                    break;
+                }
+                start = Some(batch.end());
+                left = left.saturating_sub(u64::from(batch.length));
+            }
+            break;
+        }
+        start
+    }
+
+    /// Everything indexed, for comparison; runs that are not loaded as their bounds.
+    #[must_use]
+    pub fn bounds(&self) -> Vec<(Offset, Offset)> {
+        self.runs.iter().map(|(first, run)| (*first, run.end)).collect()
+    }
+}

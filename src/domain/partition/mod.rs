@@ -1,0 +1,511 @@
+//! The machine of one partition lane: acceptance, duplicates, what is visible, who waits for more.
+//!
+//! In: [`Append`], [`Read`], [`Lookup`], retention and restating requests, and applied entries.
+//! Out: [`Effect`]s. `handle`-like methods decide and ask for entries; [`Partition::apply`] alone
+//! changes what others see.
+//!
+//! - P1-P3 Producers: see [`producers`].
+//! - P4 Offsets and numbers are dense, unique, never reused, in log order (they are stamped by the
+//!   commit machine; `apply` checks that they continue).
+//! - P5 Only applied records are visible, and a waiting read is answered as soon as there is one.
+//! - P6 The start offset never falls.
+//! - P7 Folding the log, or rows and the log behind them, gives the same applied state.
+//!
+//! What survives a crash: rows (head, index runs, producers) up to their folded sequence, and the log.
+
+pub mod index;
+pub mod producers;
+pub mod rows;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use self::index::{BatchPlace, Found, Index};
+use self::producers::{ProducerTable, StoredBatch, Verdict};
+use super::entry::{AppliedEntry, Draft, EntryKind, PayloadFacts};
+use super::id::{Offset, OwnerSequence, ProducerId, RecordNumber, Token};
+use super::rejection::Rejection;
+use super::time::WallMs;
+
+/// Index entries one answer to a read carries at most.
+pub const READ_BATCHES_MAX: usize = 256;
+
+/// Limits of a partition, from configuration and topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Producers it keeps state for.
+    pub producers_max: u32,
+}
+
+/// A producer's batch to store.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// Answers go here.
+    pub token: Token,
+    /// The batch as it came.
+    pub batch: Bytes,
+    /// How many records it has; never 0.
+    pub count: u32,
+    /// What its header says.
+    pub facts: PayloadFacts,
+    /// The sender wants to hear that it was accepted, before it is durable.
+    pub tell_accepted: bool,
+}
+
+/// Where to start reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// At this offset.
+    Offset(Offset),
+    /// At the first offset there is.
+    Earliest,
+    /// At the end.
+    Latest,
+    /// At the first record appended at or after this time.
+    Time(WallMs),
+}
+
+/// A question for batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Read {
+    /// Answers go here.
+    pub token: Token,
+    /// The first offset wanted.
+    pub from: Offset,
+    /// Stop once the batches sum up to this many bytes; at least one is given.
+    pub bytes_max: u64,
+    /// If there is nothing yet, answer when there is.
+    pub wait: bool,
+}
+
+/// Batches found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadAnswer {
+    /// Consecutive batches; the first holds the offset asked for. Empty only if nothing was there.
+    pub batches: Vec<BatchPlace>,
+    /// The first offset there is.
+    pub start: Offset,
+    /// One past the last visible offset.
+    pub high_watermark: Offset,
+}
+
+/// Where a partition begins and ends, and what was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// The offset that was looked for.
+    pub offset: Offset,
+    /// The first offset there is.
+    pub start: Offset,
+    /// One past the last visible offset.
+    pub high_watermark: Offset,
+    /// One past the last offset that is on its way: the LogEndOffset.
+    pub log_end: Offset,
+    /// The next record number.
+    pub next_number: RecordNumber,
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Make these durable as one tied run; the token's owner hears of it from the log.
+    Persist {
+        /// Whom the receipt is for; none for the partition's own entries.
+        token: Option<Token>,
+        /// The entries.
+        drafts: Vec<Draft>,
+    },
+    /// Tell the token's owner that its batch was accepted; it stays open for the receipt.
+    Accepted(Token),
+    /// Answer: stored before, or a repeat whose first has landed.
+    Stored(Token, StoredBatch),
+    /// Answer a read.
+    Batches(Token, ReadAnswer),
+    /// Answer a lookup.
+    Found(Token, Bounds),
+    /// Answer a refusal.
+    Refuse(Token, Rejection),
+    /// Fetch this run's row and bring it back with [`Partition::run_loaded`].
+    LoadRun(Offset),
+}
+
+/// The partition's own deltas: the body of its `State` entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Delta {
+    /// Records below are gone.
+    StartOffset(Offset),
+    /// Producers unused for too long are forgotten.
+    ForgetProducers(Vec<ProducerId>),
+}
+
+/// The applied counters: the head row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Head {
+    /// The last entry folded.
+    pub sequence: OwnerSequence,
+    /// The next record number.
+    pub next_number: RecordNumber,
+    /// One past the last visible offset: the high watermark.
+    pub next_offset: Offset,
+    /// The first offset that is kept.
+    pub start_offset: Offset,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Waiting {
+    Read(Read),
+    Lookup(Token, WallMs),
+}
+
+/// One partition lane.
+#[derive(Debug, Clone)]
+pub struct Partition {
+    head: Head,
+    limits: Limits,
+    index: Index,
+    producers: ProducerTable,
+    /// Reads at the end, answered by the next apply.
+    waiting: Vec<Read>,
+    /// Questions that wait for a run.
+    loading: BTreeMap<Offset, Vec<Waiting>>,
+    dirty_producers: BTreeSet<ProducerId>,
+    gone_rows: Vec<rows::RowId>,
+    dirty: bool,
+    /// A start offset asked for and not yet applied.
+    trimming: bool,
+    /// Records accepted and not yet applied.
+    accepted: u64,
+}
+
+impl Partition {
+    /// A partition nothing was ever written to.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            head: Head::default(),
+            limits,
+            index: Index::default(),
+            producers: ProducerTable::default(),
+            waiting: Vec::new(),
+            loading: BTreeMap::new(),
+            dirty_producers: BTreeSet::new(),
+            gone_rows: Vec::new(),
+            dirty: false,
+            trimming: false,
+            accepted: 0,
+        }
+    }
+
+    /// The applied counters.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// Bytes in the log that its visible records take.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.index.bytes()
+    }
+
+    /// Decides about a batch.
+    pub fn append(&mut self, append: Append, effects: &mut Vec<Effect>) {
+        let Append { token, batch, count, facts, tell_accepted } = append;
+        if facts.producer.0 != 0 {
+            match self.producers.offer(&facts, count, token, self.limits.producers_max) {
+                Ok(Verdict::Store) => {}
+                Ok(Verdict::Waits) => return,
+                Ok(Verdict::Repeat(stored)) => return effects.push(Effect::Stored(token, stored)),
+                Err(rejection) => return effects.push(Effect::Refuse(token, rejection)),
+            }
+        }
+        if tell_accepted {
+            effects.push(Effect::Accepted(token));
+        }
+        self.accepted = self.accepted.saturating_add(u64::from(count));
+        // Undecided and delayed records will store without publishing; until they exist every
+        // record is published where it is stored.
+        let draft =
+            Draft { kind: EntryKind::Payload, numbers: count, offsets: count, body: batch, facts };
+        effects.push(Effect::Persist { token: Some(token), drafts: vec![draft] });
+    }
+
+    /// Answers with batches, now or when there are some (P5).
+    pub fn read(&mut self, read: Read, effects: &mut Vec<Effect>) {
+        let (start, end) = (self.head.start_offset, self.head.next_offset);
+        if read.from < start || read.from > end {
+            let rejection = Rejection::OffsetOutOfRange { start, end };
+            return effects.push(Effect::Refuse(read.token, rejection));
+        }
+        if read.from == end && read.wait {
+            return self.waiting.push(read);
+        }
+        match self.index.find(read.from) {
+            Found::Batches(run, at) => {
+                let batches = select(run.get(at..).unwrap_or_default(), read.bytes_max);
+                effects.push(Effect::Batches(read.token, self.answer(batches)));
+            }
+            Found::Load(run) => self.wait_for_run(run, Waiting::Read(read), effects),
+            // Damage took what is left: whatever comes next is the next there is.
+            Found::Nothing if read.wait => self.waiting.push(read),
+            Found::Nothing => effects.push(Effect::Batches(read.token, self.answer(Vec::new()))),
+        }
+    }
+
+    /// Where a reader that starts here begins.
+    pub fn lookup(&mut self, token: Token, from: ReadFrom, effects: &mut Vec<Effect>) {
+        let (start, end) = (self.head.start_offset, self.head.next_offset);
+        let found = match from {
+            ReadFrom::Earliest => start,
+            ReadFrom::Latest => end,
+            ReadFrom::Offset(offset) if offset < start || offset > end => {
+                let rejection = Rejection::OffsetOutOfRange { start, end };
+                return effects.push(Effect::Refuse(token, rejection));
+            }
+            ReadFrom::Offset(offset) => offset,
+            ReadFrom::Time(time) => match self.index.find_time(time) {
+                Found::Batches(run, at) => {
+                    run.get(at).map_or(end, |batch| batch.first_offset).max(start)
+                }
+                Found::Load(run) => {
+                    return self.wait_for_run(run, Waiting::Lookup(token, time), effects);
+                }
+                Found::Nothing => end,
+            },
+        };
+        effects.push(Effect::Found(
+            token,
+            Bounds {
+                offset: found,
+                start,
+                high_watermark: end,
+                log_end: Offset(end.0.saturating_add(self.accepted)),
+                next_number: self.head.next_number,
+            },
+        ));
+    }
+
+    fn wait_for_run(&mut self, run: Offset, waiting: Waiting, effects: &mut Vec<Effect>) {
+        let queue = self.loading.entry(run).or_default();
+        if queue.is_empty() {
+            effects.push(Effect::LoadRun(run));
+        }
+        queue.push(waiting);
+    }
+
+    /// Brings a run back, or the reason why it cannot be.
+    pub fn run_loaded(
+        &mut self,
+        first: Offset,
+        run: Result<Vec<BatchPlace>, Rejection>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let waiting = self.loading.remove(&first).unwrap_or_default();
+        let failed = match run {
+            Ok(batches) if batches.first().is_some_and(|b| b.first_offset == first) => {
+                self.index.load(batches);
+                None
+            }
+            Ok(_) => Some(Rejection::Damaged(format!("the index run at offset {first} is missing"))),
+            Err(rejection) => Some(rejection),
+        };
+        for waiting in waiting {
+            match (&failed, waiting) {
+                (Some(why), Waiting::Read(Read { token, .. }) | Waiting::Lookup(token, _)) => {
+                    effects.push(Effect::Refuse(token, why.clone()));
+                }
+                (None, Waiting::Read(read)) => self.read(read, effects),
+                (None, Waiting::Lookup(token, time)) => {
+                    self.lookup(token, ReadFrom::Time(time), effects);
+                }
+            }
+        }
+    }
+
+    /// The asker went away: a waiting read is forgotten.
+    pub fn cancel(&mut self, token: Token) {
+        self.waiting.retain(|read| read.token != token);
+    }
+
+    /// Asks for what retention takes (P6); nothing while an earlier request is on its way.
+    pub fn retain(
+        &mut self,
+        now: WallMs,
+        retention_ms: Option<u64>,
+        retention_bytes: Option<u64>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.trimming {
+            return;
+        }
+        let age = |ms: u64| WallMs(now.0.saturating_sub(i64::try_from(ms).unwrap_or(i64::MAX)));
+        if let Some(start) = self.index.expired(retention_ms.map(age), retention_bytes)
+            && start > self.head.start_offset
+        {
+            self.trimming = true;
+            effects.push(persist_state(&Delta::StartOffset(start)));
+        }
+    }
+
+    /// Asks for producers unused since `before` to be forgotten.
+    pub fn forget_producers(&mut self, before: WallMs, effects: &mut Vec<Effect>) {
+        let unused = self.producers.unused_since(before);
+        if !unused.is_empty() {
+            effects.push(persist_state(&Delta::ForgetProducers(unused)));
+        }
+    }
+
+    /// Restates every row, so that older entries of this owner may leave the log.
+    pub fn restate(&self, effects: &mut Vec<Effect>) {
+        let drafts = rows::snapshot_drafts(&self.head, &self.producers);
+        effects.push(Effect::Persist { token: None, drafts });
+    }
+
+    /// Takes in a durable entry: the only way anything becomes visible (P4, P5, P7). An entry at or
+    /// below what is folded is skipped, except that a moved one replaces the position of its batch.
+    pub fn apply(&mut self, entry: &AppliedEntry, effects: &mut Vec<Effect>) {
+        let header = &entry.header;
+        if header.moved && header.kind == EntryKind::Payload {
+            // A run that is not in memory has its positions replaced when the log is folded again.
+            let _ = self.index.moved(header.first_offset, entry.place);
+        }
+        if header.sequence <= self.head.sequence {
+            return;
+        }
+        self.head.sequence = header.sequence;
+        self.dirty = true;
+        match header.kind {
+            EntryKind::Payload => self.apply_payload(entry, effects),
+            EntryKind::State => match rmp_serde::from_slice(&entry.body) {
+                Ok(Delta::StartOffset(start)) => self.apply_start(start),
+                Ok(Delta::ForgetProducers(ids)) => {
+                    self.producers.forget(&ids);
+                    self.gone_rows.extend(ids.into_iter().map(rows::RowId::Producer));
+                }
+                Err(_) => {}
+            },
+            EntryKind::Snapshot => self.apply_snapshot(&entry.body),
+            EntryKind::Publish | EntryKind::Delete | EntryKind::Mark => {}
+        }
+        self.next_from(entry);
+    }
+
+    fn next_from(&mut self, entry: &AppliedEntry) {
+        let header = &entry.header;
+        let number = header.first_number.0.saturating_add(u64::from(header.numbers));
+        let offset = header.first_offset.0.saturating_add(u64::from(header.offsets));
+        self.head.next_number = self.head.next_number.max(RecordNumber(number));
+        self.head.next_offset = self.head.next_offset.max(Offset(offset));
+    }
+
+    fn apply_payload(&mut self, entry: &AppliedEntry, effects: &mut Vec<Effect>) {
+        let header = &entry.header;
+        assert!(
+            header.offsets == 0 || header.first_offset >= self.head.next_offset,
+            "P4: offset {} stamped after {}",
+            header.first_offset,
+            self.head.next_offset
+        );
+        self.next_from(entry);
+        self.accepted = self.accepted.saturating_sub(u64::from(header.numbers));
+        if entry.facts.producer.0 != 0 {
+            let (stored, repeats) = self.producers.apply(header, &entry.facts);
+            self.dirty_producers.insert(entry.facts.producer);
+            effects.extend(repeats.into_iter().map(|token| Effect::Stored(token, stored)));
+        }
+        if header.offsets == 0 {
+            return;
+        }
+        let batch = BatchPlace {
+            first_offset: header.first_offset,
+            count: header.offsets,
+            first_number: header.first_number,
+            position: entry.place.position,
+            length: entry.place.length,
+            appended: header.appended,
+            tags: entry.facts.tags,
+        };
+        if batch.end() > self.head.start_offset {
+            self.index.push(batch);
+        }
+    }
+
+    /// Answers the reads that waited at the end: once per flush, not per batch.
+    pub fn applied_all(&mut self, effects: &mut Vec<Effect>) {
+        let end = self.head.next_offset;
+        if self.waiting.iter().any(|read| read.from < end) {
+            for read in std::mem::take(&mut self.waiting) {
+                self.read(read, effects);
+            }
+        }
+    }
+
+    fn apply_start(&mut self, start: Offset) {
+        self.trimming = false;
+        self.head.start_offset = self.head.start_offset.max(start);
+        let gone = self.index.trim(self.head.start_offset);
+        self.gone_rows.extend(gone.into_iter().map(rows::RowId::Run));
+    }
+
+    fn apply_snapshot(&mut self, body: &[u8]) {
+        match rows::Snapshot::decode(body) {
+            Some(rows::Snapshot::Producer(id, row)) => {
+                self.producers.restore(id, row);
+                self.dirty_producers.insert(id);
+            }
+            Some(rows::Snapshot::Head { head, producers }) => {
+                self.head.next_number = self.head.next_number.max(head.next_number);
+                self.head.next_offset = self.head.next_offset.max(head.next_offset);
+                let gone = self.producers.keep_only(&producers);
+                self.gone_rows.extend(gone.into_iter().map(rows::RowId::Producer));
+                if head.start_offset > self.head.start_offset {
+                    self.apply_start(head.start_offset);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The commit machine refused something of this incarnation: go back to the applied state.
+    /// Tokens of what was on its way have been answered; those of repeats are answered here.
+    pub fn reset(&mut self, effects: &mut Vec<Effect>) {
+        self.trimming = false;
+        self.accepted = 0;
+        let repeats = self.producers.reset();
+        effects.extend(repeats.into_iter().map(|token| Effect::Refuse(token, Rejection::Retry)));
+    }
+
+    fn answer(&self, batches: Vec<BatchPlace>) -> ReadAnswer {
+        ReadAnswer {
+            batches,
+            start: self.head.start_offset,
+            high_watermark: self.head.next_offset,
+        }
+    }
+}
+
+fn select(batches: &[BatchPlace], bytes_max: u64) -> Vec<BatchPlace> {
+    let mut bytes = 0u64;
+    batches
+        .iter()
+        .take(READ_BATCHES_MAX)
+        .take_while(|batch| {
+            let room = bytes == 0 || bytes < bytes_max;
+            bytes = bytes.saturating_add(u64::from(batch.length));
+            room
+        })
+        .copied()
+        .collect()
+}
+
+fn persist_state(delta: &Delta) -> Effect {
+    let draft = Draft {
+        kind: EntryKind::State,
+        numbers: 0,
+        offsets: 0,
+        body: rows::encode(delta),
+        facts: PayloadFacts::default(),
+    };
+    Effect::Persist { token: None, drafts: vec![draft] }
+}

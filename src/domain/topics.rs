@@ -1,0 +1,564 @@
+//! The directory machine: names to topics, and the ids everything else is known by.
+//!
+//! In: commands of administrators and sessions. Out: entries to persist, answers.
+//!
+//! - D1 Topic ids, owner ids and producer ids are never given twice, whatever crashes.
+//! - D2 A name stands for at most one topic; a topic re-created under an old name is another topic.
+//! - D3 Who was answered that a topic exists finds it after a crash.
+//!
+//! What survives a crash: a head row, a row per topic, and the log behind them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::commit::OwnerRange;
+use super::entry::{AppliedEntry, Draft, EntryKind, PayloadFacts};
+use super::id::{
+    LANES_MAX, Lane, OwnerId, OwnerSequence, PARTITIONS_MAX, PartitionId, PartitionIndex,
+    ProducerId, Token, TopicId,
+};
+use super::partition::rows::encode;
+use super::rejection::Rejection;
+
+/// Characters a topic's name may have at most.
+pub const NAME_BYTES_MAX: usize = 200;
+
+/// Producer ids are reserved in blocks, so that handing one out needs no flush of its own.
+const PRODUCER_BLOCK: u64 = 1000;
+
+/// Topics a broker takes at most.
+pub const TOPICS_MAX: usize = 100_000;
+
+/// The level of acknowledgement a topic's producers get unless they ask for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum Flush {
+    /// Acknowledged once on disk.
+    #[default]
+    Sync,
+    /// Acknowledged from memory.
+    Async,
+}
+
+/// What can be changed about a topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicConfig {
+    /// Records with equal keys go to one partition, so the partition count is fixed.
+    pub keyed: bool,
+    /// The default level of its producers.
+    pub flush: Flush,
+    /// Records older than this many milliseconds may be dropped; none: kept for ever.
+    pub retention_ms: Option<u64>,
+    /// A partition above this many bytes may drop its oldest records; none: unbounded.
+    pub retention_bytes: Option<u64>,
+}
+
+impl Default for TopicConfig {
+    fn default() -> Self {
+        Self { keyed: true, flush: Flush::Sync, retention_ms: None, retention_bytes: None }
+    }
+}
+
+/// What shall be different about a topic; what is absent stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TopicChange {
+    /// The default level of its producers.
+    pub flush: Option<Flush>,
+    /// The retention by age; `Some(None)` keeps for ever.
+    pub retention_ms: Option<Option<u64>>,
+    /// The retention by size; `Some(None)` keeps all.
+    pub retention_bytes: Option<Option<u64>>,
+}
+
+impl TopicChange {
+    fn apply(self, config: &TopicConfig) -> TopicConfig {
+        TopicConfig {
+            keyed: config.keyed,
+            flush: self.flush.unwrap_or(config.flush),
+            retention_ms: self.retention_ms.unwrap_or(config.retention_ms),
+            retention_bytes: self.retention_bytes.unwrap_or(config.retention_bytes),
+        }
+    }
+}
+
+/// A topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topic {
+    /// Its id, for ever.
+    pub id: TopicId,
+    /// Its name, an alias.
+    pub name: String,
+    /// How many partitions it has.
+    pub partitions: u32,
+    /// Owner ids of its partitions by range of indexes, in the order they were added: a range starts at
+    /// partition `.0` and owner `.1`, [`LANES_MAX`] owners a partition.
+    pub owners: Vec<(u32, OwnerId)>,
+    /// What can be changed.
+    pub config: TopicConfig,
+}
+
+impl Topic {
+    /// The owner of a partition lane.
+    #[must_use]
+    pub fn owner(&self, partition: PartitionIndex, lane: Lane) -> Option<OwnerId> {
+        if partition.0 >= self.partitions || lane.0 >= LANES_MAX {
+            return None;
+        }
+        let (first, owner) = self.owners.iter().rev().find(|(first, _)| *first <= partition.0)?;
+        let within = u64::from(partition.0 - first) * u64::from(LANES_MAX) + u64::from(lane.0);
+        Some(OwnerId(owner.0 + within))
+    }
+
+    /// Which partition lane an owner is, if it is one of this topic.
+    #[must_use]
+    pub fn partition_of(&self, owner: OwnerId) -> Option<PartitionId> {
+        let (first, base) = self.owners.iter().rev().find(|(_, base)| *base <= owner)?;
+        let within = owner.0 - base.0;
+        let partition = u32::try_from(within / u64::from(LANES_MAX)).ok()?.checked_add(*first)?;
+        let lane = u8::try_from(within % u64::from(LANES_MAX)).ok()?;
+        (partition < self.partitions).then_some(PartitionId {
+            topic: self.id,
+            partition: PartitionIndex(partition),
+            lane: Lane(lane),
+        })
+    }
+
+    /// The owners of its partitions.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<OwnerRange> {
+        let ends = self.owners.iter().skip(1).map(|(first, _)| *first).chain([self.partitions]);
+        self.owners
+            .iter()
+            .zip(ends)
+            .map(|((first, owner), end)| OwnerRange {
+                first: *owner,
+                count: u64::from(end - first) * u64::from(LANES_MAX),
+            })
+            .collect()
+    }
+}
+
+/// What is asked of the directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Make a topic.
+    Create {
+        /// Its name.
+        name: String,
+        /// How many partitions.
+        partitions: u32,
+        /// The rest.
+        config: TopicConfig,
+    },
+    /// Change a topic; with a partition count, raise it.
+    Alter {
+        /// Which.
+        name: String,
+        /// The new count, if it changes.
+        partitions: Option<u32>,
+        /// What else changes.
+        change: TopicChange,
+    },
+    /// Remove a topic and all its records.
+    Delete {
+        /// Which.
+        name: String,
+    },
+    /// A fresh producer id.
+    OpenProducer,
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Make these durable as one tied run.
+    Persist(Vec<Draft>),
+    /// Answer with the topic as it is now (or was, when deleted).
+    Topic(Token, Topic),
+    /// Answer with a producer id.
+    Producer(Token, ProducerId),
+    /// Answer a refusal.
+    Refuse(Token, Rejection),
+    /// The actors of these owners have nothing left to do.
+    Dropped(Vec<OwnerRange>),
+}
+
+/// The directory's deltas: the body of its `State` entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Delta {
+    /// A topic was made or changed; its row as it is now.
+    Topic(Topic),
+    /// A topic is gone.
+    Deleted(TopicId),
+    /// Producer ids below are given out or will not be.
+    ProducersBelow(ProducerId),
+}
+
+/// The counters: the head row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The last entry folded.
+    pub sequence: OwnerSequence,
+    /// The next topic id.
+    pub next_topic: TopicId,
+    /// The next owner id.
+    pub next_owner: OwnerId,
+    /// Producer ids below are used up.
+    pub producers_below: ProducerId,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self {
+            sequence: OwnerSequence(0),
+            next_topic: TopicId(1),
+            next_owner: OwnerId::FIRST_FREE,
+            producers_below: ProducerId(1),
+        }
+    }
+}
+
+/// The body of the directory's snapshot entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Snapshot {
+    /// A topic's row.
+    Topic(Topic),
+    /// The counters, and the topics there are, in order: whoever is not named is gone.
+    Head {
+        /// The counters.
+        head: Head,
+        /// The topics.
+        topics: Vec<TopicId>,
+    },
+}
+
+/// The directory.
+#[derive(Debug, Clone, Default)]
+pub struct Topics {
+    head: Head,
+    topics: BTreeMap<TopicId, Topic>,
+    names: BTreeMap<String, TopicId>,
+    /// Commands on their way to the disk, oldest first, with what they claim.
+    in_flight: Vec<(Token, String)>,
+    accepted_topic: u64,
+    accepted_owner: u64,
+    next_producer: u64,
+    waiting_producers: Vec<Token>,
+    dirty: BTreeSet<TopicId>,
+    gone: Vec<TopicId>,
+    head_dirty: bool,
+}
+
+impl Topics {
+    /// The applied counters.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// All topics, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Topic> {
+        self.topics.values()
+    }
+
+    /// A topic by name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&Topic> {
+        self.topics.get(self.names.get(name)?)
+    }
+
+    /// A topic by id.
+    #[must_use]
+    pub fn topic(&self, id: TopicId) -> Option<&Topic> {
+        self.topics.get(&id)
+    }
+
+    /// Decides about a command; whatever needs the log is answered by [`Topics::apply`].
+    pub fn handle(&mut self, token: Token, command: Command, effects: &mut Vec<Effect>) {
+        let decided = match command {
+            Command::Create { name, partitions, config } => {
+                self.create(token, &name, partitions, config)
+            }
+            Command::Alter { name, partitions, change } => {
+                self.alter(token, &name, partitions, change)
+            }
+            Command::Delete { name } => self.delete(token, &name),
+            Command::OpenProducer => Ok(self.open_producer(token)),
+        };
+        match decided {
+            Ok(effect) => effects.extend(effect),
+            Err(rejection) => effects.push(Effect::Refuse(token, rejection)),
+        }
+    }
+
+    fn claim(&mut self, token: Token, name: &str) -> Result<(), Rejection> {
+        if self.in_flight.iter().any(|(_, claimed)| claimed == name) {
+            return Err(Rejection::Throttled { after_ms: 5 });
+        }
+        self.in_flight.push((token, name.to_owned()));
+        Ok(())
+    }
+
+    fn create(
+        &mut self,
+        token: Token,
+        name: &str,
+        partitions: u32,
+        config: TopicConfig,
+    ) -> Result<Option<Effect>, Rejection> {
+        check_name(name)?;
+        check_partitions(partitions)?;
+        check_config(&config)?;
+        if self.names.contains_key(name) {
+            return Err(Rejection::TopicExists);
+        }
+        if self.topics.len() >= TOPICS_MAX {
+            return Err(Rejection::InvalidConfig(format!("there are {TOPICS_MAX} topics already")));
+        }
+        self.claim(token, name)?;
+        let id = TopicId(self.accepted_topic.max(self.head.next_topic.0));
+        self.accepted_topic = id.0 + 1;
+        let owner = self.claim_owners(partitions);
+        let owners = vec![(0, owner)];
+        let topic = Topic { id, name: name.to_owned(), partitions, owners, config };
+        Ok(Some(persist(&[Delta::Topic(topic)])))
+    }
+
+    fn claim_owners(&mut self, partitions: u32) -> OwnerId {
+        let owner = OwnerId(self.accepted_owner.max(self.head.next_owner.0));
+        self.accepted_owner = owner.0 + u64::from(partitions) * u64::from(LANES_MAX);
+        owner
+    }
+
+    fn alter(
+        &mut self,
+        token: Token,
+        name: &str,
+        partitions: Option<u32>,
+        change: TopicChange,
+    ) -> Result<Option<Effect>, Rejection> {
+        let mut topic = self.named(name).ok_or(Rejection::UnknownTopic)?.clone();
+        let config = change.apply(&topic.config);
+        check_config(&config)?;
+        let more = partitions.filter(|count| *count != topic.partitions);
+        if let Some(count) = more {
+            check_partitions(count)?;
+            if topic.config.keyed {
+                return Err(Rejection::KeyedTopic);
+            }
+            if count < topic.partitions {
+                return Err(Rejection::InvalidConfig(format!(
+                    "the partition count can only rise; it is {}",
+                    topic.partitions
+                )));
+            }
+        }
+        self.claim(token, name)?;
+        if let Some(count) = more {
+            let owner = self.claim_owners(count - topic.partitions);
+            topic.owners.push((topic.partitions, owner));
+            topic.partitions = count;
+        }
+        topic.config = config;
+        Ok(Some(persist(&[Delta::Topic(topic)])))
+    }
+
+    fn delete(&mut self, token: Token, name: &str) -> Result<Option<Effect>, Rejection> {
+        let topic = self.named(name).ok_or(Rejection::UnknownTopic)?.clone();
+        self.claim(token, name)?;
+        let mut drafts = vec![draft(EntryKind::State, encode(&Delta::Deleted(topic.id)))];
+        drafts.extend(topic.ranges().iter().map(|range| draft(EntryKind::Delete, encode(range))));
+        Ok(Some(Effect::Persist(drafts)))
+    }
+
+    fn open_producer(&mut self, token: Token) -> Option<Effect> {
+        if self.next_producer != 0 && self.next_producer < self.head.producers_below.0 {
+            let id = ProducerId(self.next_producer);
+            self.next_producer += 1;
+            return Some(Effect::Producer(token, id));
+        }
+        self.waiting_producers.push(token);
+        let below = ProducerId(self.head.producers_below.0 + PRODUCER_BLOCK);
+        (self.waiting_producers.len() == 1).then(|| persist(&[Delta::ProducersBelow(below)]))
+    }
+
+    /// Takes in a durable entry of the directory.
+    pub fn apply(&mut self, entry: &AppliedEntry, effects: &mut Vec<Effect>) {
+        if entry.header.sequence <= self.head.sequence {
+            return;
+        }
+        self.head.sequence = entry.header.sequence;
+        self.head_dirty = true;
+        match entry.header.kind {
+            EntryKind::State => {
+                if let Ok(delta) = rmp_serde::from_slice(&entry.body) {
+                    self.apply_delta(delta, effects);
+                }
+            }
+            EntryKind::Snapshot => {
+                if let Ok(snapshot) = rmp_serde::from_slice(&entry.body) {
+                    self.apply_snapshot(snapshot);
+                }
+            }
+            EntryKind::Payload | EntryKind::Publish | EntryKind::Delete | EntryKind::Mark => {}
+        }
+    }
+
+    fn apply_delta(&mut self, delta: Delta, effects: &mut Vec<Effect>) {
+        match delta {
+            Delta::Topic(topic) => {
+                self.put(topic.clone());
+                if let Some(token) = self.landed(&topic.name) {
+                    effects.push(Effect::Topic(token, topic));
+                }
+            }
+            Delta::Deleted(id) => {
+                if let Some(topic) = self.remove(id) {
+                    effects.push(Effect::Dropped(topic.ranges()));
+                    if let Some(token) = self.landed(&topic.name) {
+                        effects.push(Effect::Topic(token, topic));
+                    }
+                }
+            }
+            Delta::ProducersBelow(below) => {
+                self.next_producer = self.head.producers_below.0.max(1);
+                self.head.producers_below = self.head.producers_below.max(below);
+                for token in std::mem::take(&mut self.waiting_producers) {
+                    effects.extend(self.open_producer(token));
+                }
+            }
+        }
+    }
+
+    fn apply_snapshot(&mut self, snapshot: Snapshot) {
+        match snapshot {
+            Snapshot::Topic(topic) => self.put(topic),
+            Snapshot::Head { head, topics } => {
+                let gone: Vec<_> =
+                    self.topics.keys().filter(|id| !topics.contains(id)).copied().collect();
+                for id in gone {
+                    self.remove(id);
+                }
+                self.head.next_topic = self.head.next_topic.max(head.next_topic);
+                self.head.next_owner = self.head.next_owner.max(head.next_owner);
+                self.head.producers_below = self.head.producers_below.max(head.producers_below);
+            }
+        }
+    }
+
+    fn put(&mut self, topic: Topic) {
+        self.head.next_topic = self.head.next_topic.max(TopicId(topic.id.0 + 1));
+        for range in topic.ranges() {
+            let end = OwnerId(range.first.0 + range.count);
+            self.head.next_owner = self.head.next_owner.max(end);
+        }
+        self.names.insert(topic.name.clone(), topic.id);
+        self.dirty.insert(topic.id);
+        self.topics.insert(topic.id, topic);
+    }
+
+    fn remove(&mut self, id: TopicId) -> Option<Topic> {
+        let topic = self.topics.remove(&id)?;
+        if self.names.get(&topic.name) == Some(&id) {
+            self.names.remove(&topic.name);
+        }
+        self.dirty.remove(&id);
+        self.gone.push(id);
+        Some(topic)
+    }
+
+    fn landed(&mut self, name: &str) -> Option<Token> {
+        let at = self.in_flight.iter().position(|(_, claimed)| claimed == name)?;
+        Some(self.in_flight.remove(at).0)
+    }
+
+    /// The commit machine refused something: whatever was on its way is answered and forgotten.
+    pub fn reset(&mut self, rejection: &Rejection, effects: &mut Vec<Effect>) {
+        let waiting = std::mem::take(&mut self.in_flight).into_iter().map(|(token, _)| token);
+        let producers = std::mem::take(&mut self.waiting_producers);
+        self.accepted_topic = 0;
+        self.accepted_owner = 0;
+        effects.extend(
+            waiting.chain(producers).map(|token| Effect::Refuse(token, rejection.clone())),
+        );
+    }
+
+    /// Restates every row, so that older entries of the directory may leave the log.
+    #[must_use]
+    pub fn restate(&self) -> Effect {
+        let topics = self.topics.keys().copied().collect();
+        let rows = self.topics.values().map(|topic| encode(&Snapshot::Topic(topic.clone())));
+        let head = encode(&Snapshot::Head { head: self.head, topics });
+        Effect::Persist(rows.chain([head]).map(|body| draft(EntryKind::Snapshot, body)).collect())
+    }
+
+    /// The rows changed since the last call: topic rows by id, `None` where one is gone, and the head.
+    #[expect(clippy::type_complexity, reason = "two kinds of row, spelled out once")]
+    pub fn take_rows(&mut self) -> Option<(Head, Vec<(TopicId, Option<Bytes>)>)> {
+        if !std::mem::take(&mut self.head_dirty) {
+            return None;
+        }
+        let gone = std::mem::take(&mut self.gone).into_iter().map(|id| (id, None));
+        let dirty = std::mem::take(&mut self.dirty);
+        let rows = dirty.iter().filter_map(|id| Some((*id, Some(encode(self.topics.get(id)?)))));
+        let rows = gone.chain(rows).collect();
+        Some((self.head, rows))
+    }
+
+    /// Builds the directory from its rows; `None` if one does not read.
+    #[must_use]
+    pub fn from_rows<'a>(
+        head: Option<&'a [u8]>,
+        topics: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Option<Self> {
+        let mut directory = Self::default();
+        for row in topics {
+            directory.put(rmp_serde::from_slice(row).ok()?);
+        }
+        if let Some(head) = head {
+            directory.head = rmp_serde::from_slice(head).ok()?;
+        }
+        directory.dirty.clear();
+        Some(directory)
+    }
+}
+
+fn draft(kind: EntryKind, body: Bytes) -> Draft {
+    Draft { kind, numbers: 0, offsets: 0, body, facts: PayloadFacts::default() }
+}
+
+fn persist(deltas: &[Delta]) -> Effect {
+    Effect::Persist(deltas.iter().map(|delta| draft(EntryKind::State, encode(delta))).collect())
+}
+
+fn check_name(name: &str) -> Result<(), Rejection> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    match name {
+        "" => Err(Rejection::InvalidName("it is empty")),
+        "." | ".." => Err(Rejection::InvalidName("it would be a path")),
+        _ if name.len() > NAME_BYTES_MAX => {
+            Err(Rejection::InvalidName("it is longer than 200 characters"))
+        }
+        _ if !name.chars().all(allowed) => Err(Rejection::InvalidName(
+            "only ASCII letters, digits, '.', '_' and '-' are allowed",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_partitions(partitions: u32) -> Result<(), Rejection> {
+    if (1..=PARTITIONS_MAX).contains(&partitions) {
+        return Ok(());
+    }
+    Err(Rejection::InvalidConfig(format!("partitions must be 1 to {PARTITIONS_MAX}, not {partitions}")))
+}
+
+fn check_config(config: &TopicConfig) -> Result<(), Rejection> {
+    if config.retention_ms == Some(0) || config.retention_bytes == Some(0) {
+        return Err(Rejection::InvalidConfig(
+            "a retention of 0 would drop every record at once; leave it out to keep all".into(),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! How the broker is.
+
+use serde::{Deserialize, Serialize};
+
+use super::frame::header;
+
+/// How is the broker?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether to list the actors.
+    #[serde(default)]
+    pub actors: bool,
+}
+header!(Status, Status);
+
+/// The answer to [`Status`]. The actors travel in the frame's *body*, a MessagePack array of
+/// [`ActorInfo`] with named fields ([`encode_list`](super::topic::encode_list)).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StatusOk {
+    /// Milliseconds since the broker started.
+    #[serde(default)]
+    pub uptime_ms: u64,
+    /// Open connections.
+    #[serde(default)]
+    pub connections: u64,
+    /// Bytes of the commit log.
+    #[serde(default)]
+    pub log_bytes: u64,
+    /// Segments of the commit log.
+    #[serde(default)]
+    pub segments: u64,
+    /// Bytes admitted and not yet written.
+    #[serde(default)]
+    pub bytes_in_flight: u64,
+    /// Why the log is sealed, if it is.
+    #[serde(default)]
+    pub sealed: Option<String>,
+    /// The broker's version.
+    #[serde(default)]
+    pub version: String,
+    /// Whether it takes and serves records.
+    #[serde(default)]
+    pub ready: bool,
+}
+header!(StatusOk, StatusOk);
+
+/// One actor.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ActorInfo {
+    /// What it is.
+    pub kind: String,
+    /// Whom it embodies.
+    pub id: u64,
+    /// Its name, for people.
+    #[serde(default)]
+    pub name: String,
+    /// How many messages its mailbox takes.
+    #[serde(default)]
+    pub mailbox_capacity: u64,
+    /// How many wait in it.
+    #[serde(default)]
+    pub mailbox_depth: u64,
+    /// How many it has handled.
+    #[serde(default)]
+    pub handled: u64,
+    /// How often it was re-created.
+    #[serde(default)]
+    pub restarts: u64,
+    /// How many rows its tree has of it.
+    #[serde(default)]
+    pub rows: u64,
+}
