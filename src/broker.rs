@@ -442,10 +442,10 @@ async fn listen_on(
     let (shared, spread) = (Arc::clone(shared), handles.clone());
     let open = move || {
         let result = endpoint(&options);
-        if let Ok(endpoint) = &result {
-            actix_rt::spawn(server::accept(endpoint.clone(), shared, spread));
+        if let Ok(listening) = &result {
+            actix_rt::spawn(server::accept(listening.clone(), shared, spread));
         }
-        let _ = tx.send(result);
+        let _ = tx.send(result.map(|listening| listening.endpoint));
     };
     match handles.first() {
         Some(first) => {
