@@ -73,6 +73,9 @@ impl Launch {
         }
     }
 
+}
+
+impl Broker {
     /// Kills it as `kill -9` does.
     pub fn kill(mut self) {
         self.child.kill().expect("a child can be killed");
