@@ -4,8 +4,8 @@
 //! once they are on disk, reads of places, and scans of everything in log order. It is synchronous,
 //! blocking code: one writer thread calls [`Log`], any thread reads through [`LogReader`].
 //!
-//! Layouts: [`header`] (segment), [`flush`], [`frame`] (entry), [`summary`] (the end of a closed
-//! segment). A position is segment number x segment bytes + offset; numbers are never reused.
+//! The layouts are written in the heads of `header` (segment), `flush`, `frame` (entry) and `summary`
+//! (the end of a closed segment). A position is segment number x segment bytes + offset; numbers are never reused.
 //!
 //! Invariants
 //! - **L1** [`Log::append`] returns `Ok` only when every byte of the run is durable, in one flush.
