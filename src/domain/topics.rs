@@ -588,3 +588,6 @@ fn check_config(config: &TopicConfig) -> Result<(), Rejection> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
