@@ -532,7 +532,11 @@ fn persist(deltas: &[Delta]) -> Effect {
     Effect::Persist(deltas.iter().map(|delta| draft(EntryKind::State, encode(delta))).collect())
 }
 
-fn check_name(name: &str) -> Result<(), Rejection> {
+/// Whether a topic may have this name.
+///
+/// # Errors
+/// [`Rejection::InvalidName`], and why.
+pub fn check_name(name: &str) -> Result<(), Rejection> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     match name {
         "" => Err(Rejection::InvalidName("it is empty")),
