@@ -4,7 +4,9 @@
 //! happen: it waits for the answer, the delivery or the state that shows it.
 
 mod client;
+mod codes;
 mod disk;
+mod failure;
 mod hostile;
 mod produce;
 mod rig;
