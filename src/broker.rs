@@ -32,7 +32,7 @@ use crate::net::server;
 use crate::net::session::Shared;
 use crate::net::tls::Certificates;
 use crate::recovery::{Recovered, recover};
-use crate::store::ViewsError;
+use crate::store::{Ballast, ViewsError};
 use crate::wire::IN_FLIGHT_BATCHES_MAX;
 use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
 
@@ -40,6 +40,9 @@ use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
 const DRAIN: Duration = Duration::from_secs(2);
 /// Time an orderly stop waits for the last checkpoint and the last flush, each.
 const LAST_WRITES: Duration = Duration::from_millis(1200);
+
+/// Room kept beside the views, given up when the disk is full so that they can be rebuilt.
+const VIEWS_BALLAST_BYTES: u64 = 16 << 20;
 
 /// Why a broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -309,14 +312,25 @@ fn lay_ground(
         tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
     }
     let limits = Limits { producers_max: config.producers_per_partition_max };
-    let recovered = recover(
-        &opened.log.reader(),
-        opened.end,
-        &data.join("views"),
-        config.views_cache_bytes,
-        limits,
-        crash,
-    )?;
+    let views = data.join("views");
+    let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
+    let fold = || {
+        let reader = opened.log.reader();
+        recover(&reader, opened.end, &views, config.views_cache_bytes, limits, crash)
+    };
+    let recovered = match fold() {
+        Err(error) if error.is_disk_full() && ballast.drop_it()? => {
+            tracing::warn!(
+                target: "waterwheel::recovery",
+                %error, "no room for the views: their ballast is given up for them; free disk space"
+            );
+            fold()?
+        }
+        recovered => recovered?,
+    };
+    if let Err(error) = ballast.load() {
+        tracing::warn!(target: "waterwheel::recovery", %error, "no room for the views' ballast");
+    }
     Ok(Ground { opened, recovered, lock })
 }
 
@@ -428,10 +442,10 @@ async fn listen_on(
     let (shared, spread) = (Arc::clone(shared), handles.clone());
     let open = move || {
         let result = endpoint(&options);
-        if let Ok(endpoint) = &result {
-            actix_rt::spawn(server::accept(endpoint.clone(), shared, spread));
+        if let Ok(listening) = &result {
+            actix_rt::spawn(server::accept(listening.clone(), shared, spread));
         }
-        let _ = tx.send(result);
+        let _ = tx.send(result.map(|listening| listening.endpoint));
     };
     match handles.first() {
         Some(first) => {

@@ -23,6 +23,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
+use super::endpoint::Listening;
 use super::refusal;
 use super::requests;
 use crate::actors::commit::LogGauge;
@@ -38,7 +39,7 @@ use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{
     Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, encode,
 };
-use crate::wire::hello::Limits;
+use crate::wire::hello::{Goodbye, Limits};
 use crate::wire::produce::{Accepted, Ack, Produce, SendStatus, Stored};
 
 /// Time an admitted frame has to arrive whole.
@@ -124,6 +125,8 @@ pub struct Session {
     /// The connection.
     pub(super) connection: quinn::Connection,
     pub(super) greeted: Cell<bool>,
+    /// The stream `Hello` came on: the broker's own words go there.
+    pub(super) control: RefCell<Option<Out>>,
     partitions: RefCell<HashMap<Place, Link<PartitionActor>>>,
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
     pub(super) credit: Cell<u64>,
@@ -175,13 +178,13 @@ impl Out {
 }
 
 /// Serves one connection to its end, on the arbiter it is called on: the driver is put there too.
-pub async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
+pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::Incoming) {
     let remote = incoming.remote_address();
     let span = tracing::info_span!(target: "waterwheel::session", "connection", %remote);
     async move {
         let open = shared.connections.fetch_add(1, Ordering::Relaxed);
         let refuse = open >= shared.connections_max;
-        let outcome = accept(Arc::clone(&shared), incoming, refuse).await;
+        let outcome = accept(Arc::clone(&shared), &listening, incoming, refuse).await;
         shared.connections.fetch_sub(1, Ordering::Relaxed);
         match outcome {
             Ok(reason) => tracing::debug!(target: "waterwheel::session", %reason, "closed"),
@@ -194,10 +197,11 @@ pub async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
 
 async fn accept(
     shared: Arc<Shared>,
+    listening: &Listening,
     incoming: quinn::Incoming,
     refuse: bool,
 ) -> Result<quinn::ConnectionError, String> {
-    let connecting = incoming.accept().map_err(|error| error.to_string())?;
+    let connecting = listening.admit(incoming).map_err(|error| error.to_string())?;
     let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
         .await
         .map_err(|_| "the handshake took too long".to_owned())?
@@ -213,6 +217,7 @@ async fn accept(
         arriving: Arc::new(Semaphore::new(arriving)),
         connection: connection.clone(),
         greeted: Cell::new(false),
+        control: RefCell::new(None),
         partitions: RefCell::new(HashMap::new()),
         readers: RefCell::new(HashMap::new()),
         credit: Cell::new(0),
@@ -224,11 +229,16 @@ async fn accept(
                 Ok((send, recv)) => session.open_stream(send, recv),
                 Err(reason) => {
                     session.close_readers();
+                    session.control.borrow_mut().take();
                     return Ok(reason);
                 }
             },
             _ = stopping.wait_for(|stopping| *stopping) => {
                 session.close_readers();
+                if let Some(control) = session.control.borrow_mut().take() {
+                    let reason = "the broker is stopping".to_owned();
+                    control.send(&Goodbye { reason }, 0, Bytes::new());
+                }
                 return Ok(connection.closed().await);
             }
         }
@@ -341,7 +351,10 @@ impl Session {
             return Err(Refused::new(Code::HelloRequired, "the first request must be Hello"));
         }
         if kind == FrameKind::Produce {
-            return self.produce(&frame, permit, out).await;
+            let span = tracing::trace_span!(
+                target: "waterwheel::request", "produce", correlation = frame.correlation()
+            );
+            return self.produce(&frame, permit, out).instrument(span).await;
         }
         drop(permit);
         requests::handle(self, kind, frame, out)

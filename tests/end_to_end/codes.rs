@@ -431,7 +431,7 @@ async fn owner_stopped() -> Code {
 }
 
 async fn damaged() -> Code {
-    let mut stage = Stage::set_with(|config| config.tail_cache_bytes = 0).await;
+    let mut stage = Stage::set_with(|config| config.tail_cache_bytes = 1).await;
     stage.producer.store(&stage.topic, 0, &["precious"]).await;
     stage.producer.store(&stage.topic, 0, &["another"]).await;
     spoil(stage.rig.dir.path(), b"precious");
@@ -461,7 +461,7 @@ async fn shutting_down() -> Code {
 
 async fn internal() -> Code {
     // The device does not answer: nothing is known to be lost, and nobody but the broker can mend it.
-    let mut trial = Trial::begin(|config| config.tail_cache_bytes = 0).await;
+    let mut trial = Trial::begin(|config| config.tail_cache_bytes = 1).await;
     trial.faults.reads_fail.store(true, Ordering::SeqCst);
     let read = trial.client.read_from(trial.topic.id, 0, At::Earliest).await;
     trial.faults.reads_fail.store(false, Ordering::SeqCst);

@@ -313,7 +313,7 @@ fn views_that_are_ahead_of_the_log_are_not_believed() {
 #[test]
 fn a_rotten_record_costs_itself_across_a_restart_too() {
     run(async {
-        let rig = Rig::start_with(|config| config.tail_cache_bytes = 0).await;
+        let rig = Rig::start_with(|config| config.tail_cache_bytes = 1).await;
         let mut client = rig.client().await;
         let topic = client.create("orders", 1).await;
         let mut producer = client.producer().await;

@@ -40,24 +40,22 @@ pub(crate) fn config(data: &Path) -> Config {
     Config {
         data: data.to_path_buf(),
         listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
-        cert: None,
-        key: None,
-        crash_at: None,
-        connections_max: 200,
-        batch_bytes_max: BATCH_BYTES_MAX,
-        readers_per_connection_max: 16,
+        arbiters: 2,
+        memory_bytes: 256 << 20,
+        admission_bytes: 64 << 20,
+        tail_cache_bytes: 16 << 20,
+        views_cache_bytes: 4 << 20,
         segment_bytes: 2 << 20,
         flush_bytes_max: 512 << 10,
+        batch_bytes_max: BATCH_BYTES_MAX,
+        connections_max: 200,
+        readers_per_connection_max: 16,
         producers_per_partition_max: 100,
-        views_cache_bytes: 4 << 20,
         checkpoint_bytes: 64 << 20,
-        checkpoint_ms: 60_000,
-        retention_check_ms: 60_000,
-        producer_state_ms: 7 * 24 * 3_600_000,
-        standing_mailbox: 1024,
-        partition_mailbox: 1024,
-        tail_cache_bytes: 16 << 20,
-        credit: 8 << 20,
+        // What waits for a time waits for ever, unless a test says otherwise.
+        checkpoint_ms: 3_600_000,
+        retention_check_ms: 3_600_000,
+        ..Config::default()
     }
 }
 
