@@ -308,7 +308,7 @@ impl Session {
                 let mut piece = std::mem::take(chunk);
                 while let Some(frame) = decoder.feed(&mut piece).map_err(bad_frame)? {
                     deadline = None;
-                    arriving = None;
+                    drop(arriving.take());
                     self.dispatch(frame, permit.take(), out).await?;
                 }
             }

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use waterwheel::broker::{Broker, StartError};
 use waterwheel::config::Config;
 use waterwheel::log::Disk;
-use waterwheel::net::endpoint::transport;
+use waterwheel::net::endpoint::{Path as NetPath, transport};
 use waterwheel::net::session::Shared;
 use waterwheel::net::tls::{ALPN, provider};
 use waterwheel::wire::hello::{Ping, Pong};
@@ -149,7 +149,7 @@ impl Node {
     pub(crate) fn endpoint(tls: rustls::ClientConfig) -> quinn::Endpoint {
         let mut config =
             quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-        config.transport_config(Arc::new(transport()));
+        config.transport_config(Arc::new(transport(NetPath::Loopback)));
         let mut endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         endpoint.set_default_client_config(config);
         endpoint
