@@ -1,6 +1,11 @@
 //! Waterwheel: a message broker built of actors.
 
+pub mod actors;
+pub mod broker;
+pub mod config;
 pub mod domain;
 pub mod log;
+pub mod net;
+pub mod recovery;
 pub mod store;
 pub mod wire;

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::Link;
 use super::cleaner::{CleanerActor, MarkMoved};
-use super::commit::{BeginCheckpoint, CommitActor};
+use super::commit::{BeginCheckpoint, CommitActor, NoteMark};
 use super::stats::ActorStats;
 use super::store::{StoreActor, WriteMark};
 use crate::domain::id::{LogPosition, OwnerId};
@@ -262,6 +262,9 @@ impl Handler<Marked> for CheckpointActor {
         self.stats.handled();
         if let (Some(position), Some(cleaner)) = (message.position, &self.cleaner) {
             cleaner.tell(MarkMoved(position));
+            if self.closing.is_none() {
+                self.commit.tell(NoteMark(position));
+            }
         }
         if message.round != self.round {
             return;

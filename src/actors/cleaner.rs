@@ -75,8 +75,8 @@ impl CleanerActor {
     }
 
     fn step(&mut self) {
-        for (segment, end) in self.reader.closed_segments() {
-            self.ledger.closed(segment.0, end);
+        for segment in self.reader.segments().iter().filter(|segment| segment.closed) {
+            self.ledger.closed(segment.number.0, segment.end);
         }
         let Some(directory) = &self.directory else { return };
         for step in self.ledger.steps() {
@@ -101,14 +101,14 @@ impl Actor for CleanerActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(self.stats.capacity);
-        let (reader, end) = (self.reader.clone(), self.reader.end());
+        let reader = self.reader.clone();
         let mut ledger = std::mem::take(&mut self.ledger);
         for (owner, start) in std::mem::take(&mut self.starts) {
             ledger.trimmed(owner, start);
         }
         // Flushes wait in the mailbox meanwhile: they are few, one per write to the disk.
         tokio::task::spawn_blocking(move || {
-            for scanned in reader.scan(LogPosition(0), Some(end)) {
+            for scanned in reader.scan(LogPosition(0), None) {
                 if let Scanned::Entry { header, place, body, .. } = scanned {
                     note(&mut ledger, &reader, place, &header);
                     if header.kind == EntryKind::Delete
@@ -139,7 +139,7 @@ impl Actor for CleanerActor {
 }
 
 fn note(ledger: &mut Ledger, reader: &LogReader, place: EntryPlace, header: &EntryHeader) {
-    ledger.appended(reader.segment_of(place.position).0, header);
+    ledger.appended(reader.identity().segment_of(place.position).0, header);
 }
 
 /// Who is told about retention and restating.

@@ -19,12 +19,11 @@ use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::{Applied, Clock, CrashPoints, Fenced, Link, OwnerLink, WriteRows};
 use crate::domain::commit::{Commit, Counters, Need, Plan, Refused, Run};
-use crate::domain::entry::{AppliedEntry, Author, Draft, EntryKind};
+use crate::domain::entry::{AppliedEntry, Author, Draft, EntryKind, PayloadFacts};
 use crate::domain::id::{Incarnation, LogPosition, OwnerId};
 use crate::domain::ledger::SegmentNumber;
 use crate::domain::rejection::Rejection;
-use crate::log::tail_cache::TailCache;
-use crate::log::{Log, LogError, RecycleError, Room};
+use crate::log::{Log, LogError, Recycled, Room, SegmentNumber as Segment, TailCache};
 
 /// With nothing to write for this long, an empty flush closes the tail: what was acknowledged last can
 /// then be told from a torn write.
@@ -141,10 +140,13 @@ impl CommitActor {
     }
 
     fn room(&self) -> Need {
-        match self.log.free_room() {
-            Room::Normal => Need::Payload,
-            Room::Decisions => Need::Decision,
-            Room::Housekeeping => Need::Housekeeping,
+        let room = self.log.free_room();
+        if room.normal_bytes > 0 {
+            Need::Payload
+        } else if room.decisions_bytes > 0 {
+            Need::Decision
+        } else {
+            Need::Housekeeping
         }
     }
 
@@ -184,9 +186,11 @@ impl CommitActor {
             self.since_mark += framed;
             self.gauge.written_bytes.fetch_add(framed, std::sync::atomic::Ordering::Relaxed);
             if entry.header.kind == EntryKind::Payload {
-                self.cache.insert(*place, entry.body.clone());
+                self.cache.insert(*place, entry.header, entry.body.clone());
             }
         }
+        // A mark alone is nothing the views have to catch up with.
+        let press = plan.entries.iter().any(|entry| entry.header.owner != OwnerId::LOG);
         let (applied, tickets) = self.machine.flushed(plan, places);
         self.tell_cleaner(&applied);
         for (owner, entries) in applied {
@@ -204,7 +208,9 @@ impl CommitActor {
             drop(ticket.permit);
             ticket.reply.answer(Answer::Stored { receipt, repeat: false });
         }
-        self.press();
+        if press {
+            self.press();
+        }
     }
 
     fn tell_cleaner(&self, applied: &std::collections::BTreeMap<OwnerId, Vec<AppliedEntry>>) {
@@ -318,7 +324,7 @@ impl Actor for CommitActor {
 }
 
 /// The actors that hear of flushes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Introduce {
     /// Starts owners.
     pub directory: Link<DirectoryActor>,
@@ -480,6 +486,7 @@ impl Handler<BeginCheckpoint> for CommitActor {
         owners.remove(&OwnerId::LOG);
         self.since_mark = 0;
         self.pressed = false;
+        let others = others.clone();
         for owner in &owners {
             match self.owners.get(owner) {
                 Some(link) => link.tell(WriteRows { round: message.round }),
@@ -490,6 +497,36 @@ impl Handler<BeginCheckpoint> for CommitActor {
         let position = self.log.end();
         others.checkpoint.tell(Began { round: message.round, position, owners });
         self.show();
+    }
+}
+
+/// The views hold everything before this position: say so in the log too.
+#[derive(Debug)]
+pub struct NoteMark(pub LogPosition);
+
+impl Message for NoteMark {
+    type Result = ();
+}
+
+impl Handler<NoteMark> for CommitActor {
+    type Result = ();
+
+    fn handle(&mut self, message: NoteMark, ctx: &mut Self::Context) {
+        self.stats.handled();
+        let author = Author { owner: OwnerId::LOG, incarnation: Incarnation(0) };
+        let draft = Draft {
+            kind: EntryKind::Mark,
+            numbers: 0,
+            offsets: 0,
+            body: bytes::Bytes::copy_from_slice(&message.0.0.to_le_bytes()),
+            facts: PayloadFacts::default(),
+        };
+        let ticket = Ticket { reply: ReplyTo::nobody(), permit: None };
+        let drafts = vec![(OwnerId::LOG, draft)];
+        let run = Run { author, drafts, need: Need::Housekeeping, ticket };
+        // Only a hint: a sealed log goes without.
+        let _ = self.machine.enqueue(run, self.log.append_capacity());
+        self.notice(ctx);
     }
 }
 
@@ -508,12 +545,13 @@ impl Handler<Recycle> for CommitActor {
         self.stats.handled();
         self.crash.pass("mid-recycle");
         let Some(others) = &self.others else { return };
-        match self.log.recycle(crate::log::SegmentNumber(message.0)) {
-            Ok(_) => {
+        match self.log.recycle(Segment(message.0)) {
+            Ok(Recycled::Kept | Recycled::Deleted) => {
                 tracing::debug!(target: "waterwheel::log", segment = message.0, "recycled");
                 others.cleaner.tell(super::cleaner::Recycled(message.0));
             }
-            Err(RecycleError::Busy) => {}
+            // The cleaner asks again.
+            Ok(Recycled::Busy) => {}
             Err(error) => {
                 tracing::warn!(target: "waterwheel::log", segment = message.0, %error, "could not recycle");
             }
@@ -541,8 +579,10 @@ impl Handler<Close> for CommitActor {
         while !self.machine.is_idle() && self.log.sealed().is_none() {
             self.flush();
         }
-        if self.log.sealed().is_none() {
-            self.close_tail();
+        if self.log.sealed().is_none()
+            && let Err(error) = self.log.stop()
+        {
+            tracing::error!(target: "waterwheel::log", %error, "stopping the log failed");
         }
         let _ = message.reply.send(());
     }

@@ -160,13 +160,13 @@ impl DirectoryActor {
             // Its death notice is in the mailbox; whoever asks tries again.
             return Err(Rejection::Retry);
         }
-        let link = self.start(owner, id, name, ctx);
+        let link = self.raise(owner, id, name, ctx);
         let running = Running { link: link.clone(), id, failures: Vec::new(), stopped: false };
         self.running.insert(owner, running);
         Ok((owner, link))
     }
 
-    fn start(
+    fn raise(
         &self,
         owner: OwnerId,
         id: PartitionId,
@@ -443,7 +443,7 @@ impl Handler<Died> for DirectoryActor {
                 target: "waterwheel::directory",
                 partition = name, "failed: it is re-created from its rows and the log"
             );
-            running.link = self.start(owner, running.id, name, ctx);
+            running.link = self.raise(owner, running.id, name, ctx);
             running.link.stats.restarted();
         }
         self.running.insert(owner, running);

@@ -31,8 +31,7 @@ use crate::domain::entry::AppliedEntry;
 use crate::domain::id::{Incarnation, OwnerId};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, Now, WallMs};
-use crate::log::LogReader;
-use crate::log::tail_cache::TailCache;
+use crate::log::{LogReader, TailCache};
 
 /// An actor's address together with its counters.
 #[derive(Debug)]
@@ -148,7 +147,7 @@ impl OwnerLink {
 }
 
 /// The standing actors and what is shared beside them.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct House {
     /// The sequencer.
     pub commit: Link<CommitActor>,
@@ -168,6 +167,12 @@ pub struct House {
     pub clock: Clock,
     /// Settings the actors need.
     pub settings: Settings,
+}
+
+impl std::fmt::Debug for House {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("House").finish_non_exhaustive()
+    }
 }
 
 /// Settings the actors need; see the configuration for meaning and bounds.

@@ -146,7 +146,7 @@ impl PartitionActor {
                     self.answer(token, Answer::Stored { receipt, repeat: true });
                 }
                 Effect::Batches(token, answer) => self.answer(token, Answer::Batches(answer)),
-                Effect::Found(token, offset) => self.answer(token, Answer::Offset(offset)),
+                Effect::Found(token, bounds) => self.answer(token, Answer::Bounds(bounds)),
                 Effect::Refuse(token, rejection) => self.answer(token, Answer::Refused(rejection)),
                 Effect::LoadRun(first) => {
                     let reply = self.link(ctx);

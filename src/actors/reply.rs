@@ -9,8 +9,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::partition::PartitionActor;
 use crate::domain::commit::Receipt;
-use crate::domain::id::{Offset, OwnerId, ProducerId};
-use crate::domain::partition::ReadAnswer;
+use crate::domain::id::{OwnerId, ProducerId};
+use crate::domain::partition::{Bounds, ReadAnswer};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Topic;
 
@@ -29,8 +29,8 @@ pub enum Answer {
     Accepted,
     /// Batches for a read.
     Batches(ReadAnswer),
-    /// An offset.
-    Offset(Offset),
+    /// Where a partition begins and ends.
+    Bounds(Bounds),
     /// A topic.
     Topic(Box<Topic>),
     /// Topics, and the names among those asked for that are unknown.

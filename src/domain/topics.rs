@@ -60,6 +60,28 @@ impl Default for TopicConfig {
     }
 }
 
+/// What shall be different about a topic; what is absent stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TopicChange {
+    /// The default level of its producers.
+    pub flush: Option<Flush>,
+    /// The retention by age; `Some(None)` keeps for ever.
+    pub retention_ms: Option<Option<u64>>,
+    /// The retention by size; `Some(None)` keeps all.
+    pub retention_bytes: Option<Option<u64>>,
+}
+
+impl TopicChange {
+    fn apply(self, config: &TopicConfig) -> TopicConfig {
+        TopicConfig {
+            keyed: config.keyed,
+            flush: self.flush.unwrap_or(config.flush),
+            retention_ms: self.retention_ms.unwrap_or(config.retention_ms),
+            retention_bytes: self.retention_bytes.unwrap_or(config.retention_bytes),
+        }
+    }
+}
+
 /// A topic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Topic {
@@ -102,7 +124,9 @@ impl Topic {
         })
     }
 
-    fn ranges(&self) -> Vec<OwnerRange> {
+    /// The owners of its partitions.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<OwnerRange> {
         let ends = self.owners.iter().skip(1).map(|(first, _)| *first).chain([self.partitions]);
         self.owners
             .iter()
@@ -133,8 +157,8 @@ pub enum Command {
         name: String,
         /// The new count, if it changes.
         partitions: Option<u32>,
-        /// All settings, as they shall be.
-        config: TopicConfig,
+        /// What else changes.
+        change: TopicChange,
     },
     /// Remove a topic and all its records.
     Delete {
@@ -256,8 +280,8 @@ impl Topics {
             Command::Create { name, partitions, config } => {
                 self.create(token, &name, partitions, config)
             }
-            Command::Alter { name, partitions, config } => {
-                self.alter(token, &name, partitions, config)
+            Command::Alter { name, partitions, change } => {
+                self.alter(token, &name, partitions, change)
             }
             Command::Delete { name } => self.delete(token, &name),
             Command::OpenProducer => Ok(self.open_producer(token)),
@@ -312,15 +336,11 @@ impl Topics {
         token: Token,
         name: &str,
         partitions: Option<u32>,
-        config: TopicConfig,
+        change: TopicChange,
     ) -> Result<Option<Effect>, Rejection> {
         let mut topic = self.named(name).ok_or(Rejection::UnknownTopic)?.clone();
+        let config = change.apply(&topic.config);
         check_config(&config)?;
-        if config.keyed && !topic.config.keyed {
-            return Err(Rejection::InvalidConfig(
-                "a topic without keys cannot become keyed: its records are spread already".into(),
-            ));
-        }
         let more = partitions.filter(|count| *count != topic.partitions);
         if let Some(count) = more {
             check_partitions(count)?;

@@ -6,7 +6,7 @@
 //! | tree | owners | rows (kind: what, row id) |
 //! |---|---|---|
 //! | `meta` | the directory | 0: head, 0; 1: one topic, topic id |
-//! | `partition` | partition lanes | 0: head, 0; 1: index run, its first offset; 2: producer table chunk, chunk number |
+//! | `partition` | partition lanes | 0: head, 0; 1: index run, its first offset; 2: one producer, producer id |
 //! | `group` | consumer groups | 0: head, 0 |
 //! | `transaction` | transaction coordinators | 0: head, 0 |
 //! | `wheel` | timing wheel levels | 0: head, 0 |
@@ -56,8 +56,8 @@ pub const HEAD: u8 = 0;
 pub const DIRECTORY_TOPIC: u8 = 1;
 /// The row kind of a run of a partition's index; the row id is the run's first offset.
 pub const PARTITION_INDEX_RUN: u8 = 1;
-/// The row kind of a part of a partition's producer table; the row id is the part's number.
-pub const PARTITION_PRODUCERS: u8 = 2;
+/// The row kind of one producer of a partition; the row id is the producer id.
+pub const PARTITION_PRODUCER: u8 = 2;
 
 const KEY_BYTES: usize = 17;
 const FIXED_BYTES: usize = 26;

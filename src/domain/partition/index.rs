@@ -58,7 +58,6 @@ impl BatchPlace {
 #[derive(Debug, Clone)]
 struct Run {
     end: Offset,
-    first_appended: WallMs,
     last_appended: WallMs,
     bytes: u64,
     batches: Option<Arc<Vec<BatchPlace>>>,
@@ -131,7 +130,6 @@ impl Index {
             first.first_offset,
             Run {
                 end: last.end(),
-                first_appended: first.appended,
                 last_appended: last.appended,
                 bytes,
                 batches: Some(Arc::new(batches)),

@@ -91,6 +91,21 @@ pub struct ReadAnswer {
     pub high_watermark: Offset,
 }
 
+/// Where a partition begins and ends, and what was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// The offset that was looked for.
+    pub offset: Offset,
+    /// The first offset there is.
+    pub start: Offset,
+    /// One past the last visible offset.
+    pub high_watermark: Offset,
+    /// One past the last offset that is on its way: the LogEndOffset.
+    pub log_end: Offset,
+    /// The next record number.
+    pub next_number: RecordNumber,
+}
+
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
@@ -108,7 +123,7 @@ pub enum Effect {
     /// Answer a read.
     Batches(Token, ReadAnswer),
     /// Answer a lookup.
-    Found(Token, Offset),
+    Found(Token, Bounds),
     /// Answer a refusal.
     Refuse(Token, Rejection),
     /// Fetch this run's row and bring it back with [`Partition::run_loaded`].
@@ -159,6 +174,8 @@ pub struct Partition {
     dirty: bool,
     /// A start offset asked for and not yet applied.
     trimming: bool,
+    /// Records accepted and not yet applied.
+    accepted: u64,
 }
 
 impl Partition {
@@ -176,6 +193,7 @@ impl Partition {
             gone_rows: Vec::new(),
             dirty: false,
             trimming: false,
+            accepted: 0,
         }
     }
 
@@ -205,6 +223,7 @@ impl Partition {
         if tell_accepted {
             effects.push(Effect::Accepted(token));
         }
+        self.accepted = self.accepted.saturating_add(u64::from(count));
         // Undecided and delayed records will store without publishing; until they exist every
         // record is published where it is stored.
         let draft =
@@ -228,6 +247,8 @@ impl Partition {
                 effects.push(Effect::Batches(read.token, self.answer(batches)));
             }
             Found::Load(run) => self.wait_for_run(run, Waiting::Read(read), effects),
+            // Damage took what is left: whatever comes next is the next there is.
+            Found::Nothing if read.wait => self.waiting.push(read),
             Found::Nothing => effects.push(Effect::Batches(read.token, self.answer(Vec::new()))),
         }
     }
@@ -253,7 +274,16 @@ impl Partition {
                 Found::Nothing => end,
             },
         };
-        effects.push(Effect::Found(token, found));
+        effects.push(Effect::Found(
+            token,
+            Bounds {
+                offset: found,
+                start,
+                high_watermark: end,
+                log_end: Offset(end.0.saturating_add(self.accepted)),
+                next_number: self.head.next_number,
+            },
+        ));
     }
 
     fn wait_for_run(&mut self, run: Offset, waiting: Waiting, effects: &mut Vec<Effect>) {
@@ -378,6 +408,7 @@ impl Partition {
             self.head.next_offset
         );
         self.next_from(entry);
+        self.accepted = self.accepted.saturating_sub(u64::from(header.numbers));
         if entry.facts.producer.0 != 0 {
             let (stored, repeats) = self.producers.apply(header, &entry.facts);
             self.dirty_producers.insert(entry.facts.producer);
@@ -440,6 +471,7 @@ impl Partition {
     /// Tokens of what was on its way have been answered; those of repeats are answered here.
     pub fn reset(&mut self, effects: &mut Vec<Effect>) {
         self.trimming = false;
+        self.accepted = 0;
         let repeats = self.producers.reset();
         effects.extend(repeats.into_iter().map(|token| Effect::Refuse(token, Rejection::Retry)));
     }

@@ -1,0 +1,413 @@
+//! The broker as a value: start it inside an actix [`System`](actix_rt::System), ask its address, stop it.
+//!
+//! It keeps to itself: no signal handler, no tracing subscriber, no panic hook, no process-wide crypto
+//! provider, and it never ends the process.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use actix::Actor;
+use actix_rt::Arbiter;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::actors::checkpoint::{self, CheckpointActor};
+use crate::actors::cleaner::{self, CleanerActor};
+use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
+use crate::actors::directory::DirectoryActor;
+use crate::actors::stats::{ActorStats, Registry};
+use crate::actors::store::StoreActor;
+use crate::actors::{Clock, CrashPoints, House, Link, Settings};
+use crate::config::Config;
+use crate::domain::commit::Commit;
+use crate::domain::id::{LogIndex, OwnerId};
+use crate::domain::partition::Limits;
+use crate::domain::time::WallMs;
+use crate::log::{Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
+use crate::net::endpoint::{EndpointOptions, NetError, endpoint};
+use crate::net::server;
+use crate::net::session::Shared;
+use crate::net::tls::Certificates;
+use crate::recovery::{Recovered, recover};
+use crate::store::ViewsError;
+use crate::wire::IN_FLIGHT_BATCHES_MAX;
+use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
+
+/// Time an orderly stop waits for what is in flight.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Time an orderly stop waits for the last checkpoint and the last flush, each.
+const LAST_WRITES: Duration = Duration::from_millis(1200);
+
+/// Why a broker does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Not inside an actix system.
+    #[error("a broker starts inside an actix System; run it from actix_rt::System::new().block_on")]
+    NoSystem,
+    /// A setting is out of its bounds or contradicts another.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// Another broker has the data directory.
+    #[error("{} is in use by another broker; stop it or name another directory with --data", .0.display())]
+    Locked(PathBuf),
+    /// A file or directory cannot be used.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The log cannot be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The views can be neither believed nor rebuilt.
+    #[error("the views cannot be written: {0}")]
+    Views(#[from] ViewsError),
+    /// The listener cannot be opened.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// A thread ended before it answered.
+    #[error("starting was interrupted: {0}")]
+    Interrupted(&'static str),
+}
+
+/// A running broker.
+pub struct Broker {
+    local_addr: Option<SocketAddr>,
+    endpoint: Option<quinn::Endpoint>,
+    shared: Arc<Shared>,
+    stopping: watch::Sender<bool>,
+    arbiters: Vec<Arbiter>,
+    // Released last: another broker may open the directory from then on.
+    _lock: File,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("local_addr", &self.local_addr).finish_non_exhaustive()
+    }
+}
+
+struct Ground {
+    opened: Opened,
+    recovered: Recovered,
+    lock: File,
+}
+
+impl Broker {
+    /// Starts a broker: locks its directory, recovers, starts the actors, listens. Ready when it returns.
+    ///
+    /// Cancellation: dropping the future before it is done may leave threads that end by themselves; the
+    /// directory stays consistent.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        if actix_rt::System::try_current().is_none() {
+            return Err(StartError::NoSystem);
+        }
+        config.check()?;
+        let crash = CrashPoints::parse(config.crash_at.as_deref());
+        let (ground_config, ground_crash) = (config.clone(), crash.clone());
+        let ground = tokio::task::spawn_blocking(move || lay_ground(&ground_config, &ground_crash))
+            .await
+            .map_err(|_| StartError::Interrupted("recovery failed"))??;
+        Self::raise(config, crash, ground).await
+    }
+
+    async fn raise(
+        config: Config,
+        crash: CrashPoints,
+        ground: Ground,
+    ) -> Result<Self, StartError> {
+        let Ground { opened, recovered, lock } = ground;
+        let cluster = opened.identity.cluster;
+        let reader = opened.log.reader();
+        let pool = ReadPool::start(reader.clone(), ReadPool::THREADS_DEFAULT)
+            .map_err(|source| StartError::Io { path: config.data.clone(), source })?;
+        let gauge = Arc::new(LogGauge::default());
+        let clock = Clock::start();
+        let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
+        let workers: Vec<Arbiter> = (0..config.arbiters_effective()).map(|_| Arbiter::new()).collect();
+        let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
+        let standing = Standing {
+            config: &config,
+            crash,
+            clock,
+            gauge: Arc::clone(&gauge),
+            registry: Registry::default(),
+            cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
+        };
+        let house = standing.actors(opened, &recovered.counters, &commit_arbiter, &store_arbiter, recovered.views, recovered.mark, recovered.starts)?;
+        let stats = house.registry.enter("directory", OwnerId::DIRECTORY, "directory".into(), house.settings.standing_mailbox);
+        let (topics, directory_house, spread, shared_stats) =
+            (recovered.topics, house.clone(), handles.clone(), Arc::clone(&stats));
+        let addr = DirectoryActor::start_in_arbiter(&commit_neighbour(&workers, &store_arbiter), move |_| {
+            DirectoryActor::new(topics, directory_house, spread, shared_stats)
+        });
+        let directory = Link::new(addr, stats);
+        house.checkpoint.tell(checkpoint::Introduce(house.cleaner.clone()));
+        house.cleaner.tell(cleaner::Introduce(directory.clone()));
+        house.commit.tell(commit::Introduce {
+            directory: directory.clone(),
+            checkpoint: house.checkpoint.clone(),
+            cleaner: house.cleaner.clone(),
+        });
+        let (stopping, stopped) = watch::channel(false);
+        let admission_bytes = config.admission_bytes_effective();
+        let shared = Arc::new(Shared {
+            house,
+            directory,
+            admission: Arc::new(Semaphore::new(usize::try_from(admission_bytes).unwrap_or(usize::MAX >> 4))),
+            admission_bytes,
+            pool: Arc::new(pool),
+            limits: limits(&config),
+            cluster,
+            gauge,
+            connections: AtomicU64::new(0),
+            connections_max: u64::from(config.connections_max),
+            stopping: stopped,
+            started: Instant::now(),
+        });
+        let mut arbiters = workers;
+        arbiters.extend([commit_arbiter, store_arbiter]);
+        let mut broker =
+            Self { local_addr: None, endpoint: None, shared, stopping, arbiters, _lock: lock };
+        if let Some(listen) = config.listen {
+            let endpoint = listen_on(&config, listen, &broker.shared, handles).await?;
+            broker.local_addr = endpoint.local_addr().ok();
+            broker.endpoint = Some(endpoint);
+        }
+        Ok(broker)
+    }
+
+    /// Where it listens; none where it serves in process only.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local_addr
+    }
+
+    /// What sessions share: counters, actors.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Stops: admits nothing more, answers what is in flight, writes the views, closes the log, frees the
+    /// directory. At most about 5 s. Dropping the broker instead is like killing it: nothing acknowledged
+    /// is lost, but the next start has more to fold.
+    pub async fn stop(self) {
+        let _ = self.stopping.send(true);
+        let all = usize::try_from(self.shared.admission_bytes).unwrap_or(usize::MAX >> 4);
+        let drained = self.shared.admission.acquire_many(u32::try_from(all).unwrap_or(u32::MAX));
+        let _ = tokio::time::timeout(DRAIN, drained).await;
+        let (reply, done) = oneshot::channel();
+        self.shared.house.checkpoint.tell(checkpoint::Close { reply });
+        let marked = tokio::time::timeout(LAST_WRITES, done).await;
+        if !matches!(marked, Ok(Ok(true))) {
+            tracing::warn!(target: "waterwheel::broker", "the last checkpoint was not written: the next start folds the log behind the one before");
+        }
+        let (reply, done) = oneshot::channel();
+        self.shared.house.commit.tell(commit::Close { reply });
+        let _ = tokio::time::timeout(LAST_WRITES, done).await;
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.close(
+                quinn::VarInt::from_u32(u32::from(crate::wire::code::Code::ShuttingDown as u16)),
+                b"the broker is stopping",
+            );
+            let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
+        }
+        for arbiter in &self.arbiters {
+            arbiter.stop();
+        }
+        let arbiters = self.arbiters;
+        let joined = tokio::task::spawn_blocking(move || {
+            for arbiter in arbiters {
+                let _ = arbiter.join();
+            }
+        });
+        let _ = tokio::time::timeout(Duration::from_millis(500), joined).await;
+    }
+}
+
+fn commit_neighbour(workers: &[Arbiter], fallback: &Arbiter) -> actix_rt::ArbiterHandle {
+    workers.first().unwrap_or(fallback).handle()
+}
+
+fn limits(config: &Config) -> crate::wire::hello::Limits {
+    let overhead = u32::try_from(FRAME_OVERHEAD_BYTES_MAX).unwrap_or(u32::MAX);
+    crate::wire::hello::Limits {
+        batch_bytes_max: config.batch_bytes_max,
+        frame_bytes_max: config.batch_bytes_max.saturating_add(overhead),
+        in_flight_batches_max: IN_FLIGHT_BATCHES_MAX,
+        credit_bytes_max: config.credit_bytes_max(),
+        readers_max: config.readers_per_connection_max,
+    }
+}
+
+/// Locks, opens, recovers: everything that blocks.
+fn lay_ground(config: &Config, crash: &CrashPoints) -> Result<Ground, StartError> {
+    let at = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| StartError::Io { path, source }
+    };
+    let data = &config.data;
+    std::fs::create_dir_all(data).map_err(at(data))?;
+    let lock_path = data.join("lock");
+    let lock = File::create(&lock_path).map_err(at(&lock_path))?;
+    lock.try_lock().map_err(|error| match error {
+        std::fs::TryLockError::WouldBlock => StartError::Locked(data.clone()),
+        std::fs::TryLockError::Error(source) => StartError::Io { path: lock_path.clone(), source },
+    })?;
+    let log_dir = data.join("log");
+    std::fs::create_dir_all(&log_dir).map_err(at(&log_dir))?;
+    let disk = RealDisk::open(&log_dir).map_err(at(&log_dir))?;
+    let options = LogOptions {
+        segment_bytes: config.segment_bytes,
+        flush_bytes_max: config.flush_bytes_max,
+        facts_of: crate::domain::batch::facts,
+        ..LogOptions::default()
+    };
+    let opened = Log::open(Arc::new(disk), options)?;
+    for damage in &opened.damage {
+        tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
+    }
+    let limits = Limits { producers_max: config.producers_per_partition_max };
+    let recovered = recover(
+        &opened.log.reader(),
+        opened.end,
+        &data.join("views"),
+        config.views_cache_bytes,
+        limits,
+        crash,
+    )?;
+    Ok(Ground { opened, recovered, lock })
+}
+
+struct Standing<'a> {
+    config: &'a Config,
+    crash: CrashPoints,
+    clock: Clock,
+    gauge: Arc<LogGauge>,
+    registry: Registry,
+    cache: Arc<TailCache>,
+}
+
+impl Standing<'_> {
+    fn stats(&self, kind: &'static str) -> Arc<ActorStats> {
+        self.registry.enter(kind, OwnerId(0), kind.to_owned(), self.config.standing_mailbox)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the one place where everything meets")]
+    fn actors(
+        &self,
+        opened: Opened,
+        counters: &[(OwnerId, crate::domain::commit::Counters)],
+        commit_arbiter: &Arbiter,
+        store_arbiter: &Arbiter,
+        views: crate::store::Views,
+        mark: crate::domain::id::LogPosition,
+        starts: Vec<(OwnerId, crate::domain::id::Offset)>,
+    ) -> Result<House, StartError> {
+        let config = self.config;
+        let reader = opened.log.reader();
+        let stats = self.stats("store");
+        let (shared, crash) = (Arc::clone(&stats), self.crash.clone());
+        let addr = StoreActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
+            StoreActor::new(views, mark, shared, crash)
+        });
+        let store = Link::new(addr, stats);
+        let stats = self.stats("commit");
+        let newest = opened.newest.unwrap_or(WallMs(i64::MIN));
+        let parts = CommitParts {
+            machine: Commit::new(LogIndex(opened.next_index), newest, counters.iter().copied()),
+            log: opened.log,
+            cache: Arc::clone(&self.cache),
+            clock: self.clock,
+            gauge: Arc::clone(&self.gauge),
+            stats: Arc::clone(&stats),
+            crash: self.crash.clone(),
+            checkpoint_bytes: config.checkpoint_bytes,
+        };
+        let addr =
+            CommitActor::start_in_arbiter(&commit_arbiter.handle(), move |_| CommitActor::new(parts));
+        let commit = Link::new(addr, stats);
+        let stats = self.stats("checkpoint");
+        let (commit_link, store_link, shared) = (commit.clone(), store.clone(), Arc::clone(&stats));
+        let every = Duration::from_millis(config.checkpoint_ms);
+        let addr = CheckpointActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
+            CheckpointActor::new(commit_link, store_link, shared, every)
+        });
+        let checkpoint = Link::new(addr, stats);
+        let stats = self.stats("cleaner");
+        let (reader_link, commit_link, shared, clock) =
+            (reader.clone(), commit.clone(), Arc::clone(&stats), self.clock);
+        let every = Duration::from_millis(config.retention_check_ms);
+        let addr = CleanerActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
+            CleanerActor::new(reader_link, commit_link, shared, clock, every, starts, mark)
+        });
+        let cleaner = Link::new(addr, stats);
+        Ok(House {
+            commit,
+            store,
+            checkpoint,
+            cleaner,
+            reader,
+            cache: Arc::clone(&self.cache),
+            registry: self.registry.clone(),
+            clock: self.clock,
+            settings: Settings {
+                producers_per_partition_max: config.producers_per_partition_max,
+                producer_state_ms: config.producer_state_ms,
+                checkpoint_bytes: config.checkpoint_bytes,
+                checkpoint_ms: config.checkpoint_ms,
+                retention_check_ms: config.retention_check_ms,
+                partition_mailbox: config.partition_mailbox,
+                standing_mailbox: config.standing_mailbox,
+                crash: self.crash.clone(),
+            },
+        })
+    }
+}
+
+/// Opens the endpoint on the first arbiter, where its driver then lives beside the sessions.
+async fn listen_on(
+    config: &Config,
+    listen: SocketAddr,
+    shared: &Arc<Shared>,
+    handles: Vec<actix_rt::ArbiterHandle>,
+) -> Result<quinn::Endpoint, StartError> {
+    let certificates = match (&config.cert, &config.key) {
+        (Some(chain), Some(key)) => Certificates::Given { chain: chain.clone(), key: key.clone() },
+        _ => Certificates::Development { dir: config.data.join("tls") },
+    };
+    let options = EndpointOptions {
+        listen,
+        data: config.data.clone(),
+        certificates,
+        number: 0,
+        handshakes_max: 1024,
+    };
+    let (tx, opened) = oneshot::channel();
+    let (shared, spread) = (Arc::clone(shared), handles.clone());
+    let open = move || {
+        let result = endpoint(&options);
+        if let Ok(endpoint) = &result {
+            actix_rt::spawn(server::accept(endpoint.clone(), shared, spread));
+        }
+        let _ = tx.send(result);
+    };
+    match handles.first() {
+        Some(first) => {
+            first.spawn_fn(open);
+        }
+        None => open(),
+    }
+    let opened = opened.await.map_err(|_| StartError::Interrupted("the arbiter is gone"))?;
+    Ok(opened?)
+}

@@ -1,0 +1,145 @@
+//! Memory that direct I/O accepts, and a pool of it whose buffers are lent out as `Bytes`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+/// Direct I/O asks for memory aligned to the device's block; a page satisfies every device met so far.
+const ALIGNMENT: usize = 4096;
+
+/// A page-aligned stretch inside an ordinary allocation that is a page longer.
+#[derive(Debug)]
+pub(crate) struct AlignedBuffer {
+    memory: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl AlignedBuffer {
+    /// Zeroed; untouched pages cost no memory.
+    pub(crate) fn new(length: usize) -> Self {
+        let memory = vec![0; length.saturating_add(ALIGNMENT)];
+        let start = memory.as_ptr().align_offset(ALIGNMENT);
+        Self {
+            memory,
+            start,
+            length,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let end = self.start.saturating_add(self.length);
+        self.memory.get(self.start..end).unwrap_or_default()
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        let end = self.start.saturating_add(self.length);
+        self.memory.get_mut(self.start..end).unwrap_or_default()
+    }
+}
+
+/// Read buffers by size class. What is lent out comes back when the last `Bytes` of it is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct BufferPool {
+    free: Arc<[Mutex<Vec<AlignedBuffer>>]>,
+}
+
+/// Buffer sizes kept; anything longer is allocated for its one use.
+const CLASSES: [usize; 4] = [16 << 10, 64 << 10, 256 << 10, (1 << 20) + (64 << 10)];
+/// How many bytes of each class are kept for the next read.
+const KEPT_BYTES_PER_CLASS: usize = 4 << 20;
+
+impl BufferPool {
+    pub(crate) fn new() -> Self {
+        Self {
+            free: CLASSES.iter().map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    pub(crate) fn lend(&self, length: usize) -> Lent {
+        let class = CLASSES.iter().position(|size| *size >= length);
+        let kept = class
+            .and_then(|class| self.free.get(class))
+            .and_then(|free| free.lock().unwrap_or_else(PoisonError::into_inner).pop());
+        let size = class.and_then(|class| CLASSES.get(class)).copied();
+        Lent {
+            buffer: kept.unwrap_or_else(|| AlignedBuffer::new(size.unwrap_or(length))),
+            pool: self.clone(),
+            class,
+        }
+    }
+}
+
+/// A buffer out of the pool.
+pub(crate) struct Lent {
+    buffer: AlignedBuffer,
+    pool: BufferPool,
+    class: Option<usize>,
+}
+
+impl Lent {
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buffer.bytes_mut()
+    }
+
+    /// Shared from now on; goes back to the pool when nobody holds a part of it.
+    pub(crate) fn share(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some((class, size)) = self
+            .class
+            .and_then(|class| Some((class, *CLASSES.get(class)?)))
+        else {
+            return;
+        };
+        let Some(free) = self.pool.free.get(class) else {
+            return;
+        };
+        let buffer = std::mem::replace(&mut self.buffer, AlignedBuffer::new(0));
+        let mut free = free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < KEPT_BYTES_PER_CLASS / size {
+            free.push(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_start_on_a_page_wherever_their_owner_moves() {
+        let moved: Vec<AlignedBuffer> = (1..20).map(|n| AlignedBuffer::new(n * 512)).collect();
+        for (n, buffer) in moved.iter().enumerate() {
+            assert_eq!(buffer.bytes().as_ptr() as usize % ALIGNMENT, 0);
+            assert_eq!(buffer.bytes().len(), (n + 1) * 512);
+        }
+    }
+
+    #[test]
+    fn a_lent_buffer_comes_back_when_its_last_slice_is_dropped() {
+        let pool = BufferPool::new();
+        let shared = pool.lend(20_000).share();
+        let address = shared.as_ptr();
+        let slice = shared.slice(10..20);
+        drop(shared);
+        assert_ne!(pool.lend(20_000).share().as_ptr(), address);
+        drop(slice);
+        let again = [pool.lend(20_000), pool.lend(20_000)];
+        assert!(again.iter().any(|lent| lent.as_ref().as_ptr() == address));
+    }
+}

@@ -1,0 +1,112 @@
+//! A few plain threads that read, so that no actor ever waits for the disk.
+
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::domain::entry::EntryPlace;
+
+use super::error::ReadError;
+use super::reader::{EntryRead, LogReader};
+
+/// What a read's answers are handed to, on a reading thread.
+pub type ReadDone = Box<dyn FnOnce(Vec<Result<EntryRead, ReadError>>) + Send>;
+
+/// Threads around a [`LogReader`]. Jobs are taken in the order they came; how many are outstanding is the
+/// callers' business, who know what they may hold. Dropping it finishes what was submitted.
+pub struct ReadPool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    reader: LogReader,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<(Vec<EntryPlace>, ReadDone)>,
+    is_closed: bool,
+}
+
+impl ReadPool {
+    /// How many threads a broker starts unless told.
+    pub const THREADS_DEFAULT: usize = 2;
+
+    /// Starts the threads, at least one.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(reader: LogReader, threads: usize) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            reader,
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let mut pool = Self {
+            shared,
+            threads: Vec::new(),
+        };
+        for number in 0..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            let builder = std::thread::Builder::new().name(format!("log-read-{number}"));
+            pool.threads.push(builder.spawn(move || shared.run())?);
+        }
+        Ok(pool)
+    }
+
+    /// Reads places as [`LogReader::read`] does and hands the answers to `done`. Never blocks.
+    pub fn submit(&self, places: Vec<EntryPlace>, done: ReadDone) {
+        let mut queue = self.shared.queue();
+        queue.jobs.push_back((places, done));
+        drop(queue);
+        self.shared.changed.notify_one();
+    }
+
+    /// Reads that wait for a thread.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.shared.queue().jobs.len()
+    }
+}
+
+impl Drop for ReadPool {
+    fn drop(&mut self) {
+        self.shared.queue().is_closed = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // It ends with an empty queue; a panic in a callback was caught and reported by its hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        loop {
+            let mut queue = self.queue();
+            let (places, done) = loop {
+                if let Some(job) = queue.jobs.pop_front() {
+                    break job;
+                }
+                if queue.is_closed {
+                    return;
+                }
+                let waited = self.changed.wait(queue);
+                queue = waited.unwrap_or_else(PoisonError::into_inner);
+            };
+            drop(queue);
+            let answers = self.reader.read(&places);
+            // A caller's panic must not take the thread with it: the others still read.
+            let _ = catch_unwind(AssertUnwindSafe(|| done(answers)));
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Reading entries by place, from any thread.
+//!
+//! Places that lie near each other are read together, directly into pooled aligned memory; bodies are
+//! slices of it. What is lent out keeps its extent's memory until the last slice is dropped.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::domain::entry::{EntryHeader, EntryPlace};
+use crate::domain::id::LogPosition;
+
+use super::codec::{index, round_down, round_up};
+use super::error::{Damage, DamageReason, ReadError};
+use super::frame::{FRAME_BYTES, Frame};
+use super::header::{LogIdentity, SegmentNumber};
+use super::scan::Scan;
+use super::segments::{Segment, SegmentInfo, Table};
+use super::verify::Verify;
+use super::walk::rotten_body;
+
+/// The longest stretch read at once, unless one entry alone is longer.
+const EXTENT_BYTES_MAX: u64 = 1 << 20;
+/// Reading across a gap of this much costs less than another read.
+const GAP_BYTES_MAX: u64 = 64 << 10;
+
+/// An entry as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryRead {
+    /// Its stamps.
+    pub header: EntryHeader,
+    /// Its body: a slice of the extent it was read with.
+    pub body: Bytes,
+}
+
+/// Reads a log; clones share everything.
+#[derive(Clone)]
+pub struct LogReader {
+    table: Arc<Table>,
+}
+
+impl LogReader {
+    pub(crate) fn new(table: Arc<Table>) -> Self {
+        Self { table }
+    }
+
+    /// Reads entries by place, in any order; answers are in the order asked. Checksums of header and body
+    /// are checked. Blocks until the device has answered.
+    #[must_use]
+    pub fn read(&self, places: &[EntryPlace]) -> Vec<Result<EntryRead, ReadError>> {
+        let mut order: Vec<(usize, EntryPlace)> = places.iter().copied().enumerate().collect();
+        order.sort_unstable_by_key(|(_, place)| place.position);
+        let mut answers = vec![None; places.len()];
+        let mut rest = order.as_slice();
+        while let Some((first, _)) = rest.split_first() {
+            let together = self.extent(first.1, rest);
+            let (extent, after) = rest.split_at_checked(together).unwrap_or((rest, &[]));
+            self.read_extent(extent, &mut answers);
+            rest = after;
+        }
+        let gone = |position| Err(ReadError::Gone { position });
+        answers
+            .into_iter()
+            .zip(places)
+            .map(|(answer, place)| answer.unwrap_or_else(|| gone(place.position)))
+            .collect()
+    }
+
+    /// Everything in log order from a position up to another, or up to the end as of now. Segments in it
+    /// are not recycled before the scan has passed them.
+    #[must_use]
+    pub fn scan(&self, from: LogPosition, to: Option<LogPosition>) -> Scan {
+        Scan::new(self.clone(), from, to)
+    }
+
+    /// Reads and checks every byte, in log order.
+    #[must_use]
+    pub fn verify(&self) -> Verify {
+        Verify::new(self.clone())
+    }
+
+    /// All segments in log order.
+    #[must_use]
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        self.table.infos()
+    }
+
+    /// Who the log is.
+    #[must_use]
+    pub fn identity(&self) -> LogIdentity {
+        self.table.identity
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    fn segment_of(&self, place: EntryPlace) -> SegmentNumber {
+        self.table.identity.segment_of(place.position)
+    }
+
+    /// How many of `rest` are read together with the first of them.
+    fn extent(&self, first: EntryPlace, rest: &[(usize, EntryPlace)]) -> usize {
+        let number = self.segment_of(first);
+        let start = first.position.0;
+        let mut end = end_of(first);
+        rest.iter()
+            .skip(1)
+            .take_while(|(_, place)| {
+                let is_near = self.segment_of(*place) == number
+                    && place.position.0 <= end.saturating_add(GAP_BYTES_MAX)
+                    && end_of(*place).saturating_sub(start) <= EXTENT_BYTES_MAX;
+                if is_near {
+                    end = end.max(end_of(*place));
+                }
+                is_near
+            })
+            .count()
+            + 1
+    }
+
+    fn read_extent(
+        &self,
+        extent: &[(usize, EntryPlace)],
+        answers: &mut [Option<Result<EntryRead, ReadError>>],
+    ) {
+        let Some((_, first)) = extent.first() else {
+            return;
+        };
+        let Some(segment) = self.table.segment(self.segment_of(*first)) else {
+            return;
+        };
+        let base = segment.base();
+        let durable = segment.end().0;
+        let unit = self.table.identity.unit();
+        let is_inside = |place: &EntryPlace| end_of(*place) <= durable;
+        let end = extent
+            .iter()
+            .filter(|(_, place)| is_inside(place))
+            .map(|(_, place)| end_of(*place))
+            .max();
+        let Some(end) = end else {
+            return;
+        };
+        let start = round_down(first.position.0, unit);
+        let length = round_up(end - start, unit);
+        let read = self.read_range(&segment, start - base, length);
+        for (asked, place) in extent.iter().filter(|(_, place)| is_inside(place)) {
+            let answer = match &read {
+                Ok(bytes) => self.entry_in(&segment, bytes, start, *place),
+                Err(why) => Err(ReadError::Io {
+                    file: segment.name.clone(),
+                    why: why.to_string(),
+                }),
+            };
+            if let Some(slot) = answers.get_mut(*asked) {
+                *slot = Some(answer);
+            }
+        }
+    }
+
+    pub(crate) fn read_range(
+        &self,
+        segment: &Segment,
+        offset: u64,
+        length: u64,
+    ) -> std::io::Result<Bytes> {
+        let file = self.table.file(segment)?;
+        let mut lent = self.table.buffers.lend(index(length));
+        let into = lent.bytes_mut().get_mut(..index(length));
+        file.read_at(offset, into.unwrap_or_default())?;
+        Ok(lent.share())
+    }
+
+    fn entry_in(
+        &self,
+        segment: &Segment,
+        extent: &Bytes,
+        start: u64,
+        place: EntryPlace,
+    ) -> Result<EntryRead, ReadError> {
+        let seed = self.table.identity.seed;
+        let at = index(place.position.0 - start);
+        let end = at.saturating_add(place.length as usize);
+        let frame = extent
+            .get(at..end)
+            .and_then(|bytes| Frame::decode(bytes, seed, place.position.0))
+            .filter(|frame| frame.place == place);
+        let Some(frame) = frame else {
+            return Err(ReadError::Damaged(Damage {
+                file: segment.name.clone(),
+                from: place.position,
+                to: LogPosition(end_of(place)),
+                reason: DamageReason::EntryHeader,
+                entry: None,
+            }));
+        };
+        let body = extent.slice(at.saturating_add(FRAME_BYTES)..end);
+        if seed.crc(&body) != frame.body_crc {
+            return Err(ReadError::Damaged(rotten_body(&segment.name, &frame)));
+        }
+        Ok(EntryRead {
+            header: frame.header,
+            body,
+        })
+    }
+}
+
+fn end_of(place: EntryPlace) -> u64 {
+    place.position.0.saturating_add(place.length.into())
+}

@@ -1,0 +1,306 @@
+//! Segments made ready ahead, so that a full disk is met here and never by a write of the log (L6).
+//!
+//! A spare is a file of really written zeros with a spare's header, synced, its name too: writing into it
+//! touches no metadata. One thread of its own makes them, a piece at a time so that flushes under way are
+//! not held up; in simulations the caller's thread does. What is recycled is taken first.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::LogError;
+use super::buffer::AlignedBuffer;
+use super::codec::index;
+use super::disk::{Disk, DiskFile};
+use super::header::{LogIdentity, SegmentHeader};
+
+/// How segment files are named; told apart by header, the name only has to be new.
+pub(crate) const SUFFIX: &str = ".segment";
+const PIECE_BYTES: u64 = 1 << 20;
+/// The pause after each piece while nobody waits: at most 250 MB/s beside the log's own writes.
+const PACE: Duration = Duration::from_millis(4);
+/// How long after a failure the disk is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A segment file that is ready and holds nothing.
+pub(crate) struct Spare {
+    pub(crate) name: String,
+    pub(crate) file: Arc<dyn DiskFile>,
+}
+
+/// How many spares there are, and why there are not more.
+pub(crate) struct Stock {
+    pub(crate) ready: usize,
+    pub(crate) failed: Option<String>,
+}
+
+pub(crate) struct Spares {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    disk: Arc<dyn Disk>,
+    identity: LogIdentity,
+    disk_free_bytes_min: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Whether pieces are written with pauses: not on a caller's own thread.
+    is_paced: bool,
+    is_urgent: AtomicBool,
+    is_stopping: AtomicBool,
+}
+
+struct State {
+    ready: VecDeque<Spare>,
+    target: usize,
+    failed: Option<String>,
+    next_name: u64,
+}
+
+impl Spares {
+    pub(crate) fn start(
+        disk: Arc<dyn Disk>,
+        identity: LogIdentity,
+        disk_free_bytes_min: u64,
+        ready: VecDeque<Spare>,
+        next_name: u64,
+        inline: bool,
+    ) -> Result<Self, LogError> {
+        let shared = Arc::new(Shared {
+            disk,
+            identity,
+            disk_free_bytes_min,
+            state: Mutex::new(State {
+                ready,
+                target: 0,
+                failed: None,
+                next_name,
+            }),
+            changed: Condvar::new(),
+            is_paced: !inline,
+            is_urgent: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+        });
+        let thread = if inline {
+            None
+        } else {
+            let shared = Arc::clone(&shared);
+            let builder = std::thread::Builder::new().name("log-spares".to_owned());
+            let thread = builder.spawn(move || shared.run());
+            Some(thread.map_err(LogError::io(
+                "starting the thread that makes segments ready",
+            ))?)
+        };
+        Ok(Self { shared, thread })
+    }
+
+    /// Asks for so many spares to be kept ready.
+    pub(crate) fn want(&self, target: usize) {
+        self.shared.lock().target = target;
+        if self.thread.is_some() {
+            self.shared.changed.notify_all();
+        } else {
+            self.shared.fill_up();
+        }
+    }
+
+    pub(crate) fn stock(&self) -> Stock {
+        let state = self.shared.lock();
+        Stock {
+            ready: state.ready.len(),
+            failed: state.failed.clone(),
+        }
+    }
+
+    /// Takes a spare but leaves `keep`; waits for one that can still be made.
+    pub(crate) fn take(&self, keep: usize) -> Result<Spare, LogError> {
+        let mut state = self.shared.lock();
+        state.target = state.target.max(keep.saturating_add(1));
+        if self.thread.is_none() {
+            drop(state);
+            self.shared.fill_up();
+            state = self.shared.lock();
+        }
+        loop {
+            if state.ready.len() > keep
+                && let Some(spare) = state.ready.pop_front()
+            {
+                return Ok(spare);
+            }
+            if let Some(why) = &state.failed {
+                return Err(LogError::Full { why: why.clone() });
+            }
+            self.shared.is_urgent.store(true, Ordering::Relaxed);
+            self.shared.changed.notify_all();
+            let waited = self.shared.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+            self.shared.is_urgent.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes in a recycled segment whose header already says spare.
+    pub(crate) fn give(&self, spare: Spare) {
+        let mut state = self.shared.lock();
+        state.ready.push_back(spare);
+        if state.ready.len() >= state.target {
+            state.failed = None;
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Spares {
+    fn drop(&mut self) {
+        self.shared.is_stopping.store(true, Ordering::Relaxed);
+        // Taken and let go, so that the thread is either before its look at the flag or in its wait.
+        drop(self.shared.lock());
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It has no result, and a panic in it has been reported by its hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Relaxed)
+    }
+
+    /// The thread's life.
+    fn run(&self) {
+        while !self.is_stopping() {
+            let is_short = {
+                let state = self.lock();
+                state.ready.len() < state.target
+            };
+            let failed = is_short && !self.make_one();
+            let state = self.lock();
+            if self.is_stopping() {
+                return;
+            }
+            if failed {
+                drop(self.changed.wait_timeout(state, RETRY));
+            } else if state.ready.len() >= state.target {
+                drop(self.changed.wait(state));
+            }
+        }
+    }
+
+    /// Makes what is missing on the caller's thread, up to the first failure.
+    fn fill_up(&self) {
+        loop {
+            let state = self.lock();
+            if state.ready.len() >= state.target {
+                return;
+            }
+            drop(state);
+            if !self.make_one() {
+                return;
+            }
+        }
+    }
+
+    fn make_one(&self) -> bool {
+        let name = {
+            let mut state = self.lock();
+            state.next_name += 1;
+            format!("{:016x}{SUFFIX}", state.next_name)
+        };
+        let made = self.make(&name);
+        let mut state = self.lock();
+        let outcome = match made {
+            Ok(spare) => {
+                state.ready.push_back(spare);
+                state.failed = None;
+                true
+            }
+            Err(error) => {
+                state.failed = Some(format!("a segment cannot be made ready: {error}"));
+                false
+            }
+        };
+        drop(state);
+        self.changed.notify_all();
+        outcome
+    }
+
+    fn make(&self, name: &str) -> io::Result<Spare> {
+        let needed = self
+            .identity
+            .segment_bytes
+            .saturating_add(self.disk_free_bytes_min);
+        let free = self.disk.free_bytes()?;
+        if free < needed {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!(
+                    "the disk has {free} bytes left, a segment and the rest to keep are {needed}"
+                ),
+            ));
+        }
+        let made = self
+            .disk
+            .create(name, self.identity.segment_bytes)
+            .and_then(|file| self.fill(&file).map(|()| file))
+            .and_then(|file| self.disk.sync_dir().map(|()| file));
+        match made {
+            Ok(file) => Ok(Spare {
+                name: name.to_owned(),
+                file,
+            }),
+            Err(error) => {
+                // What cannot be removed now is found blank and removed at the next opening.
+                let _ = self.disk.remove(name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Zeros first and synced, the header last: a header on disk says that all behind it is.
+    fn fill(&self, file: &Arc<dyn DiskFile>) -> io::Result<()> {
+        let unit = self.identity.unit();
+        let mut piece = AlignedBuffer::new(index(PIECE_BYTES.min(self.identity.segment_bytes)));
+        let mut at = unit;
+        while at < self.identity.segment_bytes {
+            if self.is_stopping() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let length = PIECE_BYTES.min(self.identity.segment_bytes - at);
+            let zeros = piece.bytes().get(..index(length)).unwrap_or_default();
+            file.write_at(at, zeros)?;
+            at += length;
+            self.pause();
+        }
+        file.sync()?;
+        write_spare_header(file, self.identity, piece.bytes_mut())
+    }
+
+    fn pause(&self) {
+        let state = self.lock();
+        if self.is_paced && !self.is_urgent.load(Ordering::Relaxed) && !self.is_stopping() {
+            drop(self.changed.wait_timeout(state, PACE));
+        }
+    }
+}
+
+/// Makes a file a spare, durably. `scratch` is at least a unit of aligned memory.
+pub(crate) fn write_spare_header(
+    file: &Arc<dyn DiskFile>,
+    identity: LogIdentity,
+    scratch: &mut [u8],
+) -> io::Result<()> {
+    let unit = scratch.get_mut(..identity.write_unit as usize);
+    let unit = unit.unwrap_or_default();
+    SegmentHeader::spare(identity).fill(unit);
+    file.write_at_synced(0, unit)
+}

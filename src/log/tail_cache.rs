@@ -1,0 +1,126 @@
+//! The most recent bodies by position, shared: what live readers are served from without a read.
+//!
+//! Bounded in bytes; the oldest positions go first, whatever the order they came in.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::domain::entry::{EntryHeader, EntryPlace};
+use crate::domain::id::LogPosition;
+
+use super::reader::EntryRead;
+
+/// What an entry costs beside its body.
+const OVERHEAD_BYTES: usize = 256;
+
+/// A cache in front of the log. Entries never change, so that what is in it is never stale.
+pub struct TailCache {
+    bytes_max: usize,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// By rising position.
+    entries: VecDeque<(EntryPlace, EntryRead)>,
+    bytes: usize,
+}
+
+impl TailCache {
+    /// A cache of at most so many bytes.
+    #[must_use]
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Takes an entry in, and lets the oldest go as the bound asks; one older than all that is kept is
+    /// only taken while there is room.
+    pub fn insert(&self, place: EntryPlace, header: EntryHeader, body: Bytes) {
+        let cost = cost(&body);
+        let mut kept = self.kept();
+        let at = kept
+            .entries
+            .partition_point(|(held, _)| held.position < place.position);
+        if kept
+            .entries
+            .get(at)
+            .is_some_and(|(held, _)| held.position == place.position)
+        {
+            return;
+        }
+        kept.entries.insert(at, (place, EntryRead { header, body }));
+        kept.bytes = kept.bytes.saturating_add(cost);
+        while kept.bytes > self.bytes_max
+            && let Some((_, gone)) = kept.entries.pop_front()
+        {
+            kept.bytes = kept.bytes.saturating_sub(self::cost(&gone.body));
+        }
+    }
+
+    /// The body of the entry at a position, if it is still here.
+    #[must_use]
+    pub fn lookup(&self, position: LogPosition) -> Option<Bytes> {
+        self.entry(position).map(|entry| entry.body)
+    }
+
+    /// The entry at a position, if it is still here.
+    #[must_use]
+    pub fn entry(&self, position: LogPosition) -> Option<EntryRead> {
+        let kept = self.kept();
+        let at = kept
+            .entries
+            .binary_search_by_key(&position, |(place, _)| place.position);
+        let entry = at.ok().and_then(|at| kept.entries.get(at));
+        entry.map(|(_, entry)| entry.clone())
+    }
+
+    /// What it holds now, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.kept().bytes
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn cost(body: &Bytes) -> usize {
+    body.len().saturating_add(OVERHEAD_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::tests::frame;
+    use super::*;
+
+    fn place(position: u64) -> EntryPlace {
+        EntryPlace {
+            position: LogPosition(position),
+            length: 100,
+        }
+    }
+
+    #[test]
+    fn it_holds_the_highest_positions_within_its_bound() {
+        let cache = TailCache::new(3 * (1000 + OVERHEAD_BYTES));
+        for position in [30, 10, 20, 50, 40] {
+            let body = Bytes::from(vec![position as u8; 1000]);
+            cache.insert(place(position), frame().header, body);
+            assert!(cache.bytes() <= 3 * (1000 + OVERHEAD_BYTES));
+        }
+        let held = |position| cache.lookup(LogPosition(position)).map(|body| body[0]);
+        assert_eq!(held(10), None);
+        assert_eq!(held(20), None);
+        assert_eq!(held(30), Some(30));
+        assert_eq!(held(40), Some(40));
+        assert_eq!(held(50), Some(50));
+        cache.insert(place(50), frame().header, Bytes::from_static(b"again"));
+        assert_eq!(held(50), Some(50), "entries never change");
+    }
+}

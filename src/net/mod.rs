@@ -1,0 +1,9 @@
+//! Clients over QUIC: with `client/connection.rs` the only place that knows quinn and rustls.
+
+pub mod endpoint;
+mod reader;
+mod refusal;
+mod requests;
+pub mod server;
+pub mod session;
+pub mod tls;

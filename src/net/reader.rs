@@ -1,0 +1,365 @@
+//! Readers: one partition delivered on one unidirectional stream, by credit.
+//!
+//! Push is standing credit the client renews, pull is credit granted once with a deadline: the same
+//! loop. One half finds and fetches batches as far as credit goes, the other writes them; a group of
+//! [`GROUP_BYTES`] is fetched while the one before it is on its way. A reader at the end of its
+//! partition waits there without a timer.
+//!
+//! - N4 Never more than the granted credit is sent, overdrawn at most once by one batch.
+//! - N5 What a reader that does not read holds is bounded: two groups, and the connection's send window.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::Instrument;
+
+use super::refusal::refused;
+use super::requests::{bounds, read_from, unexpected};
+use super::session::{Out, Session, first, question};
+use crate::actors::partition::Read;
+use crate::actors::reply::Answer;
+use crate::domain::entry::EntryPlace;
+use crate::domain::id::Offset;
+use crate::domain::partition::ReadAnswer;
+use crate::domain::partition::index::BatchPlace;
+use crate::domain::rejection::Rejection;
+use crate::wire::code::{Code, Refused};
+use crate::wire::frame::encode;
+use crate::wire::reader::{
+    Credit, Deliver, EndReason, OpenReader, ReaderEnd, ReaderMode, ReaderOk, StreamOpen,
+};
+
+/// Bytes fetched together.
+const GROUP_BYTES: u64 = 1024 * 1024;
+/// Times a refusal that passes is asked again before the reader ends with it.
+const TRIES: u32 = 200;
+/// Between two of them.
+const AGAIN: Duration = Duration::from_millis(10);
+/// The longest a pull may wait: longer is taken as this.
+const WAIT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+/// What the session can do to a reader.
+#[derive(Debug, Default)]
+pub(super) struct Control {
+    credit: Cell<i64>,
+    closed: Cell<bool>,
+    changed: Notify,
+}
+
+impl Control {
+    /// Ends it.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        self.changed.notify_one();
+    }
+
+    fn grant(&self, bytes: u64) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit.set(self.credit.get().saturating_add(bytes));
+        self.changed.notify_one();
+    }
+}
+
+/// Adds to a reader's credit; void for one that has ended.
+///
+/// # Errors
+/// More than a connection may have outstanding: the connection ends.
+pub(super) fn credit(session: &Session, credit: Credit) -> Result<(), Refused> {
+    let reader = session.readers.borrow().get(&credit.reader).cloned();
+    if let Some(reader) = reader {
+        take_credit(session, credit.bytes)?;
+        reader.grant(credit.bytes);
+    }
+    Ok(())
+}
+
+fn take_credit(session: &Session, bytes: u64) -> Result<(), Refused> {
+    let total = session.credit.get().saturating_add(bytes);
+    let max = session.shared.limits.credit_bytes_max;
+    if total > max {
+        return Err(Refused::new(
+            Code::CreditExceeded,
+            format!("the credit of a connection's readers may sum up to {max} bytes"),
+        ));
+    }
+    session.credit.set(total);
+    Ok(())
+}
+
+fn give_back(session: &Session, bytes: u64) {
+    session.credit.set(session.credit.get().saturating_sub(bytes));
+}
+
+/// Closes a reader; one that has ended already is none.
+pub(super) fn close(session: &Session, reader: u64) {
+    if let Some(control) = session.readers.borrow().get(&reader) {
+        control.close();
+    }
+}
+
+/// Opens a reader.
+pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, out: Out) {
+    let limit = session.shared.limits.readers_max as usize;
+    let refusal = if session.readers.borrow().len() >= limit {
+        Some(Refused::new(Code::TooManyReaders, format!("a connection may have {limit} readers")))
+    } else if session.readers.borrow().contains_key(&open.reader) {
+        Some(Refused::new(Code::UnknownReader, "a reader of that id is open on this connection"))
+    } else if open.leader_epoch != 0 {
+        Some(Refused::new(Code::StaleEpoch, "the leader epoch is 0; ask for the metadata"))
+    } else {
+        take_credit(session, open.credit_bytes).err()
+    };
+    if let Some(refused) = refusal {
+        return out.refuse(&refused, correlation);
+    }
+    let control = Rc::new(Control::default());
+    control.grant(open.credit_bytes);
+    session.readers.borrow_mut().insert(open.reader, Rc::clone(&control));
+    let session = Rc::clone(session);
+    let span = tracing::debug_span!(
+        target: "waterwheel::reader", "reader", topic = open.topic.0, partition = open.partition.0
+    );
+    actix_rt::spawn(
+        async move {
+            if let Err(refused) = run(&session, &control, &open, correlation, &out).await {
+                out.refuse(&refused, correlation);
+            }
+            session.readers.borrow_mut().remove(&open.reader);
+            let left = u64::try_from(control.credit.get()).unwrap_or(0);
+            give_back(&session, left);
+        }
+        .instrument(span),
+    );
+}
+
+/// Batches on their way from the fetching to the writing half.
+struct Group {
+    answer: ReadAnswer,
+    bodies: Vec<Bytes>,
+}
+
+async fn run(
+    session: &Rc<Session>,
+    control: &Control,
+    open: &OpenReader,
+    correlation: u64,
+    out: &Out,
+) -> Result<(), Refused> {
+    let place = (open.topic, open.partition, open.lane);
+    let found = bounds(session, place, read_from(open.from)).await?;
+    let ok = ReaderOk {
+        first_offset: found.offset,
+        start_offset: found.start,
+        high_watermark: found.high_watermark,
+    };
+    let mut stream = session
+        .connection
+        .open_uni()
+        .await
+        .map_err(|error| Refused::new(Code::TooManyReaders, error.to_string()))?;
+    out.send(&ok, correlation, Bytes::new());
+    let mut head = BytesMut::new();
+    let opened = encode(&StreamOpen { reader: open.reader }, 0, 0, &mut head);
+    debug_assert!(opened.is_ok());
+    // A stream the client refuses ends the reader as if it had closed it.
+    if stream.write_chunk(head.freeze()).await.is_err() {
+        return Ok(());
+    }
+    let (groups, mut fetched) = mpsc::channel(1);
+    let fetch = fetch(session, control, open, found.offset, groups);
+    let write = async {
+        let mut next = found.offset;
+        while let Some(group) = fetched.recv().await {
+            match write_group(&mut stream, open.reader, next, group).await {
+                Ok(end) => next = end,
+                Err(_) => {
+                    control.close();
+                    break;
+                }
+            }
+        }
+        next
+    };
+    let (reason, next_offset) = futures::join!(fetch, write);
+    let end = ReaderEnd { reader: open.reader, reason, next_offset };
+    let mut last = BytesMut::new();
+    if encode(&end, 0, 0, &mut last).is_ok() {
+        let _ = stream.write_chunk(last.freeze()).await;
+    }
+    let _ = stream.finish();
+    Ok(())
+}
+
+async fn write_group(
+    stream: &mut quinn::SendStream,
+    reader: u64,
+    mut next: Offset,
+    group: Group,
+) -> Result<Offset, quinn::WriteError> {
+    let mut pieces = Vec::with_capacity(group.bodies.len() * 2);
+    let mut heads = BytesMut::with_capacity(group.bodies.len() * 64);
+    for (batch, body) in group.answer.batches.iter().zip(group.bodies) {
+        let skip = next.0.saturating_sub(batch.first_offset.0);
+        let deliver = Deliver {
+            reader,
+            first_offset: batch.first_offset,
+            first_number: batch.first_number,
+            count: batch.count,
+            skip: u32::try_from(skip).unwrap_or(u32::MAX),
+            appended: batch.appended,
+            high_watermark: group.answer.high_watermark,
+        };
+        let encoded = encode(&deliver, 0, body.len(), &mut heads);
+        debug_assert!(encoded.is_ok());
+        pieces.push(heads.split().freeze());
+        pieces.push(body);
+        next = batch.end();
+    }
+    stream.write_all_chunks(&mut pieces).await?;
+    Ok(next)
+}
+
+/// Finds and fetches from `next` on until credit, records, time or the client end it.
+async fn fetch(
+    session: &Session,
+    control: &Control,
+    open: &OpenReader,
+    mut next: Offset,
+    groups: mpsc::Sender<Group>,
+) -> EndReason {
+    let pull = open.mode == ReaderMode::Pull;
+    let wait = Duration::from_millis(open.wait_ms.min(WAIT_MS_MAX));
+    let deadline = pull.then(|| tokio::time::Instant::now() + wait);
+    let mut records_left =
+        if pull && open.records_max > 0 { u64::from(open.records_max) } else { u64::MAX };
+    let mut tries = 0;
+    loop {
+        while control.credit.get() <= 0 && !control.closed.get() {
+            if pull {
+                return EndReason::Filled;
+            }
+            control.changed.notified().await;
+        }
+        let credit = u64::try_from(control.credit.get()).unwrap_or(0);
+        let bytes_max = credit.min(GROUP_BYTES);
+        let mut answer = match ask(session, control, open, next, bytes_max, deadline).await {
+            Ok(answer) => answer,
+            Err(Stop::End(reason)) => return reason,
+            Err(Stop::Passing(refused)) => {
+                tries += 1;
+                if tries > TRIES || control.closed.get() {
+                    return EndReason::Refused(refused);
+                }
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+        };
+        tries = 0;
+        limit_records(&mut answer.batches, next, records_left);
+        let bodies = match bodies(session, &answer.batches).await {
+            Ok(bodies) => bodies,
+            Err(refused) => return EndReason::Refused(refused),
+        };
+        let bytes: u64 = bodies.iter().map(|body| body.len() as u64).sum();
+        control.credit.set(
+            control.credit.get().saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX)),
+        );
+        give_back(session, bytes.min(credit));
+        if let Some(last) = answer.batches.last() {
+            records_left = records_left.saturating_sub(last.end().0.saturating_sub(next.0));
+            next = last.end();
+        }
+        if groups.send(Group { answer, bodies }).await.is_err() {
+            return EndReason::Closed;
+        }
+        if records_left == 0 {
+            return EndReason::Filled;
+        }
+    }
+}
+
+/// Leaves out what lies wholly beyond the records asked for.
+fn limit_records(batches: &mut Vec<BatchPlace>, next: Offset, records_left: u64) {
+    let end = Offset(next.0.saturating_add(records_left));
+    batches.retain(|batch| batch.first_offset < end);
+}
+
+enum Stop {
+    End(EndReason),
+    Passing(Refused),
+}
+
+async fn ask(
+    session: &Session,
+    control: &Control,
+    open: &OpenReader,
+    from: Offset,
+    bytes_max: u64,
+    deadline: Option<tokio::time::Instant>,
+) -> Result<ReadAnswer, Stop> {
+    let place = (open.topic, open.partition, open.lane);
+    let partition = match session.locate(place).await {
+        Ok(partition) => partition,
+        Err(rejection @ Rejection::Retry) => return Err(Stop::Passing(refused(&rejection))),
+        Err(rejection) => return Err(Stop::End(EndReason::Refused(refused(&rejection)))),
+    };
+    let (reply, mut answer) = question();
+    partition.tell(Read { from, bytes_max, wait: true, reply });
+    loop {
+        if control.closed.get() {
+            return Err(Stop::End(EndReason::Closed));
+        }
+        let over = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = first(&mut answer) => return match answer {
+                Answer::Batches(batches) => Ok(batches),
+                Answer::Refused(rejection @ Rejection::Retry) => {
+                    Err(Stop::Passing(refused(&rejection)))
+                }
+                other => Err(Stop::End(EndReason::Refused(unexpected(other, "")))),
+            },
+            () = control.changed.notified() => {}
+            () = over => return Err(Stop::End(EndReason::Waited)),
+        }
+    }
+}
+
+/// The batches' bytes: from the cache of the log's tail, or read.
+async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>, Refused> {
+    let cache = &session.shared.house.cache;
+    let mut bodies: Vec<Option<Bytes>> =
+        batches.iter().map(|batch| cache.lookup(batch.position)).collect();
+    let missing: Vec<EntryPlace> = batches
+        .iter()
+        .zip(&bodies)
+        .filter(|(_, body)| body.is_none())
+        .map(|(batch, _)| batch.place())
+        .collect();
+    if !missing.is_empty() {
+        let (done, read) = oneshot::channel();
+        session.shared.pool.submit(
+            missing,
+            Box::new(move |entries| {
+                let _ = done.send(entries);
+            }),
+        );
+        let entries =
+            read.await.map_err(|_| Refused::new(Code::Internal, "reading the log stopped"))?;
+        let mut entries = entries.into_iter();
+        for body in bodies.iter_mut().filter(|body| body.is_none()) {
+            let Some(entry) = entries.next() else { break };
+            let entry = entry.map_err(|error| Refused::new(Code::Damaged, error.to_string()))?;
+            *body = Some(entry.body);
+        }
+    }
+    Ok(bodies.into_iter().map(Option::unwrap_or_default).collect())
+}

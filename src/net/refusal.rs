@@ -1,0 +1,83 @@
+//! What a machine's refusal is called on the wire.
+
+use crate::domain::batch::BatchError;
+use crate::domain::rejection::Rejection;
+use crate::wire::code::{Code, Refused};
+
+/// The refusal as a frame says it.
+#[must_use]
+pub(super) fn refused(rejection: &Rejection) -> Refused {
+    let refused = Refused::new(code(rejection), rejection.to_string());
+    match rejection {
+        Rejection::SequenceGap { expected } => refused.detail("expected", expected),
+        Rejection::ProducerFenced { current } => refused.detail("epoch", current),
+        Rejection::Throttled { after_ms } => refused.after_ms(u64::from(*after_ms)),
+        Rejection::DiskFull => refused.after_ms(1000),
+        Rejection::OffsetOutOfRange { start, end } => {
+            refused.detail("start_offset", start).detail("high_watermark", end)
+        }
+        Rejection::PartitionOutOfRange { partitions } => refused.detail("partitions", partitions),
+        Rejection::TooLarge { bytes_max } => refused.detail("bytes_max", bytes_max),
+        Rejection::TooManyProducers { max } => refused.after_ms(1000).detail("max", max),
+        Rejection::ProducerStateLost
+        | Rejection::Retry
+        | Rejection::UnknownTopic
+        | Rejection::TopicExists
+        | Rejection::InvalidName(_)
+        | Rejection::InvalidConfig(_)
+        | Rejection::KeyedTopic
+        | Rejection::LogSealed
+        | Rejection::OwnerStopped(_)
+        | Rejection::Damaged(_)
+        | Rejection::ShuttingDown => refused,
+    }
+}
+
+fn code(rejection: &Rejection) -> Code {
+    match rejection {
+        Rejection::SequenceGap { .. } => Code::SequenceGap,
+        Rejection::ProducerStateLost => Code::ProducerStateLost,
+        Rejection::ProducerFenced { .. } => Code::ProducerFenced,
+        Rejection::TooManyProducers { .. } => Code::TooManyProducers,
+        Rejection::Throttled { .. } => Code::Throttled,
+        Rejection::Retry => Code::Retry,
+        Rejection::OffsetOutOfRange { .. } => Code::OffsetOutOfRange,
+        Rejection::UnknownTopic => Code::UnknownTopic,
+        Rejection::PartitionOutOfRange { .. } => Code::PartitionOutOfRange,
+        Rejection::TopicExists => Code::TopicExists,
+        Rejection::InvalidName(_) => Code::InvalidName,
+        Rejection::InvalidConfig(_) => Code::InvalidConfig,
+        Rejection::KeyedTopic => Code::KeyedTopic,
+        Rejection::LogSealed => Code::LogSealed,
+        Rejection::DiskFull => Code::DiskFull,
+        Rejection::OwnerStopped(_) => Code::OwnerStopped,
+        Rejection::Damaged(_) => Code::Damaged,
+        Rejection::TooLarge { .. } => Code::BatchTooLarge,
+        Rejection::ShuttingDown => Code::ShuttingDown,
+    }
+}
+
+/// A topic that is not there: the message says how to make it.
+#[must_use]
+pub(super) fn unknown_topic(name: &str) -> Refused {
+    Refused::new(
+        Code::UnknownTopic,
+        format!(
+            "there is no topic '{name}'; make it with: waterwheel topic create {name} --partitions 8"
+        ),
+    )
+    .detail("topic", name)
+}
+
+/// A batch that is none.
+#[must_use]
+pub(super) fn bad_batch(error: &BatchError) -> Refused {
+    let code = if error.is_checksum() {
+        Code::BatchChecksum
+    } else if error.is_unsupported() {
+        Code::UnsupportedBatchVersion
+    } else {
+        Code::BatchMalformed
+    };
+    Refused::new(code, error.to_string())
+}

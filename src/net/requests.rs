@@ -1,0 +1,331 @@
+//! The requests that are not batches: each asks an actor and answers with a frame.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tracing::Instrument;
+
+use super::reader;
+use super::refusal::{refused, unknown_topic};
+use super::session::{Out, Session, bad_frame, first, question};
+use crate::actors::directory::{Do, List};
+use crate::actors::partition::Lookup;
+use crate::actors::reply::Answer;
+use crate::domain::batch::BATCH_VERSION;
+use crate::domain::id::{Lane, PartitionIndex, ProducerEpoch};
+use crate::domain::partition::{Bounds, ReadFrom};
+use crate::domain::rejection::Rejection;
+use crate::domain::topics::{Command, Flush, Topic, TopicChange, TopicConfig};
+use crate::wire::code::{Code, Refused};
+use crate::wire::frame::{Frame, FrameKind};
+use crate::wire::hello::{Hello, HelloOk, Pong};
+use crate::wire::produce::{OpenProducer, ProducerOk};
+use crate::wire::reader::{CloseReader, Credit, OpenReader};
+use crate::wire::status::{ActorInfo, Status, StatusOk};
+use crate::wire::topic::{
+    AlterTopic, At, CreateTopic, DeleteTopic, DescribeTopic, FlushMode, LookupOffset, Metadata,
+    MetadataOk, OffsetOk, PartitionInfo, TopicInfo, TopicOk, encode_list,
+};
+use crate::wire::topic;
+
+/// Takes a request or event; answers come on `out`, in any order.
+///
+/// # Errors
+/// What the connection ends for: a header that is not its kind's.
+pub(super) fn handle(
+    session: &Rc<Session>,
+    kind: FrameKind,
+    frame: Frame,
+    out: &Out,
+) -> Result<(), Refused> {
+    let correlation = frame.correlation();
+    match kind {
+        FrameKind::Hello => {
+            let hello: Hello = frame.decode().map_err(bad_frame)?;
+            return greet(session, &hello, correlation, out);
+        }
+        FrameKind::Ping => out.send(&Pong {}, correlation, Bytes::new()),
+        FrameKind::Credit => {
+            let credit: Credit = frame.decode().map_err(bad_frame)?;
+            return reader::credit(session, credit);
+        }
+        FrameKind::CloseReader => {
+            let close: CloseReader = frame.decode().map_err(bad_frame)?;
+            reader::close(session, close.reader);
+        }
+        FrameKind::OpenReader => {
+            let open: OpenReader = frame.decode().map_err(bad_frame)?;
+            reader::open(session, open, correlation, out.clone());
+        }
+        FrameKind::Metadata
+        | FrameKind::CreateTopic
+        | FrameKind::DescribeTopic
+        | FrameKind::AlterTopic
+        | FrameKind::DeleteTopic
+        | FrameKind::LookupOffset
+        | FrameKind::OpenProducer
+        | FrameKind::Status => {
+            let (session, out) = (Rc::clone(session), out.clone());
+            let request = tracing::debug_span!(target: "waterwheel::request", "request", ?kind);
+            actix_rt::spawn(
+                async move {
+                    if let Err(refused) = answer(&session, kind, &frame, &out).await {
+                        tracing::debug!(
+                            target: "waterwheel::request",
+                            code = refused.code().name(), why = refused.message, "refused"
+                        );
+                        out.refuse(&refused, correlation);
+                    }
+                }
+                .instrument(request),
+            );
+        }
+        // Answers and the broker's own events have no business here; skipped like unknown events.
+        _ => {}
+    }
+    Ok(())
+}
+
+fn greet(session: &Session, hello: &Hello, correlation: u64, out: &Out) -> Result<(), Refused> {
+    if !hello.batch_versions.is_empty() && !hello.batch_versions.contains(&BATCH_VERSION) {
+        return Err(Refused::new(
+            Code::UnsupportedBatchVersion,
+            format!("this broker writes batches of version {BATCH_VERSION}; update the client"),
+        ));
+    }
+    session.greeted.set(true);
+    tracing::debug!(
+        target: "waterwheel::session", client = hello.client, version = hello.version, "hello"
+    );
+    let ok = HelloOk {
+        features: Vec::new(),
+        batch_versions: vec![BATCH_VERSION],
+        limits: session.shared.limits,
+        cluster: session.shared.cluster,
+        node: 0,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    out.send(&ok, correlation, Bytes::new());
+    Ok(())
+}
+
+async fn answer(
+    session: &Session,
+    kind: FrameKind,
+    frame: &Frame,
+    out: &Out,
+) -> Result<(), Refused> {
+    let correlation = frame.correlation();
+    match kind {
+        FrameKind::Metadata => {
+            let request: Metadata = frame.decode().map_err(bad_frame)?;
+            let names = request.topics;
+            let answer =
+                session.shared.ask_directory(|reply| List { names, reply }).await;
+            let Answer::Topics(topics, _) = answer else { return Err(unexpected(answer, "")) };
+            let list: Vec<TopicInfo> = topics.iter().map(info).collect();
+            let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
+            out.send(&MetadataOk { topics: count }, correlation, encode_list(&list));
+        }
+        FrameKind::CreateTopic => {
+            let CreateTopic { name, config } = frame.decode().map_err(bad_frame)?;
+            let partitions = config.partitions;
+            let config = TopicConfig {
+                keyed: config.keyed,
+                flush: flush(config.flush),
+                retention_ms: config.retention_ms,
+                retention_bytes: config.retention_bytes,
+            };
+            let command = Command::Create { name: name.clone(), partitions, config };
+            command_topic(session, command, &name, correlation, out).await?;
+        }
+        FrameKind::AlterTopic => {
+            let alter: AlterTopic = frame.decode().map_err(bad_frame)?;
+            let change = TopicChange {
+                flush: alter.flush.map(flush),
+                retention_ms: alter.retention_ms,
+                retention_bytes: alter.retention_bytes,
+            };
+            let name = alter.name.clone();
+            let command =
+                Command::Alter { name: alter.name, partitions: alter.partitions, change };
+            command_topic(session, command, &name, correlation, out).await?;
+        }
+        FrameKind::DeleteTopic => {
+            let DeleteTopic { name } = frame.decode().map_err(bad_frame)?;
+            let command = Command::Delete { name: name.clone() };
+            command_topic(session, command, &name, correlation, out).await?;
+        }
+        FrameKind::DescribeTopic => {
+            let DescribeTopic { name } = frame.decode().map_err(bad_frame)?;
+            describe(session, &name, correlation, out).await?;
+        }
+        FrameKind::LookupOffset => {
+            let lookup: LookupOffset = frame.decode().map_err(bad_frame)?;
+            let place = (lookup.topic, lookup.partition, lookup.lane);
+            let bounds = bounds(session, place, read_from(lookup.at)).await?;
+            let ok = OffsetOk {
+                offset: bounds.offset,
+                start_offset: bounds.start,
+                high_watermark: bounds.high_watermark,
+                log_end_offset: bounds.log_end,
+            };
+            out.send(&ok, correlation, Bytes::new());
+        }
+        FrameKind::OpenProducer => {
+            let _: OpenProducer = frame.decode().map_err(bad_frame)?;
+            let command = Command::OpenProducer;
+            let answer = session.shared.ask_directory(|reply| Do { command, reply }).await;
+            let Answer::Producer(producer) = answer else { return Err(unexpected(answer, "")) };
+            let ok = ProducerOk { producer, epoch: ProducerEpoch(0) };
+            out.send(&ok, correlation, Bytes::new());
+        }
+        FrameKind::Status => {
+            let request: Status = frame.decode().map_err(bad_frame)?;
+            status(session, request.actors, correlation, out);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+async fn command_topic(
+    session: &Session,
+    command: Command,
+    name: &str,
+    correlation: u64,
+    out: &Out,
+) -> Result<(), Refused> {
+    if *session.shared.stopping.borrow() {
+        return Err(refused(&Rejection::ShuttingDown));
+    }
+    let answer = session.shared.ask_directory(|reply| Do { command, reply }).await;
+    let Answer::Topic(topic) = answer else { return Err(unexpected(answer, name)) };
+    out.send(&TopicOk { topic: info(&topic) }, correlation, Bytes::new());
+    Ok(())
+}
+
+async fn describe(
+    session: &Session,
+    name: &str,
+    correlation: u64,
+    out: &Out,
+) -> Result<(), Refused> {
+    let names = vec![name.to_owned()];
+    let answer = session.shared.ask_directory(|reply| List { names, reply }).await;
+    let Answer::Topics(topics, _) = answer else { return Err(unexpected(answer, name)) };
+    let Some(topic) = topics.first() else { return Err(unknown_topic(name)) };
+    let mut partitions = Vec::new();
+    for index in 0..topic.partitions {
+        let place = (topic.id, PartitionIndex(index), Lane::ZERO);
+        let bounds = bounds(session, place, ReadFrom::Latest).await?;
+        partitions.push(PartitionInfo {
+            partition: PartitionIndex(index),
+            lane: Lane::ZERO,
+            start_offset: bounds.start,
+            high_watermark: bounds.high_watermark,
+            log_end_offset: bounds.log_end,
+            next_number: bounds.next_number,
+        });
+    }
+    out.send(&TopicOk { topic: info(topic) }, correlation, encode_list(&partitions));
+    Ok(())
+}
+
+/// Where a partition begins and ends, and where a reader that starts at `from` would.
+pub(super) async fn bounds(
+    session: &Session,
+    place: super::session::Place,
+    from: ReadFrom,
+) -> Result<Bounds, Refused> {
+    let partition = session.locate(place).await.map_err(|rejection| refused(&rejection))?;
+    let (reply, mut answer) = question();
+    partition.tell(Lookup { from, reply });
+    match first(&mut answer).await {
+        Answer::Bounds(bounds) => Ok(bounds),
+        other => Err(unexpected(other, "")),
+    }
+}
+
+fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
+    let shared = &session.shared;
+    let free = shared.admission.available_permits() as u64;
+    let sealed =
+        shared.gauge.sealed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let ok = StatusOk {
+        uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        connections: shared.connections.load(Ordering::Relaxed),
+        log_bytes: shared.gauge.log_bytes.load(Ordering::Relaxed),
+        segments: shared.gauge.segments.load(Ordering::Relaxed),
+        bytes_in_flight: shared.admission_bytes.saturating_sub(free),
+        ready: sealed.is_none() && !*shared.stopping.borrow(),
+        sealed,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let list: Vec<ActorInfo> = if actors {
+        shared.house.registry.snapshot().into_iter().map(actor_info).collect()
+    } else {
+        Vec::new()
+    };
+    let body = if list.is_empty() { Bytes::new() } else { encode_list(&list) };
+    out.send(&ok, correlation, body);
+}
+
+fn actor_info(actor: crate::actors::stats::ActorStatus) -> ActorInfo {
+    ActorInfo {
+        kind: actor.kind.to_owned(),
+        id: actor.id.0,
+        name: actor.name,
+        mailbox_capacity: actor.mailbox_capacity,
+        mailbox_depth: actor.mailbox_depth,
+        handled: actor.handled,
+        restarts: actor.restarts,
+        rows: actor.rows,
+    }
+}
+
+/// The refusal in an answer that is not the one hoped for.
+pub(super) fn unexpected(answer: Answer, topic: &str) -> Refused {
+    match answer {
+        Answer::Refused(Rejection::UnknownTopic) if !topic.is_empty() => unknown_topic(topic),
+        Answer::Refused(rejection) => refused(&rejection),
+        _ => Refused::new(Code::Internal, "an actor gave an answer to another question"),
+    }
+}
+
+fn info(topic: &Topic) -> TopicInfo {
+    TopicInfo {
+        name: topic.name.clone(),
+        id: topic.id,
+        config: topic::TopicConfig {
+            partitions: topic.partitions,
+            keyed: topic.config.keyed,
+            flush: match topic.config.flush {
+                Flush::Sync => FlushMode::Sync,
+                Flush::Async => FlushMode::Async,
+            },
+            retention_ms: topic.config.retention_ms,
+            retention_bytes: topic.config.retention_bytes,
+        },
+        lanes: 1,
+        leaders: Vec::new(),
+    }
+}
+
+fn flush(mode: FlushMode) -> Flush {
+    match mode {
+        FlushMode::Sync => Flush::Sync,
+        FlushMode::Async => Flush::Async,
+    }
+}
+
+/// A place on the wire as the machine knows it.
+pub(super) fn read_from(at: At) -> ReadFrom {
+    match at {
+        At::Earliest => ReadFrom::Earliest,
+        At::Latest => ReadFrom::Latest,
+        At::Offset(offset) => ReadFrom::Offset(offset),
+        At::Time(time) => ReadFrom::Time(time),
+    }
+}

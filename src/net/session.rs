@@ -1,0 +1,479 @@
+//! One client's connection: admission, decoding, routing. The only place that asks actors.
+//!
+//! A connection has bidirectional streams with requests and answers, and one unidirectional stream per
+//! reader with deliveries. Each bidirectional stream is read by one task and written by another, so
+//! that answers leave as they come and requests never wait for them.
+//!
+//! - N1 Nothing is allocated for a frame before its length was checked and its bytes admitted.
+//! - N2 An admitted frame that does not arrive within [`FRAME_TIMEOUT`] costs its sender the
+//!   connection, so that nobody holds what others wait for.
+//! - N3 Batches of one stream reach their partitions in the order they came in.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tracing::Instrument;
+
+use super::refusal;
+use super::requests;
+use crate::actors::commit::LogGauge;
+use crate::actors::directory::{DirectoryActor, Locate};
+use crate::actors::partition::{Append, PartitionActor};
+use crate::actors::reply::{Answer, Mail, ReplyTo};
+use crate::actors::{House, Link};
+use crate::domain::batch::BatchView;
+use crate::domain::id::{ClusterId, Lane, PartitionIndex, TopicId};
+use crate::domain::rejection::Rejection;
+use crate::log::ReadPool;
+use crate::wire::code::{Code, Refused};
+use crate::wire::frame::{
+    Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, encode,
+};
+use crate::wire::hello::Limits;
+use crate::wire::produce::{Accepted, Ack, Produce, SendStatus, Stored};
+
+/// Time an admitted frame has to arrive whole.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time a new connection has for its handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Chunks taken from a stream at a time.
+const CHUNKS: usize = 32;
+/// Bytes at which a frame is counted at least: what its way through the mailboxes costs.
+const FRAME_COST_BYTES: usize = 4096;
+/// Frames with bodies up to this many bytes are read before they are admitted.
+const SMALL_BYTES: usize = 32 * 1024;
+/// Answers written with one call.
+const ANSWERS_AT_ONCE: usize = 256;
+
+/// What every session shares.
+pub struct Shared {
+    /// The actors.
+    pub house: House,
+    /// Names and addresses.
+    pub directory: Link<DirectoryActor>,
+    /// Bytes that may be on their way to the disk.
+    pub admission: Arc<Semaphore>,
+    /// All of them.
+    pub admission_bytes: u64,
+    /// Reads what is not in the cache.
+    pub pool: Arc<ReadPool>,
+    /// Told in the handshake.
+    pub limits: Limits,
+    /// Told in the handshake.
+    pub cluster: ClusterId,
+    /// What the log looks like.
+    pub gauge: Arc<LogGauge>,
+    /// Open connections.
+    pub connections: AtomicU64,
+    /// How many there may be.
+    pub connections_max: u64,
+    /// Turns true when the broker stops.
+    pub stopping: watch::Receiver<bool>,
+    /// When it started.
+    pub started: Instant,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Asks the directory.
+    pub(super) async fn ask_directory<M>(&self, make: impl FnOnce(ReplyTo) -> M) -> Answer
+    where
+        M: actix::Message<Result = ()> + Send + 'static,
+        DirectoryActor: actix::Handler<M>,
+    {
+        let (reply, mut answer) = question();
+        self.directory.tell(make(reply));
+        first(&mut answer).await
+    }
+}
+
+/// A channel for one answer.
+pub(super) fn question() -> (ReplyTo, UnboundedReceiver<Mail>) {
+    let (tx, rx) = mpsc::unbounded_channel();
+    (ReplyTo::new(tx, 0), rx)
+}
+
+/// Its answer; a broker that is going away answers `Retry`.
+pub(super) async fn first(answer: &mut UnboundedReceiver<Mail>) -> Answer {
+    answer.recv().await.map_or(Answer::Refused(Rejection::Retry), |mail| mail.answer)
+}
+
+/// A partition lane as requests name it.
+pub(super) type Place = (TopicId, PartitionIndex, Lane);
+
+/// One connection.
+pub struct Session {
+    /// What all share.
+    pub(super) shared: Arc<Shared>,
+    /// The connection.
+    pub(super) connection: quinn::Connection,
+    pub(super) greeted: Cell<bool>,
+    partitions: RefCell<HashMap<Place, Link<PartitionActor>>>,
+    pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
+    pub(super) credit: Cell<u64>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
+/// What goes out on a stream beside the answers of actors: an encoded frame and its body.
+pub(super) type OutFrame = (Bytes, Bytes);
+
+/// Where a stream's answers go.
+#[derive(Debug, Clone)]
+pub(super) struct Out {
+    mails: UnboundedSender<Mail>,
+    frames: UnboundedSender<OutFrame>,
+}
+
+impl Out {
+    /// Sends a frame.
+    pub(super) fn send<H: Header>(&self, header: &H, correlation: u64, body: Bytes) {
+        let mut out = BytesMut::with_capacity(128);
+        let fits = encode(header, correlation, body.len(), &mut out).is_ok();
+        let frame = if fits {
+            (out.freeze(), body)
+        } else {
+            out.clear();
+            let refused = Refused::new(Code::Internal, "the answer is too large for a frame");
+            let _ = encode(&refused, correlation, 0, &mut out);
+            (out.freeze(), Bytes::new())
+        };
+        // A stream whose writer is gone has nobody to tell.
+        let _ = self.frames.send(frame);
+    }
+
+    /// Sends a refusal.
+    pub(super) fn refuse(&self, refused: &Refused, correlation: u64) {
+        self.send(refused, correlation, Bytes::new());
+    }
+
+    fn reply(&self, correlation: u64) -> ReplyTo {
+        ReplyTo::new(self.mails.clone(), correlation)
+    }
+}
+
+/// Serves one connection to its end, on the arbiter it is called on: the driver is put there too.
+pub async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
+    let remote = incoming.remote_address();
+    let span = tracing::info_span!(target: "waterwheel::session", "connection", %remote);
+    async move {
+        let open = shared.connections.fetch_add(1, Ordering::Relaxed);
+        let refuse = open >= shared.connections_max;
+        let outcome = accept(Arc::clone(&shared), incoming, refuse).await;
+        shared.connections.fetch_sub(1, Ordering::Relaxed);
+        match outcome {
+            Ok(reason) => tracing::debug!(target: "waterwheel::session", %reason, "closed"),
+            Err(reason) => tracing::info!(target: "waterwheel::session", %reason, "refused"),
+        }
+    }
+    .instrument(span)
+    .await;
+}
+
+async fn accept(
+    shared: Arc<Shared>,
+    incoming: quinn::Incoming,
+    refuse: bool,
+) -> Result<quinn::ConnectionError, String> {
+    let connecting = incoming.accept().map_err(|error| error.to_string())?;
+    let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
+        .await
+        .map_err(|_| "the handshake took too long".to_owned())?
+        .map_err(|error| error.to_string())?;
+    if refuse {
+        close(&connection, Code::TooManyConnections, "the broker has as many connections as it takes");
+        return Err("too many connections".to_owned());
+    }
+    tracing::debug!(target: "waterwheel::session", "open");
+    let session = Rc::new(Session {
+        shared,
+        connection: connection.clone(),
+        greeted: Cell::new(false),
+        partitions: RefCell::new(HashMap::new()),
+        readers: RefCell::new(HashMap::new()),
+        credit: Cell::new(0),
+    });
+    let mut stopping = session.shared.stopping.clone();
+    loop {
+        tokio::select! {
+            stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) => session.open_stream(send, recv),
+                Err(reason) => {
+                    session.close_readers();
+                    return Ok(reason);
+                }
+            },
+            _ = stopping.wait_for(|stopping| *stopping) => {
+                session.close_readers();
+                return Ok(connection.closed().await);
+            }
+        }
+    }
+}
+
+/// Closes a connection with a code of ours.
+pub(super) fn close(connection: &quinn::Connection, code: Code, why: &str) {
+    connection.close(quinn::VarInt::from_u32(u32::from(code as u16)), why.as_bytes());
+}
+
+impl Session {
+    fn close_readers(&self) {
+        for reader in self.readers.borrow().values() {
+            reader.close();
+        }
+    }
+
+    fn open_stream(self: &Rc<Self>, send: quinn::SendStream, recv: quinn::RecvStream) {
+        let (mails, mails_rx) = mpsc::unbounded_channel();
+        let (frames, frames_rx) = mpsc::unbounded_channel();
+        actix_rt::spawn(write_stream(send, mails_rx, frames_rx).in_current_span());
+        let session = Rc::clone(self);
+        let out = Out { mails, frames };
+        actix_rt::spawn(
+            async move {
+                if let Err(refused) = session.read_stream(recv, &out).await {
+                    tracing::info!(
+                        target: "waterwheel::session",
+                        code = refused.code().name(), why = refused.message, "the connection is closed for what it sent"
+                    );
+                    close(&session.connection, refused.code(), &refused.message);
+                }
+            }
+            .in_current_span(),
+        );
+    }
+
+    /// Reads frames to the stream's end. An error is one the connection ends for.
+    async fn read_stream(
+        self: &Rc<Self>,
+        mut recv: quinn::RecvStream,
+        out: &Out,
+    ) -> Result<(), Refused> {
+        let limit = usize::try_from(self.shared.limits.batch_bytes_max).unwrap_or(usize::MAX);
+        let mut decoder = FrameDecoder::new(FrameLimits::for_batches(limit));
+        let mut permit = None;
+        let mut deadline = None;
+        let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
+        loop {
+            let read = recv.read_chunks(&mut chunks);
+            let read = match deadline {
+                None => read.await,
+                Some(deadline) => tokio::time::timeout_at(deadline, read).await.map_err(|_| {
+                    Refused::new(Code::FrameMalformed, "a frame was begun and not finished in time")
+                })?,
+            };
+            // A reset stream or a lost connection ends it quietly.
+            let Ok(Some(count)) = read else { return Ok(()) };
+            for chunk in chunks.iter_mut().take(count) {
+                let mut piece = std::mem::take(chunk);
+                while let Some(frame) = decoder.feed(&mut piece).map_err(bad_frame)? {
+                    deadline = None;
+                    self.dispatch(frame, permit.take(), out).await?;
+                }
+            }
+            // N1: a large frame is admitted once its length is known; until then what came of it is at
+            // most what one read brought.
+            if deadline.is_none()
+                && let Some(pending) = decoder.pending()
+            {
+                if permit.is_none() && pending.body_bytes > SMALL_BYTES {
+                    permit = self.admit(pending.body_bytes).await;
+                }
+                deadline = Some(tokio::time::Instant::now() + FRAME_TIMEOUT);
+            }
+        }
+    }
+
+    /// Waits until so many bytes may be on their way to the disk.
+    async fn admit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let cost = u32::try_from(bytes.max(FRAME_COST_BYTES)).unwrap_or(u32::MAX);
+        Arc::clone(&self.shared.admission).acquire_many_owned(cost).await.ok()
+    }
+
+    async fn dispatch(
+        self: &Rc<Self>,
+        frame: Frame,
+        permit: Option<OwnedSemaphorePermit>,
+        out: &Out,
+    ) -> Result<(), Refused> {
+        let Some(kind) = frame.kind() else {
+            if frame.prefix.class() == FrameClass::Request {
+                let refused = Refused::new(
+                    Code::Unsupported,
+                    format!("this broker knows no request of kind {:#06x}", frame.prefix.kind),
+                );
+                out.refuse(&refused, frame.correlation());
+            }
+            return Ok(());
+        };
+        if !self.greeted.get() && kind != FrameKind::Hello {
+            return Err(Refused::new(Code::HelloRequired, "the first request must be Hello"));
+        }
+        if kind == FrameKind::Produce {
+            return self.produce(&frame, permit, out).await;
+        }
+        drop(permit);
+        requests::handle(self, kind, frame, out)
+    }
+
+    async fn produce(
+        &self,
+        frame: &Frame,
+        permit: Option<OwnedSemaphorePermit>,
+        out: &Out,
+    ) -> Result<(), Refused> {
+        let header: Produce = frame.decode().map_err(bad_frame)?;
+        let correlation = frame.correlation();
+        let refuse = |refused: Refused| {
+            if header.ack == Ack::None {
+                tracing::debug!(target: "waterwheel::session", why = refused.message, "one-way batch refused");
+            } else {
+                out.refuse(&refused, correlation);
+            }
+            Ok(())
+        };
+        if *self.shared.stopping.borrow() {
+            return refuse(refusal::refused(&Rejection::ShuttingDown));
+        }
+        if header.leader_epoch != 0 {
+            return refuse(Refused::new(Code::StaleEpoch, "the leader epoch is 0; ask for the metadata"));
+        }
+        let batch = match BatchView::parse(&frame.body) {
+            Ok(batch) => batch,
+            Err(error) => return refuse(refusal::bad_batch(&error)),
+        };
+        if batch.header().limit_bytes() > self.shared.limits.batch_bytes_max as usize {
+            return refuse(Refused::new(Code::BatchTooLarge, "the batch is larger than the broker takes"));
+        }
+        let Ok(count) = u32::try_from(batch.header().len()) else {
+            return refuse(Refused::new(Code::BatchMalformed, "too many records"));
+        };
+        let permit = match permit {
+            Some(permit) => Some(permit),
+            None => self.admit(frame.body.len()).await,
+        };
+        let partition = match self.locate((header.topic, header.partition, header.lane)).await {
+            Ok(partition) => partition,
+            Err(rejection) => return refuse(refusal::refused(&rejection)),
+        };
+        let reply =
+            if header.ack == Ack::None { ReplyTo::nobody() } else { out.reply(correlation) };
+        partition.tell(Append {
+            batch: frame.body.clone(),
+            count,
+            facts: batch.facts(),
+            tell_accepted: header.ack == Ack::Memory,
+            reply,
+            permit,
+        });
+        Ok(())
+    }
+
+    /// The partition's actor, from this session's memory if it lives.
+    pub(super) async fn locate(&self, place: Place) -> Result<Link<PartitionActor>, Rejection> {
+        if let Some(link) = self.partitions.borrow().get(&place)
+            && link.is_alive()
+        {
+            return Ok(link.clone());
+        }
+        let (topic, partition, lane) = place;
+        let answer = self
+            .shared
+            .ask_directory(|reply| Locate { topic, partition, lane, reply })
+            .await;
+        match answer {
+            Answer::Partition(_, link) => {
+                self.partitions.borrow_mut().insert(place, link.clone());
+                Ok(link)
+            }
+            Answer::Refused(rejection) => {
+                self.partitions.borrow_mut().remove(&place);
+                Err(rejection)
+            }
+            _ => Err(Rejection::Retry),
+        }
+    }
+}
+
+/// A frame error ends the connection: the stream is beyond use, and its sender is not one of ours.
+pub(super) fn bad_frame(error: FrameError) -> Refused {
+    let code = match error {
+        FrameError::TooLarge { .. } => Code::FrameTooLarge,
+        _ => Code::FrameMalformed,
+    };
+    Refused::new(code, error.to_string())
+}
+
+async fn write_stream(
+    mut send: quinn::SendStream,
+    mut mails: UnboundedReceiver<Mail>,
+    mut frames: UnboundedReceiver<OutFrame>,
+) {
+    let mut batch = Vec::with_capacity(ANSWERS_AT_ONCE);
+    let (mut mails_open, mut frames_open) = (true, true);
+    while mails_open || frames_open {
+        let mut out = BytesMut::new();
+        let mut body = Bytes::new();
+        tokio::select! {
+            count = mails.recv_many(&mut batch, ANSWERS_AT_ONCE), if mails_open => {
+                mails_open = count > 0;
+                for mail in batch.drain(..) {
+                    encode_mail(mail, &mut out);
+                }
+            }
+            frame = frames.recv(), if frames_open => match frame {
+                Some((head, rest)) => {
+                    out.extend_from_slice(&head);
+                    body = rest;
+                }
+                None => frames_open = false,
+            }
+        }
+        let mut pieces = [out.freeze(), body];
+        if send.write_all_chunks(&mut pieces).await.is_err() {
+            return;
+        }
+    }
+    let _ = send.finish();
+}
+
+fn encode_mail(mail: Mail, out: &mut BytesMut) {
+    let Mail { correlation, answer } = mail;
+    let encoded = match answer {
+        Answer::Stored { receipt, repeat } => {
+            let stored = Stored {
+                first_offset: Some(receipt.first_offset),
+                first_number: receipt.first_number,
+                appended: receipt.appended,
+                status: SendStatus::SendOk,
+                duplicate: repeat,
+            };
+            encode(&stored, correlation, 0, out)
+        }
+        Answer::Accepted => encode(&Accepted {}, correlation, 0, out),
+        Answer::Refused(rejection) => encode(&refusal::refused(&rejection), correlation, 0, out),
+        Answer::Batches(_)
+        | Answer::Bounds(_)
+        | Answer::Topic(_)
+        | Answer::Topics(..)
+        | Answer::Producer(_)
+        | Answer::Partition(..) => Ok(()),
+    };
+    debug_assert!(encoded.is_ok(), "N3: answers to batches are small");
+}
