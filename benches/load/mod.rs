@@ -9,13 +9,16 @@
 //! - H5 Every run is bounded in time.
 
 mod arguments;
+mod broker;
 mod ceilings;
+mod crew;
 mod disk;
 mod environment;
 mod latency;
 mod payload;
 mod process;
 mod quic;
+mod records;
 mod report;
 mod role;
 mod scenario;

@@ -1,15 +1,14 @@
 //! The raw client: pours, draws, asks.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
 
-use super::server::{discard, runtime};
+use super::server::discard;
 use super::{Target, Task};
 use crate::load::Outcome;
-use crate::load::environment::cores;
+use crate::load::crew::{bounded, muster};
 use crate::load::latency::Latencies;
 use crate::load::payload::Noise;
 use crate::load::process::{Process, READY_WITHIN, Usage};
@@ -17,6 +16,8 @@ use crate::load::role;
 
 /// What a source hands over at a time: a batch's size.
 const POUR_BYTES: usize = 100_000;
+/// A flood lasts until its process is ended, or this long.
+const FOR_EVER: Duration = Duration::from_secs(3600);
 /// A measurement that takes this much longer than asked for is given up (H5).
 const OVERTIME: Duration = Duration::from_secs(60);
 
@@ -93,25 +94,12 @@ impl RawServer {
         connections: usize,
         span: Duration,
     ) -> Outcome<Transfer> {
-        let threads = connections.min(cores());
         let (server, own) = (self.process.usage()?, Usage::own()?);
         let begun = Instant::now();
-        let moved: Outcome<u64> = thread::scope(|scope| {
-            let hands: Vec<_> = (0..threads)
-                .map(|index| {
-                    // What does not divide evenly goes to the first threads.
-                    let share = connections / threads + usize::from(index < connections % threads);
-                    scope.spawn(move || bounded(span, carry(&self.target, way, share, span)))
-                })
-                .collect();
-            hands
-                .into_iter()
-                .map(|hand| hand.join().map_err(|_| "a raw source panicked")?)
-                .sum()
-        });
+        let moved = muster(connections, span + OVERTIME, |_| carry(&self.target, way, span))?;
         let took = begun.elapsed();
         Ok(Transfer {
-            bytes: moved?,
+            bytes: moved.into_iter().sum(),
             took,
             server_cpu_s: self.process.usage()?.since(server).cpu_s,
             own_cpu_s: Usage::own()?.since(own).cpu_s,
@@ -126,20 +114,11 @@ impl RawServer {
         span: Duration,
     ) -> Outcome<Latencies> {
         let target = self.target.clone();
-        bounded(span, async move {
+        bounded(span + OVERTIME, async move {
             let (_endpoint, connection) = connect(&target).await?;
             ask(&connection, request, answer, span).await
         })
     }
-}
-
-/// Runs on a thread's own runtime, for no longer than `span` and some.
-fn bounded<T>(span: Duration, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
-    runtime()?.block_on(async {
-        tokio::time::timeout(span + OVERTIME, work)
-            .await
-            .map_err(|_| format!("a raw measurement of {span:?} did not end"))?
-    })
 }
 
 /// A connection; its endpoint has to live as long.
@@ -149,23 +128,14 @@ pub(crate) async fn connect(target: &Target) -> Outcome<(Endpoint, Connection)> 
     Ok((endpoint, connection))
 }
 
-async fn carry(target: &Target, way: Way, connections: usize, span: Duration) -> Outcome<u64> {
+async fn carry(target: &Target, way: Way, span: Duration) -> Outcome<u64> {
     let noise = Noise::new(3).bytes(POUR_BYTES);
     let deadline = Instant::now() + span;
-    let carriers = (0..connections).map(|_| {
-        let noise = noise.clone();
-        async move {
-            let (_endpoint, connection) = connect(target).await?;
-            match way {
-                Way::Pour => pour(&connection, &noise, deadline).await,
-                Way::Draw => draw(&connection, deadline).await,
-            }
-        }
-    });
-    Ok(futures::future::try_join_all(carriers)
-        .await?
-        .into_iter()
-        .sum())
+    let (_endpoint, connection) = connect(target).await?;
+    match way {
+        Way::Pour => pour(&connection, &noise, deadline).await,
+        Way::Draw => draw(&connection, deadline).await,
+    }
 }
 
 /// Sends on one stream until the deadline, and waits until all of it is acknowledged.
@@ -234,7 +204,6 @@ pub(crate) fn flood(target: &Target, connections: usize) -> Outcome<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "listening on {}", target.address)?;
     out.flush()?;
-    const FOR_EVER: Duration = Duration::from_secs(3600);
-    runtime()?.block_on(carry(target, Way::Pour, connections, FOR_EVER))?;
+    muster(connections, FOR_EVER, |_| carry(target, Way::Pour, FOR_EVER))?;
     Ok(())
 }
