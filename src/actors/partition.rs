@@ -163,7 +163,16 @@ impl PartitionActor {
             |pending| Ticket { reply: pending.reply, permit: pending.permit },
         );
         let Some(author) = self.author else {
-            return ticket.reply.refuse(Rejection::Retry);
+            ticket.reply.refuse(Rejection::Retry);
+            // What was accepted is not on its way after all.
+            let mut effects = Vec::new();
+            self.machine.reset(&mut effects);
+            for effect in effects {
+                if let Effect::Refuse(token, rejection) = effect {
+                    self.answer(token, Answer::Refused(rejection));
+                }
+            }
+            return;
         };
         let payload = drafts.iter().any(|draft| draft.kind == EntryKind::Payload);
         let need = if payload { Need::Payload } else { Need::Housekeeping };

@@ -24,7 +24,8 @@
 //! | 124 | 4 | CRC-32C of bytes 0..124, not seeded |
 //!
 //! In every version to come magic, version and checksum stay where they are, so that a newer format is
-//! named as such and not taken for rot.
+//! named as such and not taken for rot. A program with a newer format of anything (flushes, entries,
+//! summaries) begins a new segment before it writes any of it: an older one then refuses by this header.
 
 use crate::domain::id::{ClusterId, LogPosition};
 
@@ -34,6 +35,8 @@ pub(crate) const MAGIC: [u8; 8] = *b"WWLOGSEG";
 /// The format this code writes: segment headers, flushes, entries and footers alike.
 pub(crate) const VERSION: u16 = 1;
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 128;
+/// The largest segment: positions and lengths within one stay far from overflow.
+pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << 40;
 /// Where the copy lies.
 pub(crate) const COPY_AT: usize = 2048;
 const SPARE: u16 = 1;
@@ -196,6 +199,12 @@ impl SegmentHeader {
         let consistent = base == identity.base(number)
             && write_unit.is_power_of_two()
             && segment_bytes > u64::from(write_unit)
+            && segment_bytes <= SEGMENT_BYTES_MAX
+            && number
+                .0
+                .checked_add(2)
+                .and_then(|n| n.checked_mul(segment_bytes))
+                .is_some()
             && (number.0 == 0) == header.number.is_none();
         consistent.then_some(Ok(header))
     }

@@ -5,6 +5,7 @@ use crate::domain::id::ClusterId;
 
 use super::LogError;
 use super::flush::FLUSH_HEADER_BYTES;
+use super::header::SEGMENT_BYTES_MAX;
 
 /// Derives what a fold must know of a payload from its body; `None` when the body is no batch.
 pub type FactsOf = fn(&[u8]) -> Option<PayloadFacts>;
@@ -66,7 +67,7 @@ impl LogOptions {
                 "the write unit {unit} is not a power of two from 4096 up"
             ));
         }
-        if !self.segment_bytes.is_multiple_of(unit) || self.segment_bytes > 1 << 40 {
+        if !self.segment_bytes.is_multiple_of(unit) || self.segment_bytes > SEGMENT_BYTES_MAX {
             return refuse(format!(
                 "log.segment_bytes must be a multiple of {unit} and at most 1 TiB, not {}",
                 self.segment_bytes

@@ -84,7 +84,16 @@ impl Log {
             None => new_identity(&options, disk.write_unit())?,
         };
         options.segment_bytes = identity.segment_bytes;
-        options.check(disk.write_unit())?;
+        options.check(identity.write_unit.max(disk.write_unit()))?;
+        if identity.write_unit < disk.write_unit() {
+            return Err(LogError::Options {
+                why: format!(
+                    "the log was made for units of {} bytes, this disk asks for {}: copy it to a disk like its own",
+                    identity.write_unit,
+                    disk.write_unit()
+                ),
+            });
+        }
         let spares = Spares::start(
             Arc::clone(&disk),
             identity,
@@ -101,9 +110,7 @@ impl Log {
             Some(tail) => tail,
             None => first_segment(identity, &spares, &mut buffer)?,
         };
-        tail.active
-            .file
-            .sync()
+        settle_tail(disk.as_ref(), &tail, &mut buffer)
             .map_err(LogError::io("syncing the tail of the log"))?;
         let highest = tail.active.segment.number.0;
         let table = Table::new(Arc::clone(&disk), identity, options, survey.segments);
@@ -184,6 +191,29 @@ struct Tail {
     next_index: u64,
     incarnation: u32,
     clean_stop: bool,
+    /// First and last offset of the last flush that counts.
+    last_flush: (u64, u64),
+}
+
+/// Makes durable what will be served. Through a cache a sync alone does not do that: pages whose sync
+/// failed in an earlier life read back as written, count as clean, and are not on disk. What no later
+/// write proves durable, the header and the last flush, is written again as it reads.
+fn settle_tail(disk: &dyn Disk, tail: &Tail, buffer: &mut AlignedBuffer) -> std::io::Result<()> {
+    let file = &tail.active.file;
+    let unit = tail.active.segment.header.identity.unit();
+    if disk.fallback().is_some() {
+        for (from, to) in [(0, unit), tail.last_flush] {
+            let mut at = from;
+            while at < to {
+                let length = index(to - at).min(buffer.len());
+                let piece = buffer.bytes_mut().get_mut(..length).unwrap_or_default();
+                file.read_at(at, piece)?;
+                file.write_at_synced(at, piece)?;
+                at += length as u64;
+            }
+        }
+    }
+    file.sync()
 }
 
 fn survey(disk: &Arc<dyn Disk>, options: &LogOptions) -> Result<Survey, LogError> {
@@ -404,6 +434,7 @@ impl Survey {
             next_index: footer.next_index,
             incarnation: footer.incarnation.max(last.header.incarnation),
             clean_stop: false,
+            last_flush: (0, 0),
         })
     }
 
@@ -429,6 +460,7 @@ impl Survey {
             next_index: segment.header.first_index,
             incarnation: segment.header.incarnation,
             clean_stop: false,
+            last_flush: (0, 0),
         };
         let reading = || LogError::io(format!("reading {}", segment.name));
         while let Some(flush) = walk.next().map_err(reading())? {
@@ -436,6 +468,7 @@ impl Survey {
                 tail.next_index = tail.next_index.max(header.next_index);
                 tail.incarnation = tail.incarnation.max(header.incarnation);
                 tail.clean_stop = header.clean_stop;
+                tail.last_flush = flush.span;
             }
             for found in flush.found {
                 match found {
@@ -527,5 +560,6 @@ fn first_segment(
         next_index: 1,
         incarnation: 0,
         clean_stop: false,
+        last_flush: (0, 0),
     })
 }

@@ -1,8 +1,10 @@
 //! Segments made ready ahead, so that a full disk is met here and never by a write of the log (L6).
 //!
-//! A spare is a file of really written zeros with a spare's header, synced, its name too: writing into it
-//! touches no metadata. One thread of its own makes them, a piece at a time so that flushes under way are
-//! not held up; in simulations the caller's thread does. What is recycled is taken first.
+//! A spare is a file with a spare's header, synced, its name too. Its zeros are really written, so that
+//! small flushes into it touch no metadata; where flushes are large the room is only allocated, which
+//! costs them less than writing every byte twice. One thread of its own makes spares, a piece at a time so
+//! that flushes under way are not held up; in simulations the caller's thread does. What is recycled is
+//! taken first.
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,6 +33,15 @@ pub(crate) struct Spare {
     pub(crate) file: Arc<dyn DiskFile>,
 }
 
+/// What is done to the room of a new segment before it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filling {
+    /// Every block is written once: small flushes then change no metadata.
+    Zeros,
+    /// It is taken from the disk and no more.
+    Allocated,
+}
+
 /// How many spares there are, and why there are not more.
 pub(crate) struct Stock {
     pub(crate) ready: usize,
@@ -57,6 +68,7 @@ struct Shared {
 struct State {
     ready: VecDeque<Spare>,
     target: usize,
+    filling: Filling,
     failed: Option<String>,
     next_name: u64,
 }
@@ -77,6 +89,7 @@ impl Spares {
             state: Mutex::new(State {
                 ready,
                 target: 0,
+                filling: Filling::Zeros,
                 failed: None,
                 next_name,
             }),
@@ -98,13 +111,17 @@ impl Spares {
         Ok(Self { shared, thread })
     }
 
-    /// Asks for so many spares to be kept ready.
-    pub(crate) fn want(&self, target: usize) {
-        self.shared.lock().target = target;
-        if self.thread.is_some() {
-            self.shared.changed.notify_all();
-        } else {
+    /// Asks for so many spares to be kept ready, new ones filled so.
+    pub(crate) fn want(&self, target: usize, filling: Filling) {
+        let mut state = self.shared.lock();
+        let is_more = state.target < target;
+        state.target = target;
+        state.filling = filling;
+        drop(state);
+        if self.thread.is_none() {
             self.shared.fill_up();
+        } else if is_more {
+            self.shared.changed.notify_all();
         }
     }
 
@@ -211,12 +228,12 @@ impl Shared {
     }
 
     fn make_one(&self) -> bool {
-        let name = {
+        let (name, filling) = {
             let mut state = self.lock();
-            state.next_name += 1;
-            format!("{:016x}{SUFFIX}", state.next_name)
+            state.next_name = state.next_name.saturating_add(1);
+            (format!("{:016x}{SUFFIX}", state.next_name), state.filling)
         };
-        let made = self.make(&name);
+        let made = self.make(&name, filling);
         let mut state = self.lock();
         let outcome = match made {
             Ok(spare) => {
@@ -234,7 +251,7 @@ impl Shared {
         outcome
     }
 
-    fn make(&self, name: &str) -> io::Result<Spare> {
+    fn make(&self, name: &str, filling: Filling) -> io::Result<Spare> {
         let needed = self
             .identity
             .segment_bytes
@@ -251,7 +268,7 @@ impl Shared {
         let made = self
             .disk
             .create(name, self.identity.segment_bytes)
-            .and_then(|file| self.fill(&file).map(|()| file))
+            .and_then(|file| self.fill(&file, filling).map(|()| file))
             .and_then(|file| self.disk.sync_dir().map(|()| file));
         match made {
             Ok(file) => Ok(Spare {
@@ -267,10 +284,13 @@ impl Shared {
     }
 
     /// Zeros first and synced, the header last: a header on disk says that all behind it is.
-    fn fill(&self, file: &Arc<dyn DiskFile>) -> io::Result<()> {
+    fn fill(&self, file: &Arc<dyn DiskFile>, filling: Filling) -> io::Result<()> {
         let unit = self.identity.unit();
         let mut piece = AlignedBuffer::new(index(PIECE_BYTES.min(self.identity.segment_bytes)));
-        let mut at = unit;
+        let mut at = match filling {
+            Filling::Zeros => unit,
+            Filling::Allocated => self.identity.segment_bytes,
+        };
         while at < self.identity.segment_bytes {
             if self.is_stopping() {
                 return Err(io::ErrorKind::Interrupted.into());

@@ -16,11 +16,15 @@ use super::header::{LogIdentity, SegmentHeader, SegmentNumber};
 use super::options::LogOptions;
 use super::reader::LogReader;
 use super::segments::{Segment, SegmentInfo, SegmentState, Table, Taken};
-use super::spares::{Spare, Spares, write_spare_header};
+use super::spares::{Filling, Spare, Spares, write_spare_header};
 use super::summary::{FOOTER_BYTES, Footer, push_record, record_bytes};
 
 /// Bodies are copied and summed in pieces that stay in the nearest cache.
 const COPY_BYTES: usize = 16 << 10;
+/// The next segment is made once this part (a quarter) of the active one is used.
+const AHEAD_PART: u64 = 4;
+/// From this mean size on, flushes gain less from blocks written before than the writing costs.
+const LARGE_FLUSH_BYTES: u64 = 128 << 10;
 /// Units of the very last room that only openings use, so that a full log can still be opened.
 const OPENING_UNITS: u64 = 16;
 
@@ -295,10 +299,19 @@ impl Log {
         }
     }
 
-    /// One more than the reserve once the active segment is half full.
+    /// One more than the reserve once a part of the active segment is used.
     pub(super) fn ask_for_spares(&self) {
-        let ahead = usize::from(self.active.end * 2 > self.table.identity.segment_bytes);
-        self.spares.want(self.spares_kept() + ahead);
+        let active = &self.active;
+        let ahead = usize::from(active.end > self.table.identity.segment_bytes / AHEAD_PART);
+        let flushes = self
+            .next_flush
+            .saturating_sub(active.segment.header.first_flush);
+        let filling = if active.end / flushes.max(1) >= LARGE_FLUSH_BYTES {
+            Filling::Allocated
+        } else {
+            Filling::Zeros
+        };
+        self.spares.want(self.spares_kept() + ahead, filling);
     }
 
     fn check_open(&self) -> Result<(), LogError> {
@@ -429,7 +442,10 @@ impl Log {
     ) -> Result<Vec<EntryPlace>, LogError> {
         let position = self.end().0;
         let (places, length, frames_crc) = self.lay_out(position, entries);
-        let newest_index = entries.iter().map(|entry| entry.header.index.0 + 1).max();
+        let newest_index = entries
+            .iter()
+            .map(|entry| entry.header.index.0.saturating_add(1))
+            .max();
         let next_index = self.next_index.max(newest_index.unwrap_or(0));
         let header = FlushHeader {
             clean_stop,

@@ -219,6 +219,12 @@ async fn write_group(
         next = batch.end();
     }
     stream.write_all_chunks(&mut pieces).await?;
+    for batch in &group.answer.batches {
+        tracing::trace!(
+            target: "waterwheel::trace",
+            reader, offset = batch.first_offset.0, count = batch.count, "delivered"
+        );
+    }
     Ok(next)
 }
 

@@ -95,6 +95,7 @@ fn greet(session: &Session, hello: &Hello, correlation: u64, out: &Out) -> Resul
         ));
     }
     session.greeted.set(true);
+    *session.control.borrow_mut() = Some(out.clone());
     tracing::debug!(
         target: "waterwheel::session", client = hello.client, version = hello.version, "hello"
     );

@@ -36,7 +36,7 @@ use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{
     Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, encode,
 };
-use crate::wire::hello::Limits;
+use crate::wire::hello::{Goodbye, Limits};
 use crate::wire::produce::{Accepted, Ack, Produce, SendStatus, Stored};
 
 /// Time an admitted frame has to arrive whole.
@@ -120,6 +120,8 @@ pub struct Session {
     /// The connection.
     pub(super) connection: quinn::Connection,
     pub(super) greeted: Cell<bool>,
+    /// The stream `Hello` came on: the broker's own words go there.
+    pub(super) control: RefCell<Option<Out>>,
     partitions: RefCell<HashMap<Place, Link<PartitionActor>>>,
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
     pub(super) credit: Cell<u64>,
@@ -205,6 +207,7 @@ async fn accept(
         shared,
         connection: connection.clone(),
         greeted: Cell::new(false),
+        control: RefCell::new(None),
         partitions: RefCell::new(HashMap::new()),
         readers: RefCell::new(HashMap::new()),
         credit: Cell::new(0),
@@ -216,11 +219,16 @@ async fn accept(
                 Ok((send, recv)) => session.open_stream(send, recv),
                 Err(reason) => {
                     session.close_readers();
+                    session.control.borrow_mut().take();
                     return Ok(reason);
                 }
             },
             _ = stopping.wait_for(|stopping| *stopping) => {
                 session.close_readers();
+                if let Some(control) = session.control.borrow_mut().take() {
+                    let reason = "the broker is stopping".to_owned();
+                    control.send(&Goodbye { reason }, 0, Bytes::new());
+                }
                 return Ok(connection.closed().await);
             }
         }
@@ -326,7 +334,10 @@ impl Session {
             return Err(Refused::new(Code::HelloRequired, "the first request must be Hello"));
         }
         if kind == FrameKind::Produce {
-            return self.produce(&frame, permit, out).await;
+            let span = tracing::trace_span!(
+                target: "waterwheel::request", "produce", correlation = frame.correlation()
+            );
+            return self.produce(&frame, permit, out).instrument(span).await;
         }
         drop(permit);
         requests::handle(self, kind, frame, out)
