@@ -25,7 +25,7 @@ pub(crate) async fn connect(home: &Home) -> Outcome<Client> {
 /// Makes a topic.
 pub(crate) fn create_topic(home: &Home, name: &str, partitions: u32) -> Outcome<()> {
     bounded(PATIENCE, async {
-        let config = TopicConfig { partitions, ..TopicConfig::default() };
+        let config = TopicConfig::new(partitions);
         connect(home).await?.create_topic(name, config).await?;
         Ok(())
     })
@@ -187,7 +187,8 @@ pub(crate) async fn open_reader(client: &Client, topic: &str, partition: u32) ->
 pub(crate) async fn take(reader: &mut Reader, check: &mut Check, wait: Duration) -> Outcome<usize> {
     let deliveries = tokio::time::timeout(wait, reader.next_deliveries())
         .await
-        .map_err(|_| format!("no record came within {wait:?}"))??;
+        .map_err(|_| format!("no record came within {wait:?}"))??
+        .ok_or("the reader ended")?;
     for delivery in &deliveries {
         check.take(delivery.offset, &delivery.value)?;
     }

@@ -11,6 +11,7 @@
 mod arguments;
 mod broker;
 mod ceilings;
+mod clients;
 mod crew;
 mod disk;
 mod environment;

@@ -1,5 +1,7 @@
 //! The scenarios by name, each with what it promises.
 
+mod produce;
+
 use std::fmt::Write as _;
 
 use super::report::{Figures, Goal, Samples};
@@ -19,12 +21,35 @@ pub(crate) struct Scenario {
 }
 
 /// Every scenario, in the order of `goals core`.
-pub(crate) const ALL: &[Scenario] = &[Scenario {
-    name: "ceilings",
-    about: "raw quinn and the raw disk, no broker",
-    goals: &[],
-    perform: ceilings::measure,
-}];
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario {
+        name: "ceilings",
+        about: "raw quinn and the raw disk, no broker",
+        goals: &[],
+        perform: ceilings::measure,
+    },
+    Scenario {
+        name: "produce-durable",
+        about: "8 producers, 100 kB batches, durable, beside the raw transport",
+        goals: &[
+            Goal::at_least("share of the raw transport", 0.6),
+            Goal::at_most("broker CPU over sink CPU", 1.8),
+        ],
+        perform: produce::durable,
+    },
+    Scenario {
+        name: "produce-one-in-flight",
+        about: "one durable record at a time, beside a round trip and a synced write",
+        goals: &[Goal::at_most("p50 over (round trip + synced write)", 1.5)],
+        perform: produce::one_in_flight,
+    },
+    Scenario {
+        name: "produce-singles",
+        about: "4 producers, records one by one, gathered for at most 5 ms",
+        goals: &[Goal::at_least("records a second, flat out", 400_000.0)],
+        perform: produce::singles,
+    },
+];
 
 impl Scenario {
     /// Measures; a failure leaves its goals not held (H1).
