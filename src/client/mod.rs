@@ -192,3 +192,6 @@ impl Client {
         self.timeout
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,7 +194,8 @@ pub struct Producer {
     waiting: Option<Waiting>,
 }
 
-type Waiting = Pin<Box<dyn Future<Output = Result<(), SendError>> + Send>>;
+// Sync too: `enqueue` borrows the producer, and its future is to be `Send`.
+type Waiting = Pin<Box<dyn Future<Output = Result<(), SendError>> + Send + Sync>>;
 
 struct Inner {
     shared: Arc<Shared>,

@@ -95,6 +95,7 @@ pub struct Plan<T> {
     pub tickets: Vec<(T, Receipt)>,
     /// What the entries may use of the disk.
     pub need: Need,
+    authors: BTreeSet<OwnerId>,
     counters: HashMap<OwnerId, Counters>,
     next_index: LogIndex,
     appended: WallMs,
@@ -229,6 +230,7 @@ impl<T> Commit<T> {
             entries: Vec::new(),
             tickets: Vec::new(),
             need: Need::Housekeeping,
+            authors: BTreeSet::new(),
             counters: HashMap::new(),
             next_index: self.next_index,
             appended: self.appended.max(wall),
@@ -253,6 +255,7 @@ impl<T> Commit<T> {
             }
             bytes += size;
             plan.need = plan.need.max(run.need);
+            plan.authors.insert(run.author.owner);
             let deletes = self.stamp(&mut plan, run, wall);
             if deletes {
                 break;
@@ -345,18 +348,17 @@ impl<T> Commit<T> {
     }
 
     /// The log had no room for the plan after all and wrote nothing: its runs are refused, and their
-    /// owners' incarnations with them (C2).
+    /// authors' incarnations with them (C2). Returns who is to be answered, and the authors.
     pub fn not_written(
         &mut self,
         plan: Plan<T>,
         rejection: &Rejection,
     ) -> (Vec<T>, BTreeSet<OwnerId>, Rejection) {
-        let mut owners = BTreeSet::new();
-        for entry in &plan.entries {
-            self.fence(entry.header.owner);
-            owners.insert(entry.header.owner);
+        for author in &plan.authors {
+            self.fence(*author);
         }
-        (plan.tickets.into_iter().map(|(ticket, _)| ticket).collect(), owners, rejection.clone())
+        let tickets = plan.tickets.into_iter().map(|(ticket, _)| ticket).collect();
+        (tickets, plan.authors, rejection.clone())
     }
 
     /// The log is sealed: everything that waits is refused, and all that comes.
@@ -371,6 +373,10 @@ impl<T> Commit<T> {
     }
 
     fn fence(&mut self, owner: OwnerId) {
+        // The log's own marks rest on nothing before them, and nobody begins another life for them.
+        if owner == OwnerId::LOG {
+            return;
+        }
         self.owners.entry(owner).or_default().fenced = true;
     }
 

@@ -95,6 +95,20 @@ impl Ledger {
         self.deleted.push(range);
     }
 
+    /// At the start, once the log is folded: of the owners below `next`, only those in `ranges` (in any
+    /// order, apart) exist. The entry that deleted the others may have left the log before theirs have.
+    pub fn existing(&mut self, mut ranges: Vec<OwnerRange>, next: OwnerId) {
+        ranges.sort_unstable_by_key(|range| range.first);
+        ranges.push(OwnerRange { first: next, count: 0 });
+        let mut from = OwnerId::FIRST_FREE;
+        for range in ranges {
+            if let Some(count) = range.first.0.checked_sub(from.0).filter(|count| *count > 0) {
+                self.deleted(OwnerRange { first: from, count });
+            }
+            from = OwnerId(range.first.0.saturating_add(range.count));
+        }
+    }
+
     /// The views hold everything before this position.
     pub fn marked(&mut self, position: LogPosition) {
         self.mark = self.mark.max(position);

@@ -8,7 +8,7 @@
 //!
 //! What survives a crash: a head row, a row per topic, and the log behind them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -241,6 +241,8 @@ pub struct Topics {
     names: BTreeMap<String, TopicId>,
     /// Commands on their way to the disk, oldest first, with what they claim.
     in_flight: Vec<(Token, String)>,
+    /// Deltas on their way to the disk, oldest first.
+    asked: VecDeque<Delta>,
     accepted_topic: u64,
     accepted_owner: u64,
     next_producer: u64,
@@ -322,7 +324,7 @@ impl Topics {
         let owner = self.claim_owners(partitions);
         let owners = vec![(0, owner)];
         let topic = Topic { id, name: name.to_owned(), partitions, owners, config };
-        Ok(Some(persist(&[Delta::Topic(topic)])))
+        Ok(Some(Effect::Persist(vec![self.ask(Delta::Topic(topic))])))
     }
 
     fn claim_owners(&mut self, partitions: u32) -> OwnerId {
@@ -361,13 +363,13 @@ impl Topics {
             topic.partitions = count;
         }
         topic.config = config;
-        Ok(Some(persist(&[Delta::Topic(topic)])))
+        Ok(Some(Effect::Persist(vec![self.ask(Delta::Topic(topic))])))
     }
 
     fn delete(&mut self, token: Token, name: &str) -> Result<Option<Effect>, Rejection> {
         let topic = self.named(name).ok_or(Rejection::UnknownTopic)?.clone();
         self.claim(token, name)?;
-        let mut drafts = vec![draft(EntryKind::State, encode(&Delta::Deleted(topic.id)))];
+        let mut drafts = vec![self.ask(Delta::Deleted(topic.id))];
         drafts.extend(topic.ranges().iter().map(|range| draft(EntryKind::Delete, encode(range))));
         Ok(Some(Effect::Persist(drafts)))
     }
@@ -380,7 +382,14 @@ impl Topics {
         }
         self.waiting_producers.push(token);
         let below = ProducerId(self.head.producers_below.0 + PRODUCER_BLOCK);
-        (self.waiting_producers.len() == 1).then(|| persist(&[Delta::ProducersBelow(below)]))
+        (self.waiting_producers.len() == 1)
+            .then(|| Effect::Persist(vec![self.ask(Delta::ProducersBelow(below))]))
+    }
+
+    fn ask(&mut self, delta: Delta) -> Draft {
+        let draft = draft(EntryKind::State, encode(&delta));
+        self.asked.push_back(delta);
+        draft
     }
 
     /// Takes in a durable entry of the directory.
@@ -406,6 +415,9 @@ impl Topics {
     }
 
     fn apply_delta(&mut self, delta: Delta, effects: &mut Vec<Effect>) {
+        if self.asked.front() == Some(&delta) {
+            self.asked.pop_front();
+        }
         match delta {
             Delta::Topic(topic) => {
                 self.put(topic.clone());
@@ -422,9 +434,15 @@ impl Topics {
                 }
             }
             Delta::ProducersBelow(below) => {
-                self.next_producer = self.head.producers_below.0.max(1);
+                let first = self.head.producers_below;
                 self.head.producers_below = self.head.producers_below.max(below);
-                for token in std::mem::take(&mut self.waiting_producers) {
+                let waiting = std::mem::take(&mut self.waiting_producers);
+                // D1: only whoever asked for a block gives ids out of it. In a fold nobody waits, and
+                // an earlier life may have used the block up.
+                if !waiting.is_empty() {
+                    self.next_producer = first.0;
+                }
+                for token in waiting {
                     effects.extend(self.open_producer(token));
                 }
             }
@@ -436,7 +454,12 @@ impl Topics {
             Snapshot::Topic(topic) => self.put(topic),
             Snapshot::Head { head, topics } => {
                 let gone: Vec<_> =
-                    self.topics.keys().filter(|id| !topics.contains(id)).copied().collect();
+                    self
+                    .topics
+                    .keys()
+                    .filter(|id| topics.binary_search(id).is_err())
+                    .copied()
+                    .collect();
                 for id in gone {
                     self.remove(id);
                 }
@@ -477,19 +500,26 @@ impl Topics {
     pub fn reset(&mut self, rejection: &Rejection, effects: &mut Vec<Effect>) {
         let waiting = std::mem::take(&mut self.in_flight).into_iter().map(|(token, _)| token);
         let producers = std::mem::take(&mut self.waiting_producers);
-        self.accepted_topic = 0;
-        self.accepted_owner = 0;
+        self.asked.clear();
+        // What was claimed stays claimed: an id that is never used costs nothing (D1).
         effects.extend(
             waiting.chain(producers).map(|token| Effect::Refuse(token, rejection.clone())),
         );
     }
 
     /// Restates every row, so that older entries of the directory may leave the log.
+    ///
+    /// The rows are as of the snapshot's own place in the log: what is on its way lies before it there
+    /// and is in them, for if any of it is refused, so is the snapshot behind it.
     #[must_use]
     pub fn restate(&self) -> Effect {
-        let topics = self.topics.keys().copied().collect();
-        let rows = self.topics.values().map(|topic| encode(&Snapshot::Topic(topic.clone())));
-        let head = encode(&Snapshot::Head { head: self.head, topics });
+        let mut stamped = self.clone();
+        for delta in &self.asked {
+            stamped.apply_delta(delta.clone(), &mut Vec::new());
+        }
+        let topics = stamped.topics.keys().copied().collect();
+        let rows = stamped.topics.values().map(|topic| encode(&Snapshot::Topic(topic.clone())));
+        let head = encode(&Snapshot::Head { head: stamped.head, topics });
         Effect::Persist(rows.chain([head]).map(|body| draft(EntryKind::Snapshot, body)).collect())
     }
 
@@ -526,10 +556,6 @@ impl Topics {
 
 fn draft(kind: EntryKind, body: Bytes) -> Draft {
     Draft { kind, numbers: 0, offsets: 0, body, facts: PayloadFacts::default() }
-}
-
-fn persist(deltas: &[Delta]) -> Effect {
-    Effect::Persist(deltas.iter().map(|delta| draft(EntryKind::State, encode(delta))).collect())
 }
 
 fn check_name(name: &str) -> Result<(), Rejection> {

@@ -23,6 +23,7 @@
 //! After a crash there remains everything that was acknowledged, and perhaps the one run that was being
 //! written, whole.
 
+mod active;
 mod buffer;
 mod codec;
 mod disk;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::domain::id::{ClusterId, LogPosition};
 use crate::domain::time::WallMs;
 
+use super::active::{Active, begin_segment, flush_buffer};
 use super::buffer::AlignedBuffer;
 use super::codec::{Seed, index};
 use super::disk::{Disk, DiskFile};
@@ -21,7 +22,7 @@ use super::segments::{Segment, SegmentState, Table};
 use super::spares::{SUFFIX, Spare, Spares};
 use super::summary::{Footer, push_record};
 use super::walk::{Found, Unreadable, Walk};
-use super::writer::{Active, Log, Room, begin_segment, flush_buffer};
+use super::writer::{Log, Room};
 
 /// A log just opened for writing.
 pub struct Opened {
@@ -146,14 +147,11 @@ impl Log {
     /// Looks at the log of a directory without writing a byte.
     ///
     /// # Errors
-    /// As [`Log::open`]; [`LogError::NoHeader`] where there is no log.
+    /// As [`Log::open`]; [`LogError::NoLog`] where there is none.
     pub fn inspect(disk: Arc<dyn Disk>, mut options: LogOptions) -> Result<Inspected, LogError> {
         let survey = survey(&disk, &options)?;
         let (Some(identity), Some(tail)) = (survey.identity, survey.tail) else {
-            return Err(LogError::NoHeader {
-                file: "none".to_owned(),
-                files: 0,
-            });
+            return Err(LogError::NoLog);
         };
         options.segment_bytes = identity.segment_bytes;
         let end = tail.active.segment.end();

@@ -109,9 +109,9 @@ mod tests {
     #[test]
     fn it_holds_the_highest_positions_within_its_bound() {
         let cache = TailCache::new(3 * (1000 + OVERHEAD_BYTES));
-        for position in [30, 10, 20, 50, 40] {
-            let body = Bytes::from(vec![position as u8; 1000]);
-            cache.insert(place(position), frame().header, body);
+        for position in [30u8, 10, 20, 50, 40] {
+            let body = Bytes::from(vec![position; 1000]);
+            cache.insert(place(position.into()), frame().header, body);
             assert!(cache.bytes() <= 3 * (1000 + OVERHEAD_BYTES));
         }
         let held = |position| cache.lookup(LogPosition(position)).map(|body| body[0]);

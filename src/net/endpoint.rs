@@ -12,8 +12,8 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,9 +40,11 @@ pub const SEND_WINDOW_BYTES: u64 = 4 << 20;
 pub const BIDIRECTIONAL_STREAMS_MAX: u32 = 256;
 /// Streams in one direction a peer may have open: a reader's deliveries each.
 pub const UNIDIRECTIONAL_STREAMS_MAX: u32 = 1024;
-/// The largest UDP payload that path discovery tries: all that IPv4 carries. Loopback does, an
-/// Ethernet path settles at its own size.
+/// The largest UDP payload that is taken, and that path discovery tries on [`Path::Loopback`].
 pub const UDP_PAYLOAD_BYTES_MAX: u16 = 65_527;
+/// The largest UDP payload that path discovery tries on [`Path::Network`]: quinn hands the kernel ten
+/// segments at a time, and all ten together must fit into what UDP carries.
+pub const SEGMENT_BYTES_MAX: u16 = 6_550;
 /// What the socket's buffers are asked to hold, in bytes.
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// The least time between two stateless resets: a hundred clients of a restarted broker hear of it
@@ -52,6 +54,28 @@ const RESET_INTERVAL: Duration = Duration::from_micros(100);
 const MTU_CHANGE_BYTES_MIN: u16 = 64;
 const SECRET_BYTES: usize = 32;
 const ID_BYTES: usize = 12;
+
+/// What lies between the two ends. Measured over loopback, 2 GB on one stream between two threads:
+/// 1452-byte segments 0.6 GB/s at 2.9 CPU-s/GB for both ends, 6500-byte segments 1.4 GB/s at 1.5,
+/// whole datagrams of 65 463 bytes 2.0 GB/s at 1.1; but 1452 bytes without segmentation 0.17 GB/s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// One machine: datagrams as large as they come, one by one.
+    Loopback,
+    /// Anything else: packets of the path's size, handed to the kernel in segments.
+    Network,
+}
+
+impl Path {
+    /// The path to an address.
+    #[must_use]
+    pub fn to(address: IpAddr) -> Self {
+        match address.is_loopback() {
+            true => Self::Loopback,
+            false => Self::Network,
+        }
+    }
+}
 
 /// How to open an endpoint.
 #[derive(Debug, Clone)]
@@ -96,31 +120,64 @@ pub enum NetError {
     Settings(String),
 }
 
+/// An open endpoint.
+#[derive(Debug, Clone)]
+pub struct Listening {
+    /// The endpoint: where connections come in.
+    pub endpoint: quinn::Endpoint,
+    loopback: Arc<ServerConfig>,
+    network: Arc<ServerConfig>,
+}
+
+impl Listening {
+    /// Lets a connection in, with the settings of the path it comes on.
+    ///
+    /// # Errors
+    /// The first packet is refused already, as one is that speaks another protocol.
+    pub fn admit(
+        &self,
+        incoming: quinn::Incoming,
+    ) -> Result<quinn::Connecting, quinn::ConnectionError> {
+        let config = match Path::to(incoming.remote_address().ip().to_canonical()) {
+            Path::Loopback => &self.loopback,
+            Path::Network => &self.network,
+        };
+        incoming.accept_with(Arc::clone(config))
+    }
+}
+
 /// Opens the endpoint, inside a tokio runtime.
 ///
 /// # Errors
 /// What keeps it from listening.
-pub fn endpoint(options: &EndpointOptions) -> Result<quinn::Endpoint, NetError> {
+pub fn endpoint(options: &EndpointOptions) -> Result<Listening, NetError> {
     let secret = Secret::load(&options.data.join("endpoint.secret"))?;
     let tls = server_config(&options.certificates)?;
     let tls = QuicServerConfig::try_from(tls).map_err(|why| NetError::Settings(why.to_string()))?;
-    let mut server = ServerConfig::new(Arc::new(tls), Arc::new(secret.token_key()));
-    server
-        .transport_config(Arc::new(transport()))
+    let mut network = ServerConfig::new(Arc::new(tls), Arc::new(secret.token_key()));
+    network
+        .transport_config(Arc::new(transport(Path::Network)))
         .max_incoming(options.handshakes_max);
+    let mut loopback = network.clone();
+    loopback.transport_config(Arc::new(transport(Path::Loopback)));
     let bind = |source| NetError::Bind {
         address: options.listen,
         source,
     };
     let socket = UdpSocket::bind(options.listen).map_err(bind)?;
     enlarge_buffers(&socket);
-    quinn::Endpoint::new(
+    let endpoint = quinn::Endpoint::new(
         endpoint_config(&secret, options.number)?,
-        Some(server),
+        Some(network.clone()),
         socket,
         Arc::new(TokioRuntime),
     )
-    .map_err(bind)
+    .map_err(bind)?;
+    Ok(Listening {
+        endpoint,
+        loopback: Arc::new(loopback),
+        network: Arc::new(network),
+    })
 }
 
 fn endpoint_config(secret: &Secret, number: u8) -> Result<EndpointConfig, NetError> {
@@ -134,12 +191,16 @@ fn endpoint_config(secret: &Secret, number: u8) -> Result<EndpointConfig, NetErr
     Ok(config)
 }
 
-/// The transport settings of both ends.
+/// The transport settings of both ends. Path discovery starts from the 1200 bytes every path carries.
 #[must_use]
-pub fn transport() -> TransportConfig {
+pub fn transport(path: Path) -> TransportConfig {
+    let upper_bound = match path {
+        Path::Loopback => UDP_PAYLOAD_BYTES_MAX,
+        Path::Network => SEGMENT_BYTES_MAX,
+    };
     let mut discovery = MtuDiscoveryConfig::default();
     discovery
-        .upper_bound(UDP_PAYLOAD_BYTES_MAX)
+        .upper_bound(upper_bound)
         .minimum_change(MTU_CHANGE_BYTES_MIN);
     let mut config = TransportConfig::default();
     config
@@ -151,6 +212,7 @@ pub fn transport() -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(BIDIRECTIONAL_STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(UNIDIRECTIONAL_STREAMS_MAX))
         .datagram_receive_buffer_size(None)
+        .enable_segmentation_offload(path == Path::Network)
         .mtu_discovery_config(Some(discovery));
     config
 }
@@ -186,7 +248,7 @@ fn enlarge_buffers(socket: &UdpSocket) {
 struct Secret([u8; SECRET_BYTES]);
 
 impl Secret {
-    fn load(path: &Path) -> Result<Self, NetError> {
+    fn load(path: &std::path::Path) -> Result<Self, NetError> {
         let load = || match fs::read(path) {
             Ok(bytes) => bytes.try_into().map(Self).map_err(|_| {
                 io::Error::new(
@@ -293,7 +355,7 @@ mod tests {
 
     use crate::net::tls::{ALPN, provider};
 
-    fn options(data: &Path) -> EndpointOptions {
+    fn options(data: &std::path::Path) -> EndpointOptions {
         EndpointOptions {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             data: data.to_path_buf(),
@@ -305,7 +367,7 @@ mod tests {
         }
     }
 
-    fn client(authority: &Path, alpn: &[u8]) -> quinn::Endpoint {
+    fn client(authority: &std::path::Path, alpn: &[u8]) -> quinn::Endpoint {
         let mut roots = rustls::RootCertStore::empty();
         roots
             .add(CertificateDer::from_pem_file(authority).unwrap())
@@ -319,19 +381,22 @@ mod tests {
         tls.enable_early_data = true;
         let mut config =
             quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-        config.transport_config(Arc::new(transport()));
+        config.transport_config(Arc::new(transport(Path::Loopback)));
         let mut endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         endpoint.set_default_client_config(config);
         endpoint
     }
 
     /// Answers every stream with what came on it until the endpoint closes.
-    fn echo(endpoint: &quinn::Endpoint) {
-        let endpoint = endpoint.clone();
+    fn echo(listening: &Listening) {
+        let listening = listening.clone();
         tokio::spawn(async move {
-            while let Some(incoming) = endpoint.accept().await {
+            while let Some(incoming) = listening.endpoint.accept().await {
+                let Ok(connecting) = listening.admit(incoming) else {
+                    continue;
+                };
                 tokio::spawn(async move {
-                    let Ok(connection) = incoming.await else {
+                    let Ok(connection) = connecting.await else {
                         return;
                     };
                     while let Ok((mut answer, mut question)) = connection.accept_bi().await {
@@ -366,7 +431,7 @@ mod tests {
             runtime.block_on(async {
                 let server = endpoint(&options).unwrap();
                 echo(&server);
-                bound.send(server.local_addr().unwrap()).unwrap();
+                bound.send(server.endpoint.local_addr().unwrap()).unwrap();
                 // Nobody closes anything: the tasks go with the runtime, as in a kill.
                 let _ = ended.await;
             });
@@ -383,7 +448,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let server = endpoint(&options(data.path())).unwrap();
         echo(&server);
-        let address = server.local_addr().unwrap();
+        let address = server.endpoint.local_addr().unwrap();
         let ca = data.path().join("tls/ca.pem");
         for name in ["localhost", "127.0.0.1", "::1"] {
             let connection = client(&ca, ALPN).connect(address, name).unwrap();
@@ -405,7 +470,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let server = endpoint(&options(data.path())).unwrap();
         echo(&server);
-        let address = server.local_addr().unwrap();
+        let address = server.endpoint.local_addr().unwrap();
         let client = client(&data.path().join("tls/ca.pem"), ALPN);
         for _ in 0..2 {
             let connecting = client.connect(address, "localhost").unwrap();

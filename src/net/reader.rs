@@ -26,6 +26,7 @@ use crate::domain::id::Offset;
 use crate::domain::partition::ReadAnswer;
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
+use crate::log::ReadError;
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::encode;
 use crate::wire::reader::{
@@ -106,7 +107,7 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
     let refusal = if session.readers.borrow().len() >= limit {
         Some(Refused::new(Code::TooManyReaders, format!("a connection may have {limit} readers")))
     } else if session.readers.borrow().contains_key(&open.reader) {
-        Some(Refused::new(Code::UnknownReader, "a reader of that id is open on this connection"))
+        Some(Refused::new(Code::ReaderExists, "a reader of that id is open on this connection"))
     } else if open.leader_epoch != 0 {
         Some(Refused::new(Code::StaleEpoch, "the leader epoch is 0; ask for the metadata"))
     } else {
@@ -251,8 +252,9 @@ async fn fetch(
         }
         let credit = u64::try_from(control.credit.get()).unwrap_or(0);
         let bytes_max = credit.min(GROUP_BYTES);
-        let mut answer = match ask(session, control, open, next, bytes_max, deadline).await {
-            Ok(answer) => answer,
+        let wanted = Wanted { from: next, bytes_max, records_left, deadline };
+        let Group { answer, bodies } = match group(session, control, open, wanted).await {
+            Ok(group) => group,
             Err(Stop::End(reason)) => return reason,
             Err(Stop::Passing(refused)) => {
                 tries += 1;
@@ -264,11 +266,6 @@ async fn fetch(
             }
         };
         tries = 0;
-        limit_records(&mut answer.batches, next, records_left);
-        let bodies = match bodies(session, &answer.batches).await {
-            Ok(bodies) => bodies,
-            Err(refused) => return EndReason::Refused(refused),
-        };
         let bytes: u64 = bodies.iter().map(|body| body.len() as u64).sum();
         control.credit.set(
             control.credit.get().saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX)),
@@ -296,6 +293,46 @@ fn limit_records(batches: &mut Vec<BatchPlace>, next: Offset, records_left: u64)
 enum Stop {
     End(EndReason),
     Passing(Refused),
+}
+
+impl Stop {
+    /// What the log could not give of a batch: the reader ends before it, and is told how far it
+    /// reaches, so that it can go on behind it.
+    fn unreadable(batch: &BatchPlace, error: &ReadError) -> Self {
+        let lost = |code| {
+            Refused::new(code, error.to_string())
+                .detail("first_offset", batch.first_offset)
+                .detail("end_offset", batch.end())
+        };
+        match error {
+            // Retention took it meanwhile: asked again, the partition says so.
+            ReadError::Gone { .. } => Self::Passing(lost(Code::Damaged)),
+            ReadError::Damaged(_) => Self::End(EndReason::Refused(lost(Code::Damaged))),
+            ReadError::Io { .. } => Self::End(EndReason::Refused(lost(Code::Internal))),
+        }
+    }
+}
+
+/// What the next group may be.
+struct Wanted {
+    from: Offset,
+    bytes_max: u64,
+    records_left: u64,
+    deadline: Option<tokio::time::Instant>,
+}
+
+async fn group(
+    session: &Session,
+    control: &Control,
+    open: &OpenReader,
+    wanted: Wanted,
+) -> Result<Group, Stop> {
+    let Wanted { from, bytes_max, records_left, deadline } = wanted;
+    let mut answer = ask(session, control, open, from, bytes_max, deadline).await?;
+    limit_records(&mut answer.batches, from, records_left);
+    let bodies = bodies(session, &answer.batches).await?;
+    answer.batches.truncate(bodies.len());
+    Ok(Group { answer, bodies })
 }
 
 async fn ask(
@@ -339,33 +376,38 @@ async fn ask(
     }
 }
 
-/// The batches' bytes: from the cache of the log's tail, or read.
-async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>, Refused> {
+/// The batches' bytes, from the cache of the log's tail or read: up to the first that cannot be read,
+/// which is an error once it is the first of all.
+async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>, Stop> {
     let cache = &session.shared.house.cache;
-    let mut bodies: Vec<Option<Bytes>> =
+    let cached: Vec<Option<Bytes>> =
         batches.iter().map(|batch| cache.lookup(batch.position)).collect();
     let missing: Vec<EntryPlace> = batches
         .iter()
-        .zip(&bodies)
+        .zip(&cached)
         .filter(|(_, body)| body.is_none())
         .map(|(batch, _)| batch.place())
         .collect();
+    let mut read = Vec::new();
     if !missing.is_empty() {
-        let (done, read) = oneshot::channel();
+        let (done, answer) = oneshot::channel();
         session.shared.pool.submit(
             missing,
             Box::new(move |entries| {
                 let _ = done.send(entries);
             }),
         );
-        let entries =
-            read.await.map_err(|_| Refused::new(Code::Internal, "reading the log stopped"))?;
-        let mut entries = entries.into_iter();
-        for body in bodies.iter_mut().filter(|body| body.is_none()) {
-            let Some(entry) = entries.next() else { break };
-            let entry = entry.map_err(|error| Refused::new(Code::Damaged, error.to_string()))?;
-            *body = Some(entry.body);
+        // The pool answers unless it is going away with the broker.
+        read = answer.await.map_err(|_| Stop::Passing(refused(&Rejection::Retry)))?;
+    }
+    let mut read = read.into_iter();
+    let mut bodies = Vec::with_capacity(batches.len());
+    for (batch, body) in batches.iter().zip(cached) {
+        match body.map(Ok).or_else(|| read.next().map(|entry| entry.map(|entry| entry.body))) {
+            Some(Ok(body)) => bodies.push(body),
+            Some(Err(error)) if bodies.is_empty() => return Err(Stop::unreadable(batch, &error)),
+            Some(Err(_)) | None => break,
         }
     }
-    Ok(bodies.into_iter().map(Option::unwrap_or_default).collect())
+    Ok(bodies)
 }

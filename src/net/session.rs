@@ -21,6 +21,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
+use super::endpoint::Listening;
 use super::refusal;
 use super::requests;
 use crate::actors::commit::LogGauge;
@@ -171,13 +172,13 @@ impl Out {
 }
 
 /// Serves one connection to its end, on the arbiter it is called on: the driver is put there too.
-pub async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
+pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::Incoming) {
     let remote = incoming.remote_address();
     let span = tracing::info_span!(target: "waterwheel::session", "connection", %remote);
     async move {
         let open = shared.connections.fetch_add(1, Ordering::Relaxed);
         let refuse = open >= shared.connections_max;
-        let outcome = accept(Arc::clone(&shared), incoming, refuse).await;
+        let outcome = accept(Arc::clone(&shared), &listening, incoming, refuse).await;
         shared.connections.fetch_sub(1, Ordering::Relaxed);
         match outcome {
             Ok(reason) => tracing::debug!(target: "waterwheel::session", %reason, "closed"),
@@ -190,10 +191,11 @@ pub async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
 
 async fn accept(
     shared: Arc<Shared>,
+    listening: &Listening,
     incoming: quinn::Incoming,
     refuse: bool,
 ) -> Result<quinn::ConnectionError, String> {
-    let connecting = incoming.accept().map_err(|error| error.to_string())?;
+    let connecting = listening.admit(incoming).map_err(|error| error.to_string())?;
     let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
         .await
         .map_err(|_| "the handshake took too long".to_owned())?

@@ -184,8 +184,10 @@ impl Index {
 
     /// The first offset appended at or after `time`.
     pub fn find_time(&mut self, time: WallMs) -> Found {
-        let hit = self.runs.iter().find(|(_, run)| run.last_appended >= time);
+        self.clock += 1;
+        let hit = self.runs.iter_mut().find(|(_, run)| run.last_appended >= time);
         let Some((first, run)) = hit else { return Found::Nothing };
+        run.touched = self.clock;
         let Some(batches) = &run.batches else { return Found::Load(*first) };
         let at = batches.partition_point(|batch| batch.appended < time);
         Found::Batches(Arc::clone(batches), at)
@@ -195,6 +197,8 @@ impl Index {
     /// letting go of others.
     pub fn load(&mut self, batches: Vec<BatchPlace>) {
         let Some(first) = batches.first().map(|batch| batch.first_offset) else { return };
+        // The one just loaded is the last to go, or its asker would have it loaded again, for ever.
+        self.clock += 1;
         if let Some(run) = self.runs.get_mut(&first) {
             if run.batches.is_none() {
                 run.batches = Some(Arc::new(batches));

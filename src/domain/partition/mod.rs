@@ -10,6 +10,8 @@
 //! - P5 Only applied records are visible, and a waiting read is answered as soon as there is one.
 //! - P6 The start offset never falls.
 //! - P7 Folding the log, or rows and the log behind them, gives the same applied state.
+//! - P8 A snapshot holds the state as of its own place in the log: nothing of this partition lies between
+//!   what it was made from and where it is stamped.
 //!
 //! What survives a crash: rows (head, index runs, producers) up to their folded sequence, and the log.
 
@@ -176,6 +178,11 @@ pub struct Partition {
     trimming: bool,
     /// Records accepted and not yet applied.
     accepted: u64,
+    /// Own entries asked for and not yet applied.
+    asked: u64,
+    /// A snapshot is wanted as soon as nothing is on its way; what is asked for meanwhile is held (P8).
+    restating: bool,
+    held: Vec<(Option<Token>, Vec<Draft>)>,
 }
 
 impl Partition {
@@ -194,6 +201,9 @@ impl Partition {
             dirty: false,
             trimming: false,
             accepted: 0,
+            asked: 0,
+            restating: false,
+            held: Vec::new(),
         }
     }
 
@@ -228,7 +238,16 @@ impl Partition {
         // record is published where it is stored.
         let draft =
             Draft { kind: EntryKind::Payload, numbers: count, offsets: count, body: batch, facts };
-        effects.push(Effect::Persist { token: Some(token), drafts: vec![draft] });
+        self.ask(Some(token), vec![draft], effects);
+    }
+
+    /// Asks for entries, behind the snapshot if one is waiting for what is on its way (P8).
+    fn ask(&mut self, token: Option<Token>, drafts: Vec<Draft>, effects: &mut Vec<Effect>) {
+        if self.restating {
+            return self.held.push((token, drafts));
+        }
+        self.asked = self.asked.saturating_add(drafts.len() as u64);
+        effects.push(Effect::Persist { token, drafts });
     }
 
     /// Answers with batches, now or when there are some (P5).
@@ -323,9 +342,9 @@ impl Partition {
         }
     }
 
-    /// The asker went away: a waiting read is forgotten.
-    pub fn cancel(&mut self, token: Token) {
-        self.waiting.retain(|read| read.token != token);
+    /// Forgets the waiting reads whose asker went away.
+    pub fn forget_waiting(&mut self, is_gone: impl Fn(Token) -> bool) {
+        self.waiting.retain(|read| !is_gone(read.token));
     }
 
     /// Asks for what retention takes (P6); nothing while an earlier request is on its way.
@@ -344,7 +363,7 @@ impl Partition {
             && start > self.head.start_offset
         {
             self.trimming = true;
-            effects.push(persist_state(&Delta::StartOffset(start)));
+            self.ask(None, vec![state(&Delta::StartOffset(start))], effects);
         }
     }
 
@@ -352,14 +371,28 @@ impl Partition {
     pub fn forget_producers(&mut self, before: WallMs, effects: &mut Vec<Effect>) {
         let unused = self.producers.unused_since(before);
         if !unused.is_empty() {
-            effects.push(persist_state(&Delta::ForgetProducers(unused)));
+            self.ask(None, vec![state(&Delta::ForgetProducers(unused))], effects);
         }
     }
 
-    /// Restates every row, so that older entries of this owner may leave the log.
-    pub fn restate(&self, effects: &mut Vec<Effect>) {
+    /// Restates every row, so that older entries of this owner may leave the log. What is on its way
+    /// would be stamped before the snapshot without being in it, so the snapshot waits for it to be
+    /// applied, and what comes meanwhile waits for the snapshot: about one flush (P8).
+    pub fn restate(&mut self, effects: &mut Vec<Effect>) {
+        self.restating = true;
+        self.restate_if_quiet(effects);
+    }
+
+    fn restate_if_quiet(&mut self, effects: &mut Vec<Effect>) {
+        if !self.restating || self.asked > 0 {
+            return;
+        }
+        self.restating = false;
         let drafts = rows::snapshot_drafts(&self.head, &self.producers);
-        effects.push(Effect::Persist { token: None, drafts });
+        self.ask(None, drafts, effects);
+        for (token, drafts) in std::mem::take(&mut self.held) {
+            self.ask(token, drafts, effects);
+        }
     }
 
     /// Takes in a durable entry: the only way anything becomes visible (P4, P5, P7). An entry at or
@@ -374,6 +407,7 @@ impl Partition {
             return;
         }
         self.head.sequence = header.sequence;
+        self.asked = self.asked.saturating_sub(1);
         self.dirty = true;
         match header.kind {
             EntryKind::Payload => self.apply_payload(entry, effects),
@@ -431,8 +465,10 @@ impl Partition {
         }
     }
 
-    /// Answers the reads that waited at the end: once per flush, not per batch.
+    /// Everything of a flush is applied: answers the reads that waited at the end, once per flush and
+    /// not per batch, and makes the snapshot that waited for it.
     pub fn applied_all(&mut self, effects: &mut Vec<Effect>) {
+        self.restate_if_quiet(effects);
         let end = self.head.next_offset;
         if self.waiting.iter().any(|read| read.from < end) {
             for read in std::mem::take(&mut self.waiting) {
@@ -468,12 +504,16 @@ impl Partition {
     }
 
     /// The commit machine refused something of this incarnation: go back to the applied state.
-    /// Tokens of what was on its way have been answered; those of repeats are answered here.
+    /// Tokens of what was on its way have been answered; those of repeats and of what was held here are
+    /// answered here.
     pub fn reset(&mut self, effects: &mut Vec<Effect>) {
         self.trimming = false;
         self.accepted = 0;
-        let repeats = self.producers.reset();
-        effects.extend(repeats.into_iter().map(|token| Effect::Refuse(token, Rejection::Retry)));
+        self.asked = 0;
+        self.restating = false;
+        let held = std::mem::take(&mut self.held).into_iter().filter_map(|(token, _)| token);
+        let waiting = held.chain(self.producers.reset());
+        effects.extend(waiting.map(|token| Effect::Refuse(token, Rejection::Retry)));
     }
 
     fn answer(&self, batches: Vec<BatchPlace>) -> ReadAnswer {
@@ -499,13 +539,12 @@ fn select(batches: &[BatchPlace], bytes_max: u64) -> Vec<BatchPlace> {
         .collect()
 }
 
-fn persist_state(delta: &Delta) -> Effect {
-    let draft = Draft {
+fn state(delta: &Delta) -> Draft {
+    Draft {
         kind: EntryKind::State,
         numbers: 0,
         offsets: 0,
         body: rows::encode(delta),
         facts: PayloadFacts::default(),
-    };
-    Effect::Persist { token: None, drafts: vec![draft] }
+    }
 }

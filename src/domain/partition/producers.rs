@@ -55,6 +55,7 @@ pub struct ProducerRow {
 /// A batch accepted, on its way to the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct InFlight {
+    epoch: ProducerEpoch,
     first_sequence: ProducerSequence,
     count: u32,
     /// Repeats of it that wait for its outcome.
@@ -163,7 +164,12 @@ impl ProducerTable {
         }
         accepted.epoch = facts.epoch;
         accepted.next_sequence = ProducerSequence(first.0.saturating_add(u64::from(count)));
-        accepted.batches.push_back(InFlight { first_sequence: first, count, repeats: Vec::new() });
+        accepted.batches.push_back(InFlight {
+            epoch: facts.epoch,
+            first_sequence: first,
+            count,
+            repeats: Vec::new(),
+        });
         Ok(Verdict::Store)
     }
 
@@ -180,12 +186,12 @@ impl ProducerTable {
         expected: ProducerSequence,
     ) -> Result<Verdict, Rejection> {
         let first = facts.first_sequence;
+        // Sequences start again with an epoch, and batches of the one before may still be on their way.
+        let is_same = |batch: &&mut InFlight| {
+            batch.epoch == facts.epoch && batch.first_sequence == first && batch.count == count
+        };
         if let Some(accepted) = self.accepted.get_mut(&facts.producer)
-            && accepted.epoch == facts.epoch
-            && let Some(batch) = accepted
-                .batches
-                .iter_mut()
-                .find(|batch| batch.first_sequence == first && batch.count == count)
+            && let Some(batch) = accepted.batches.iter_mut().find(is_same)
         {
             batch.repeats.push(token);
             return Ok(Verdict::Waits);
@@ -230,7 +236,10 @@ impl ProducerTable {
         row.window.push_back(stored);
         let mut repeats = Vec::new();
         if let Some(accepted) = self.accepted.get_mut(&facts.producer) {
-            if accepted.batches.front().is_some_and(|b| b.first_sequence == facts.first_sequence)
+            let is_same = |batch: &InFlight| {
+                batch.epoch == facts.epoch && batch.first_sequence == facts.first_sequence
+            };
+            if accepted.batches.front().is_some_and(is_same)
                 && let Some(batch) = accepted.batches.pop_front()
             {
                 repeats = batch.repeats;
