@@ -23,6 +23,9 @@ use serde::Serialize;
 use exit::{CliError, Outcome};
 use output::say;
 
+/// Turns of the runtime in which a client's tasks close its connection: several times what they take.
+const GOODBYE_TURNS: u32 = 128;
+
 /// A durable message broker built of actors: one commit log, QUIC on the wire.
 ///
 /// Exit codes: 0 done; 1 the answer is no (unacknowledged, damaged, not found); 2 usage or
@@ -70,7 +73,15 @@ fn on_a_runtime(
         .enable_all()
         .build()
         .map_err(|fault| CliError::Failed(format!("cannot start: {fault}")))?;
-    runtime.block_on(command)
+    runtime.block_on(async {
+        let outcome = command.await;
+        // The client is gone by now; its tasks have yet to tell the broker, or the broker would keep
+        // the connection until it times out.
+        for _ in 0..GOODBYE_TURNS {
+            tokio::task::yield_now().await;
+        }
+        outcome
+    })
 }
 
 /// Prints a line on stdout. A closed pipe is nobody's loss.
