@@ -9,4 +9,6 @@ mod disk;
 mod failure;
 mod hostile;
 mod produce;
+mod read;
 mod rig;
+mod topics;
