@@ -10,5 +10,6 @@ mod failure;
 mod hostile;
 mod produce;
 mod read;
+mod retention;
 mod rig;
 mod topics;
