@@ -592,3 +592,6 @@ fn check_config(config: &TopicConfig) -> Result<(), Rejection> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
