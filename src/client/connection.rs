@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -110,7 +111,9 @@ impl ConnectOptions {
 pub(crate) struct Dialer {
     endpoint: quinn::Endpoint,
     options: ConnectOptions,
-    remote: SocketAddr,
+    /// The host's addresses of one family, taken in turn.
+    remotes: Vec<SocketAddr>,
+    turn: AtomicUsize,
     server_name: String,
 }
 
@@ -126,17 +129,22 @@ impl Dialer {
             .rsplit_once(':')
             .ok_or_else(|| bad_address("there is no port".to_owned()))?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let remote = tokio::net::lookup_host(&options.address)
+        let mut remotes: Vec<SocketAddr> = tokio::net::lookup_host(&options.address)
             .await
             .map_err(|error| bad_address(error.to_string()))?
-            .next()
-            .ok_or_else(|| bad_address("the name has no address".to_owned()))?;
+            .collect();
+        // One socket is of one family. IPv4 first: `localhost` is both, a broker's 127.0.0.1 is not.
+        let is_ipv4 = remotes.iter().any(SocketAddr::is_ipv4);
+        remotes.retain(|remote| remote.is_ipv4() == is_ipv4);
+        if remotes.is_empty() {
+            return Err(bad_address("the name has no address".to_owned()));
+        }
         let server_name = options
             .server_name
             .clone()
             .unwrap_or_else(|| host.to_owned());
         let config = client_config(&options)?;
-        let any: IpAddr = if remote.is_ipv4() {
+        let any: IpAddr = if is_ipv4 {
             Ipv4Addr::UNSPECIFIED.into()
         } else {
             Ipv6Addr::UNSPECIFIED.into()
@@ -154,7 +162,8 @@ impl Dialer {
         Ok(Self {
             endpoint,
             options,
-            remote,
+            remotes,
+            turn: AtomicUsize::new(0),
             server_name,
         })
     }
@@ -166,13 +175,17 @@ impl Dialer {
 
     /// One attempt: the handshake of QUIC and TLS. Dropping the future gives the attempt up.
     pub(crate) async fn dial(&self) -> Result<Transport, ConnectError> {
+        let bad_address = |reason: String| ConnectError::Address {
+            address: self.options.address.clone(),
+            reason,
+        };
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.remotes.len().max(1);
+        let remote = self.remotes.get(turn);
+        let remote = remote.ok_or_else(|| bad_address("it has no address".to_owned()))?;
         let connecting = self
             .endpoint
-            .connect(self.remote, &self.server_name)
-            .map_err(|error| ConnectError::Address {
-                address: self.options.address.clone(),
-                reason: error.to_string(),
-            })?;
+            .connect(*remote, &self.server_name)
+            .map_err(|error| bad_address(error.to_string()))?;
         match connecting.await {
             Ok(connection) => Ok(Transport { connection }),
             Err(error) => Err(self.told_apart(&error)),

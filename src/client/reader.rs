@@ -107,12 +107,9 @@ impl ReaderBuilder {
             Some(partition) => partition..partition + 1,
             None => 0..topic.config.partitions,
         };
-        let share =
-            self.client.limits().credit_bytes_max / u64::from(topic.config.partitions.max(1));
-        let credit_bytes = match self.partition {
-            Some(_) => self.credit_bytes,
-            None => self.credit_bytes.min(share).max(1),
-        };
+        let readers = u64::from(partitions.end - partitions.start).max(1);
+        let share = self.client.limits().credit_bytes_max / readers;
+        let credit_bytes = self.credit_bytes.min(share).max(1);
         let name: Arc<str> = Arc::from(topic.name.as_str());
         Ok(partitions
             .map(|partition| ReaderPlan {

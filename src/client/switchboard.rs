@@ -25,11 +25,15 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// How often a connection that somebody waits on is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// So long may a connection be silent on which nobody waits: longer than between two keep-alives.
+const SILENCE: Duration = Duration::from_secs(7);
+
 /// The longest pause between attempts that fail at once.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
-/// Attempts under way at the same time.
-const ATTEMPTS_MAX: usize = 4;
+/// How long an attempt lives at least, where another follows it: what it repeats it repeats ever more
+/// slowly, and would find a broker that comes back late.
+const ATTEMPT_LIFE: Duration = Duration::from_secs(1);
 
 /// Where the current link is found.
 pub(crate) type Switchboard = watch::Receiver<Option<Arc<Link>>>;
@@ -39,18 +43,21 @@ pub(crate) async fn start(
     dialer: Arc<Dialer>,
     timeout: Duration,
 ) -> Result<Switchboard, ConnectError> {
-    let first = tokio::time::timeout(timeout, dial_patiently(&dialer, Persistence::UntilCertain));
-    let link = match first.await {
+    let started = Instant::now();
+    let mut last = None;
+    let dialling = dial_until_certain(&dialer, timeout, &mut last);
+    let link = match tokio::time::timeout(timeout, dialling).await {
         Ok(link) => Arc::new(link?),
         Err(_) => {
-            return Err(ConnectError::Unreachable {
+            return Err(last.unwrap_or_else(|| ConnectError::Unreachable {
                 address: dialer.address().to_owned(),
                 reason: format!("no answer within {} ms", timeout.as_millis()),
-            });
+            }));
         }
     };
+    let life = ATTEMPT_LIFE.max(4 * started.elapsed());
     let (sender, receiver) = watch::channel(Some(Arc::clone(&link)));
-    tokio::spawn(keep(dialer, sender, link));
+    tokio::spawn(keep(Redialer { dialer, life }, sender, link));
     Ok(receiver)
 }
 
@@ -71,51 +78,79 @@ pub(crate) async fn next_link(
     }
 }
 
-/// What to do about errors that repeating is not likely to mend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Persistence {
-    /// Report them.
-    UntilCertain,
-    /// Go on: the broker was there once.
-    ForEver,
-}
-
-/// Attempts, one more whenever the last has had its time, until one succeeds.
-async fn dial_patiently(dialer: &Dialer, persistence: Persistence) -> Result<Link, ConnectError> {
+/// Attempts, one more whenever the last has had its time, until one succeeds or fails for a reason that
+/// repeating is not likely to mend. What else went wrong is left in `last`.
+async fn dial_until_certain(
+    dialer: &Dialer,
+    life: Duration,
+    last: &mut Option<ConnectError>,
+) -> Result<Link, ConnectError> {
     let mut attempts = FuturesUnordered::new();
     let mut pause = Duration::from_millis(10);
+    attempts.push(attempt(dialer, life));
     loop {
-        if attempts.len() < ATTEMPTS_MAX {
-            attempts.push(attempt(dialer));
-        }
         tokio::select! {
             Some(ended) = attempts.next() => match ended {
                 Ok(link) => return Ok(link),
-                Err(error) => {
-                    if persistence == Persistence::UntilCertain && !error.is_retriable() {
-                        return Err(error);
-                    }
+                Err(error) if error.is_retriable() => {
                     tracing::debug!(%error, "cannot connect");
-                    sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
+                    *last = Some(error);
+                    if attempts.is_empty() {
+                        sleep(pause).await;
+                        pause = (pause * 2).min(PAUSE_MAX);
+                        attempts.push(attempt(dialer, life));
+                    }
                 }
+                Err(error) => return Err(error),
             },
-            () = sleep(PATIENCE) => {}
+            () = sleep(PATIENCE) => attempts.push(attempt(dialer, life)),
         }
     }
 }
 
-async fn attempt(dialer: &Dialer) -> Result<Link, ConnectError> {
-    let transport = dialer.dial().await?;
-    let address = dialer.address().to_owned();
-    Link::open(transport).await.map_err(|error| match error {
-        RequestError::Refused(refusal) => ConnectError::Refused(refusal),
-        RequestError::Lost(reason) => ConnectError::Unreachable { address, reason },
-        RequestError::Protocol(reason) => ConnectError::Protocol { address, reason },
-    })
+/// Dials a broker that was there once.
+#[derive(Debug)]
+struct Redialer {
+    dialer: Arc<Dialer>,
+    life: Duration,
 }
 
-async fn keep(dialer: Arc<Dialer>, board: watch::Sender<Option<Arc<Link>>>, first: Arc<Link>) {
+impl Redialer {
+    /// Goes on until it succeeds, whatever happens.
+    async fn dial(&self) -> Link {
+        loop {
+            match dial_until_certain(&self.dialer, self.life, &mut None).await {
+                Ok(link) => return link,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot connect again, trying on");
+                    sleep(ATTEMPT_LIFE).await;
+                }
+            }
+        }
+    }
+}
+
+/// One attempt: handshake and hello, within `life`.
+async fn attempt(dialer: &Dialer, life: Duration) -> Result<Link, ConnectError> {
+    let address = dialer.address().to_owned();
+    let open = async {
+        let transport = dialer.dial().await?;
+        Link::open(transport).await.map_err(|error| match error {
+            RequestError::Refused(refusal) => ConnectError::Refused(refusal),
+            RequestError::Lost(reason) => ConnectError::Unreachable { address, reason },
+            RequestError::Protocol(reason) => ConnectError::Protocol { address, reason },
+        })
+    };
+    match tokio::time::timeout(life, open).await {
+        Ok(opened) => opened,
+        Err(_) => Err(ConnectError::Unreachable {
+            address: dialer.address().to_owned(),
+            reason: "no answer".to_owned(),
+        }),
+    }
+}
+
+async fn keep(redialer: Redialer, board: watch::Sender<Option<Arc<Link>>>, first: Arc<Link>) {
     let mut link = first;
     loop {
         let replacement = tokio::select! {
@@ -124,7 +159,7 @@ async fn keep(dialer: Arc<Dialer>, board: watch::Sender<Option<Arc<Link>>>, firs
                 tracing::debug!(reason, "the connection ended");
                 None
             }
-            replacement = overtake(&dialer, &link) => Some(replacement),
+            replacement = overtake(&redialer, &link) => Some(replacement),
         };
         let next = match replacement {
             Some(next) => next,
@@ -132,13 +167,7 @@ async fn keep(dialer: Arc<Dialer>, board: watch::Sender<Option<Arc<Link>>>, firs
                 board.send_replace(None);
                 tokio::select! {
                     () = board.closed() => return,
-                    next = dial_patiently(&dialer, Persistence::ForEver) => match next {
-                        Ok(next) => next,
-                        Err(error) => {
-                            tracing::error!(%error, "gave up connecting");
-                            return;
-                        }
-                    },
+                    next = redialer.dial() => next,
                 }
             }
         };
@@ -147,28 +176,32 @@ async fn keep(dialer: Arc<Dialer>, board: watch::Sender<Option<Arc<Link>>>, firs
         board.send_replace(Some(Arc::clone(&link)));
     }
     link.transport().close("done");
-    dialer.wait_idle().await;
+    redialer.dialer.wait_idle().await;
 }
 
-/// Watches a link that somebody waits on; where it stays silent, a second one is dialled, which is the
-/// answer if it gets through first.
-async fn overtake(dialer: &Dialer, link: &Link) -> Link {
+/// Watches a link: where it stays silent though somebody waits, or though keep-alives should be
+/// answered, a second one is dialled, which is the answer if it gets through first.
+async fn overtake(redialer: &Redialer, link: &Link) -> Link {
     loop {
-        link.until_expecting().await;
-        if let Some(other) = while_expecting(dialer, link).await {
+        let heard = link.transport().heard();
+        let silent = tokio::select! {
+            () = link.until_expecting() => false,
+            () = sleep(SILENCE) => link.transport().heard() == heard,
+        };
+        if let Some(other) = while_suspicious(redialer, link, silent).await {
             return other;
         }
     }
 }
 
-async fn while_expecting(dialer: &Dialer, link: &Link) -> Option<Link> {
+async fn while_suspicious(redialer: &Redialer, link: &Link, mut silent: bool) -> Option<Link> {
     let mut heard = link.transport().heard();
     let mut last = Instant::now();
-    while link.is_expecting() {
+    while silent || link.is_expecting() {
         sleep(LOOK).await;
         let now_heard = link.transport().heard();
         if now_heard != heard {
-            (heard, last) = (now_heard, Instant::now());
+            (heard, last, silent) = (now_heard, Instant::now(), false);
             continue;
         }
         // Whoever is there acknowledges a ping at once, however long the answer itself takes.
@@ -183,8 +216,8 @@ async fn while_expecting(dialer: &Dialer, link: &Link) -> Option<Link> {
             }
         };
         tokio::select! {
-            other = dial_patiently(dialer, Persistence::ForEver) => return other.ok(),
-            () = until_heard => last = Instant::now(),
+            other = redialer.dial() => return Some(other),
+            () = until_heard => (last, silent) = (Instant::now(), false),
         }
         heard = link.transport().heard();
     }

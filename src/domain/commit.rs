@@ -241,7 +241,7 @@ impl<T> Commit<T> {
             if !plan.entries.is_empty() && bytes + size > u64::from(bytes_max) {
                 break;
             }
-            let Some(run) = self.queue.pop_front() else { break };
+            let Some(mut run) = self.queue.pop_front() else { break };
             self.queued_bytes = self.queued_bytes.saturating_sub(size);
             let fenced = self.owners.get(&run.author.owner).is_none_or(|owner| owner.fenced);
             if fenced || self.deleted.iter().any(|range| range.contains(run.author.owner)) {
@@ -251,6 +251,13 @@ impl<T> Commit<T> {
             if run.need > room {
                 self.fence(run.author.owner);
                 refused.push(run.refused(Rejection::DiskFull));
+                continue;
+            }
+            // C6: what is for a deleted owner is void; the rest of its run stands without it.
+            run.drafts.retain(|(owner, _)| !self.deleted.iter().any(|range| range.contains(*owner)));
+            if run.drafts.is_empty() {
+                self.fence(run.author.owner);
+                refused.push(run.refused(Rejection::UnknownTopic));
                 continue;
             }
             bytes += size;
@@ -407,3 +414,6 @@ pub const ENTRY_OVERHEAD_BYTES: u64 = 128;
 fn draft_bytes(draft: &Draft) -> u64 {
     draft.body.len() as u64 + ENTRY_OVERHEAD_BYTES
 }
+
+#[cfg(test)]
+mod tests;

@@ -174,3 +174,6 @@ impl Ledger {
         restated <= share.last_sequence && !self.is_void(id)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -558,7 +558,11 @@ fn draft(kind: EntryKind, body: Bytes) -> Draft {
     Draft { kind, numbers: 0, offsets: 0, body, facts: PayloadFacts::default() }
 }
 
-fn check_name(name: &str) -> Result<(), Rejection> {
+/// Whether a topic may have this name.
+///
+/// # Errors
+/// [`Rejection::InvalidName`], and why.
+pub fn check_name(name: &str) -> Result<(), Rejection> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     match name {
         "" => Err(Rejection::InvalidName("it is empty")),
@@ -588,3 +592,6 @@ fn check_config(config: &TopicConfig) -> Result<(), Rejection> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

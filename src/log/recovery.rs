@@ -85,16 +85,7 @@ impl Log {
             None => new_identity(&options, disk.write_unit())?,
         };
         options.segment_bytes = identity.segment_bytes;
-        options.check(identity.write_unit.max(disk.write_unit()))?;
-        if identity.write_unit < disk.write_unit() {
-            return Err(LogError::Options {
-                why: format!(
-                    "the log was made for units of {} bytes, this disk asks for {}: copy it to a disk like its own",
-                    identity.write_unit,
-                    disk.write_unit()
-                ),
-            });
-        }
+        check_unit(&options, identity, disk.write_unit())?;
         let spares = Spares::start(
             Arc::clone(&disk),
             identity,
@@ -505,6 +496,22 @@ fn read(
     file.read_at(offset, buffer.bytes_mut())
         .map_err(LogError::io(format!("reading {name}")))?;
     Ok(buffer)
+}
+
+fn check_unit(
+    options: &LogOptions,
+    identity: LogIdentity,
+    write_unit: u32,
+) -> Result<(), LogError> {
+    if identity.write_unit < write_unit {
+        return Err(LogError::Options {
+            why: format!(
+                "the log was made for units of {} bytes, this disk asks for {write_unit}: copy it to a disk like its own",
+                identity.write_unit
+            ),
+        });
+    }
+    options.check(identity.write_unit)
 }
 
 fn new_identity(options: &LogOptions, write_unit: u32) -> Result<LogIdentity, LogError> {

@@ -123,4 +123,34 @@ mod tests {
         cache.insert(place(50), frame().header, Bytes::from_static(b"again"));
         assert_eq!(held(50), Some(50), "entries never change");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn it_holds_what_a_sorted_list_cut_to_its_bound_would(
+            inserts in proptest::collection::vec((0u64..60, 0usize..900), 1..80),
+        ) {
+            let bytes_max = 4000;
+            let cache = TailCache::new(bytes_max);
+            let mut naive: Vec<(u64, usize)> = Vec::new();
+            for (position, bytes) in inserts {
+                cache.insert(place(position), frame().header, Bytes::from(vec![0; bytes]));
+                if naive.iter().all(|held| held.0 != position) {
+                    naive.push((position, bytes));
+                    naive.sort_unstable();
+                }
+                let total = |held: &[(u64, usize)]| -> usize {
+                    held.iter().map(|(_, bytes)| bytes + OVERHEAD_BYTES).sum()
+                };
+                while total(&naive) > bytes_max {
+                    naive.remove(0);
+                }
+                assert_eq!(cache.bytes(), total(&naive));
+                for position in 0..60 {
+                    let held = naive.iter().find(|held| held.0 == position);
+                    let found = cache.lookup(LogPosition(position));
+                    assert_eq!(found.map(|body| body.len()), held.map(|held| held.1));
+                }
+            }
+        }
+    }
 }

@@ -567,7 +567,8 @@ mod tests {
                 log.stop().unwrap();
             }
         }
-        let inspected = Log::inspect(disk(), options()).unwrap();
+        let looked_at = Arc::new(RealDisk::read_only(directory.path()));
+        let inspected = Log::inspect(looked_at, options()).unwrap();
         assert!(inspected.unclean && inspected.damage.is_empty());
         let findings: Vec<_> = inspected.reader.verify().collect();
         let entries: u64 = findings
@@ -608,7 +609,9 @@ mod tests {
             log.append(&[next], Room::Normal).unwrap();
         }
         let number = log.segments()[0].number;
-        let scan = log.reader().scan(LogPosition(0), None);
+        let mut scan = log.reader().scan(LogPosition(0), None);
+        assert_eq!(log.recycle(number).unwrap(), Recycled::Busy);
+        assert!(scan.next().is_some());
         assert_eq!(log.recycle(number).unwrap(), Recycled::Busy);
         drop(scan);
         assert_eq!(log.recycle(number).unwrap(), Recycled::Kept);

@@ -7,6 +7,8 @@
 //! - N1 Nothing is allocated for a frame before its length was checked and its bytes admitted.
 //! - N2 An admitted frame that does not arrive within [`FRAME_TIMEOUT`] costs its sender the
 //!   connection, so that nobody holds what others wait for.
+//!   A connection may hold only a share ([`ARRIVING_SHARE`]) of all in frames that are still arriving: one
+//!   that begins many large frames waits for itself.
 //! - N3 Batches of one stream reach their partitions in the order they came in.
 
 use std::cell::{Cell, RefCell};
@@ -29,7 +31,7 @@ use crate::actors::directory::{DirectoryActor, Locate};
 use crate::actors::partition::{Append, PartitionActor};
 use crate::actors::reply::{Answer, Mail, ReplyTo};
 use crate::actors::{House, Link};
-use crate::domain::batch::BatchView;
+use crate::domain::batch::{BatchHeader, BatchView, flags};
 use crate::domain::id::{ClusterId, Lane, PartitionIndex, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::log::ReadPool;
@@ -50,6 +52,8 @@ const CHUNKS: usize = 32;
 const FRAME_COST_BYTES: usize = 4096;
 /// Frames with bodies up to this many bytes are read before they are admitted.
 const SMALL_BYTES: usize = 32 * 1024;
+/// The part of all that may be admitted which one connection may hold in frames that are still arriving.
+const ARRIVING_SHARE: u64 = 16;
 /// Answers written with one call.
 const ANSWERS_AT_ONCE: usize = 256;
 
@@ -126,6 +130,8 @@ pub struct Session {
     partitions: RefCell<HashMap<Place, Link<PartitionActor>>>,
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
     pub(super) credit: Cell<u64>,
+    /// Bytes of frames that may be arriving at a time.
+    arriving: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Session {
@@ -205,8 +211,10 @@ async fn accept(
         return Err("too many connections".to_owned());
     }
     tracing::debug!(target: "waterwheel::session", "open");
+    let arriving = arriving_bytes(&shared);
     let session = Rc::new(Session {
         shared,
+        arriving: Arc::new(Semaphore::new(arriving)),
         connection: connection.clone(),
         greeted: Cell::new(false),
         control: RefCell::new(None),
@@ -235,6 +243,12 @@ async fn accept(
             }
         }
     }
+}
+
+/// Its share, but never less than the largest frame.
+fn arriving_bytes(shared: &Shared) -> usize {
+    let share = shared.admission_bytes / ARRIVING_SHARE;
+    usize::try_from(share.max(u64::from(shared.limits.frame_bytes_max))).unwrap_or(usize::MAX >> 4)
 }
 
 /// Closes a connection with a code of ours.
@@ -277,7 +291,7 @@ impl Session {
     ) -> Result<(), Refused> {
         let limit = usize::try_from(self.shared.limits.batch_bytes_max).unwrap_or(usize::MAX);
         let mut decoder = FrameDecoder::new(FrameLimits::for_batches(limit));
-        let mut permit = None;
+        let (mut permit, mut arriving) = (None, None);
         let mut deadline = None;
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         loop {
@@ -294,6 +308,7 @@ impl Session {
                 let mut piece = std::mem::take(chunk);
                 while let Some(frame) = decoder.feed(&mut piece).map_err(bad_frame)? {
                     deadline = None;
+                    drop(arriving.take());
                     self.dispatch(frame, permit.take(), out).await?;
                 }
             }
@@ -303,6 +318,7 @@ impl Session {
                 && let Some(pending) = decoder.pending()
             {
                 if permit.is_none() && pending.body_bytes > SMALL_BYTES {
+                    arriving = acquire(&self.arriving, pending.body_bytes).await;
                     permit = self.admit(pending.body_bytes).await;
                 }
                 deadline = Some(tokio::time::Instant::now() + FRAME_TIMEOUT);
@@ -312,8 +328,7 @@ impl Session {
 
     /// Waits until so many bytes may be on their way to the disk.
     async fn admit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let cost = u32::try_from(bytes.max(FRAME_COST_BYTES)).unwrap_or(u32::MAX);
-        Arc::clone(&self.shared.admission).acquire_many_owned(cost).await.ok()
+        acquire(&self.shared.admission, bytes.max(FRAME_COST_BYTES)).await
     }
 
     async fn dispatch(
@@ -374,9 +389,12 @@ impl Session {
         if batch.header().limit_bytes() > self.shared.limits.batch_bytes_max as usize {
             return refuse(Refused::new(Code::BatchTooLarge, "the batch is larger than the broker takes"));
         }
-        let Ok(count) = u32::try_from(batch.header().len()) else {
-            return refuse(Refused::new(Code::BatchMalformed, "too many records"));
-        };
+        if is_ahead(batch.header()) {
+            return refuse(Refused::new(
+                Code::Unsupported,
+                "this broker does not know delayed, prioritised or transactional records yet",
+            ));
+        }
         let permit = match permit {
             Some(permit) => Some(permit),
             None => self.admit(frame.body.len()).await,
@@ -389,7 +407,7 @@ impl Session {
             if header.ack == Ack::None { ReplyTo::nobody() } else { out.reply(correlation) };
         partition.tell(Append {
             batch: frame.body.clone(),
-            count,
+            count: batch.header().count,
             facts: batch.facts(),
             tell_accepted: header.ack == Ack::Memory,
             reply,
@@ -422,6 +440,17 @@ impl Session {
             _ => Err(Rejection::Retry),
         }
     }
+}
+
+async fn acquire(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Arc::clone(semaphore).acquire_many_owned(bytes).await.ok()
+}
+
+/// Whether a batch asks for what would be broken by storing it like any other: visible before its time,
+/// or before its transaction is decided.
+fn is_ahead(batch: &BatchHeader) -> bool {
+    batch.has(flags::DELIVERIES) || batch.has(flags::PRIORITIES) || batch.transaction.0 != 0
 }
 
 /// A frame error ends the connection: the stream is beyond use, and its sender is not one of ours.

@@ -149,8 +149,8 @@ fn records_gather_until_they_lingered_or_the_batch_is_full() {
     assert_eq!((offset(&first), offset(&second)), (Some(40), Some(41)));
     assert!(bench.outbox.is_idle());
 
-    let _ = bench.push(&long(1));
-    let _ = bench.push(&long(2));
+    drop(bench.push(&long(1)));
+    drop(bench.push(&long(2)));
     let sent = bench.send();
     assert_eq!(sent.len(), 1, "the second did not fit, so the first goes");
     assert_eq!((sent[0].sequence, sent[0].values.len()), (2, 1));
@@ -162,15 +162,15 @@ fn a_lone_record_goes_at_once_and_others_gather_behind_it() {
         linger: None,
         ..config(Ack::Durable)
     });
-    let _ = bench.push("a");
+    drop(bench.push("a"));
     let sent = bench.send();
     assert_eq!(sent.len(), 1);
-    let _ = bench.push("b");
-    let _ = bench.push("c");
+    drop(bench.push("b"));
+    drop(bench.push("c"));
     assert!(bench.send().is_empty());
     bench.outbox.stored(sent[0].correlation, &stored(0));
     assert_eq!(bench.send()[0].values, ["b", "c"]);
-    let _ = bench.push("d");
+    drop(bench.push("d"));
     bench.pass(5);
     assert_eq!(bench.send()[0].values, ["d"], "but not for ever");
 }
@@ -178,8 +178,8 @@ fn a_lone_record_goes_at_once_and_others_gather_behind_it() {
 #[test]
 fn a_record_larger_than_a_batch_gets_its_own_up_to_the_limit() {
     let mut bench = Bench::new(config(Ack::Durable));
-    let _ = bench.push("a");
-    let _ = bench.push(&"x".repeat(1_500));
+    drop(bench.push("a"));
+    drop(bench.push(&"x".repeat(1_500)));
     let sent = bench.send();
     assert_eq!(sent.len(), 2);
     let record = Record::new("x".repeat(2_000));
@@ -225,7 +225,7 @@ fn o2_after_a_disconnection_everything_unsettled_is_sent_again_in_order() {
 fn o2_a_refusal_that_passes_sends_again_from_the_first_after_a_pause() {
     let mut bench = Bench::new(config(Ack::Durable));
     for n in 0..3 {
-        let _ = bench.push(&long(n));
+        drop(bench.push(&long(n)));
     }
     bench.outbox.hurry();
     let sent = bench.send();
@@ -288,7 +288,7 @@ fn o4_a_failure_takes_what_is_behind_it_and_ends_the_identity() {
     assert!(bench.outbox.is_idle());
     assert!(!bench.outbox.wants_identity());
 
-    let _ = bench.push("later");
+    drop(bench.push("later"));
     bench.pass(5);
     assert!(bench.send().is_empty());
     assert!(bench.outbox.wants_identity());

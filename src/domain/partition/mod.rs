@@ -548,3 +548,6 @@ fn state(delta: &Delta) -> Draft {
         facts: PayloadFacts::default(),
     }
 }
+
+#[cfg(test)]
+mod tests;
