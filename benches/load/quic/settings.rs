@@ -17,10 +17,10 @@ use rustix::net::sockopt;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use waterwheel::net::endpoint::{
-    EndpointOptions, Listening, Path as PathKind, SOCKET_BUFFER_BYTES, UDP_PAYLOAD_BYTES_MAX,
-    endpoint, transport,
+    EndpointOptions, Listening, Path as PathKind, SOCKET_BUFFER_BYTES, endpoint, transport,
 };
-use waterwheel::net::tls::{ALPN, Certificates, provider};
+use waterwheel::net::tls::{Certificates, provider};
+use waterwheel::wire::{ALPN, DATAGRAM_BYTES_MAX};
 
 use crate::load::Outcome;
 
@@ -145,7 +145,7 @@ fn product_client(roots: rustls::RootCertStore) -> Outcome<Endpoint> {
     let _ = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER_BYTES)
         .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES));
     let mut config = EndpointConfig::default();
-    config.max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX)?;
+    config.max_udp_payload_size(DATAGRAM_BYTES_MAX)?;
     let mut endpoint = Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))?;
     endpoint.set_default_client_config(client);
     Ok(endpoint)
