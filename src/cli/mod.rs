@@ -3,9 +3,13 @@
 //! Results go to stdout, what is to be said about them to stderr. `--json` prints one object per line.
 
 pub mod connect;
+pub mod consume;
 pub mod duration;
 pub mod exit;
+pub mod framing;
+pub mod json;
 pub mod output;
+pub mod produce;
 
 mod check;
 mod demo;
@@ -20,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
+use connect::Connect;
 use exit::{CliError, Outcome};
 use output::say;
 
@@ -41,6 +46,20 @@ struct Arguments {
 enum Command {
     Serve(serve::Arguments),
     Topic(topic::Arguments),
+    /// Send records read from a file or stdin.
+    Produce {
+        #[command(flatten)]
+        arguments: produce::Arguments,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Read a topic and print its records.
+    Consume {
+        #[command(flatten)]
+        arguments: consume::Arguments,
+        #[command(flatten)]
+        connect: Connect,
+    },
     Status(status::Arguments),
     Check(check::Arguments),
     Demo(demo::Arguments),
@@ -52,6 +71,12 @@ pub fn run() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Topic(arguments) => on_a_runtime(topic::run(arguments)),
+        Command::Produce { arguments, connect } => {
+            on_a_runtime(async move { produce::run(arguments, &connect).await })
+        }
+        Command::Consume { arguments, connect } => {
+            on_a_runtime(async move { consume::run(arguments, &connect).await })
+        }
         Command::Status(arguments) => on_a_runtime(status::run(arguments)),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
