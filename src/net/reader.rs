@@ -18,7 +18,8 @@ use tracing::Instrument;
 
 use super::refusal::refused;
 use super::requests::{bounds, read_from, unexpected};
-use super::session::{Out, Session, first, question};
+use super::out::Out;
+use super::session::{Session, first, question};
 use crate::actors::Link;
 use crate::actors::partition::{PartitionActor, Read};
 use crate::actors::reply::{Answer, ReplyTo};

@@ -341,6 +341,65 @@ fn a_client_that_never_reads_holds_up_nobody() {
 }
 
 #[test]
+fn a_client_that_never_reads_its_answers_is_not_answered_into_memory() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut client = rig.client().await;
+        for number in 0..100 {
+            client.create(&format!("{number}{}", "x".repeat(190)), 1).await;
+        }
+        let questions = 3000;
+        let mut deaf = rig.client().await;
+        let mut asked = Vec::new();
+        for _ in 0..questions {
+            asked.push(deaf.control.request(&Metadata::default(), Bytes::new()).await);
+        }
+        // The directory was asked as often as answers could leave, and then no more.
+        let mut seen = handled(&mut client).await;
+        loop {
+            rig.node.assert_serves().await;
+            let now = handled(&mut client).await;
+            // Three requests of the witness, and what they take of the log.
+            if now - seen < 20 {
+                break;
+            }
+            seen = now;
+        }
+        assert!(seen < questions / 2, "{seen} of {questions} answered to a client that reads none");
+        // Once it reads, it gets them all.
+        for correlation in asked {
+            let frame = deaf.control.answer(correlation).await;
+            assert!(answer_of::<MetadataOk>(&frame).unwrap().topics >= 100);
+        }
+    });
+}
+
+#[test]
+fn a_client_that_reads_what_was_stored_late_gets_all_of_it() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut deaf = rig.client().await;
+        let topic = deaf.create("orders", 1).await;
+        let mut stream = deaf.stream().await;
+        let one = batch(BatchStamp::default(), &["x"]);
+        let mut sent = Vec::new();
+        for _ in 0..2000 {
+            sent.push(stream.request(&to(topic.id, 0, Ack::Durable), one.clone()).await);
+        }
+        rig.node.assert_serves().await;
+        for correlation in sent {
+            stream.stored(correlation).await.unwrap();
+        }
+        let end = deaf.lookup(topic.id, 0, At::Latest).await.unwrap();
+        assert_eq!(end.high_watermark, Offset(2000), "nothing was lost by waiting");
+    });
+}
+
+async fn handled(client: &mut Client) -> u64 {
+    client.actors("directory").await[0].handled
+}
+
+#[test]
 fn more_credit_than_allowed_is_refused_or_costs_the_connection() {
     run(async {
         let rig = Rig::start().await;
