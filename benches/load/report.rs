@@ -63,6 +63,7 @@ impl Bound {
 pub(crate) struct Samples {
     samples: Vec<(String, &'static str, Vec<f64>)>,
     notes: Vec<String>,
+    faults: Vec<String>,
 }
 
 impl Samples {
@@ -83,6 +84,14 @@ impl Samples {
         }
     }
 
+    /// The measurement itself is not sound: the scenario fails, and goes on for what else it shows.
+    pub(crate) fn fault(&mut self, fault: impl Into<String>) {
+        let fault = fault.into();
+        if !self.faults.contains(&fault) {
+            self.faults.push(fault);
+        }
+    }
+
     /// The figures: medians beside their goals. A goal whose figure is missing, or has fewer than
     /// `runs_min` runs, could not be measured (H1).
     pub(crate) fn figures(
@@ -90,8 +99,11 @@ impl Samples {
         scenario: &'static str,
         goals: &[Goal],
         runs_min: usize,
-        fault: Option<String>,
+        ended: Outcome<()>,
     ) -> Figures {
+        let mut faults = self.faults;
+        faults.extend(ended.err().map(|fault| fault.to_string()));
+        let fault = (!faults.is_empty()).then(|| format!("{scenario}: {}", faults.join("; ")));
         let mut figures: Vec<Figure> = Vec::new();
         for (name, unit, mut values) in self.samples {
             let goal = goals.iter().find(|goal| goal.figure == name);
