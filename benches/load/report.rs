@@ -93,12 +93,12 @@ impl Samples {
     }
 
     /// The figures: medians beside their goals. A goal whose figure is missing, or has fewer than
-    /// `runs_min` runs, could not be measured (H1).
+    /// `runs_min` runs, could not be measured (H1); without `runs_min` none is judged.
     pub(crate) fn figures(
         self,
         scenario: &'static str,
         goals: &[Goal],
-        runs_min: usize,
+        runs_min: Option<usize>,
         ended: Outcome<()>,
     ) -> Figures {
         let mut faults = self.faults;
@@ -109,11 +109,12 @@ impl Samples {
             let goal = goals.iter().find(|goal| goal.figure == name);
             values.sort_by(f64::total_cmp);
             let value = median(&values);
-            let measured = values.len() >= runs_min && fault.is_none();
+            let measured = runs_min.is_some_and(|min| values.len() >= min) && fault.is_none();
             figures.push(Figure {
                 scenario,
                 unit,
                 held: goal
+                    .filter(|_| runs_min.is_some())
                     .map(|goal| measured && value.is_some_and(|value| goal.bound.holds(value))),
                 goal: goal.map(|goal| goal.bound),
                 spread: values.first().copied().zip(values.last().copied()),
@@ -122,7 +123,7 @@ impl Samples {
                 name,
             });
         }
-        for goal in goals {
+        for goal in goals.iter().filter(|_| runs_min.is_some()) {
             if !figures.iter().any(|figure| figure.name == goal.figure) {
                 figures.push(Figure::missing(scenario, goal));
             }
@@ -172,14 +173,14 @@ impl Figure {
         }
     }
 
-    fn json(&self, judged: bool) -> Value {
+    fn json(&self) -> Value {
         json!({
             "scenario": self.scenario,
             "name": self.name,
             "value": self.value,
             "unit": self.unit,
             "goal": self.goal.map(Bound::text),
-            "held": self.held.filter(|_| judged),
+            "held": self.held,
             "least": self.spread.map(|(least, _)| least),
             "most": self.spread.map(|(_, most)| most),
             "runs": self.runs,
@@ -299,11 +300,7 @@ impl Report {
     /// The list of {scenario, name, value, unit, goal, held, least, most, runs}; in a quick report no
     /// goal is judged, so `held` is null.
     pub(crate) fn json(&self) -> Outcome<String> {
-        let list: Vec<Value> = self
-            .figures
-            .iter()
-            .map(|figure| figure.json(!self.quick))
-            .collect();
+        let list: Vec<Value> = self.figures.iter().map(Figure::json).collect();
         Ok(serde_json::to_string_pretty(&list)?)
     }
 }

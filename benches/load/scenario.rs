@@ -130,7 +130,7 @@ impl Scenario {
         say(&format!("measuring {}", self.name));
         let mut samples = Samples::default();
         let ended = (self.perform)(bench, &mut samples);
-        let runs_min = if bench.quick { 1 } else { RUNS_MIN };
+        let runs_min = (!bench.quick).then_some(RUNS_MIN);
         samples.figures(self.name, self.goals, runs_min, ended)
     }
 }
