@@ -8,12 +8,12 @@ use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use super::failure::Failure;
-use crate::broker::Broker;
+use super::exit::{CliError, Outcome};
+use super::print;
+use crate::broker::{Broker, StartError};
 use crate::config::Config;
 
 /// What a second signal ends the process with.
@@ -26,8 +26,8 @@ const HURRIED_EXIT: i32 = 130;
 /// segment_bytes, flush_bytes_max, batch_bytes_max, connections_max, readers_per_connection_max,
 /// producers_per_partition_max, producer_state_ms, checkpoint_bytes, checkpoint_ms, retention_check_ms,
 /// partition_mailbox, standing_mailbox.
-#[derive(Debug, Args)]
-pub(super) struct Serve {
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
     /// The data directory.
     #[arg(
         long,
@@ -69,9 +69,9 @@ enum LogFormat {
     Json,
 }
 
-impl Serve {
-    fn config(&self) -> Result<Config, Failure> {
-        let usage = |error: crate::config::ConfigError| Failure::usage(error.to_string());
+impl Arguments {
+    fn config(&self) -> Result<Config, CliError> {
+        let usage = |error: crate::config::ConfigError| CliError::Usage(error.to_string());
         let mut config = Config::default();
         if let Some(path) = &self.config {
             config.read_file(path).map_err(usage)?;
@@ -82,7 +82,7 @@ impl Serve {
         for setting in &self.settings {
             let (name, value) = setting
                 .split_once('=')
-                .ok_or_else(|| Failure::usage(format!("--set {setting}: write NAME=VALUE")))?;
+                .ok_or_else(|| CliError::Usage(format!("--set {setting}: write NAME=VALUE")))?;
             config.set(name.trim(), value).map_err(usage)?;
         }
         config.data.clone_from(&self.data);
@@ -94,26 +94,26 @@ impl Serve {
     }
 }
 
-pub(super) fn run(command: Serve) -> Result<(), Failure> {
-    let config = command.config()?;
-    log_to_stderr(command.log);
+pub(super) fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
+    let config = arguments.config()?;
+    log_to_stderr(arguments.log);
     actix_rt::System::new().block_on(serve(config))
 }
 
-async fn serve(config: Config) -> Result<(), Failure> {
-    let broken = |fault: io::Error| Failure::io("listening for signals", &fault);
+async fn serve(config: Config) -> Result<Outcome, CliError> {
+    let broken = |fault: io::Error| CliError::Failed(format!("cannot listen for signals: {fault}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
     let broker = tokio::select! {
-        started = Broker::start(config) => started?,
+        started = Broker::start(config) => started.map_err(not_started)?,
         // Nothing is open yet that a kill would hurt.
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(Outcome::Done),
+        _ = interrupt.recv() => return Ok(Outcome::Done),
     };
     if let Some(address) = broker.local_addr() {
-        let mut stdout = io::stdout();
+        print(format_args!("listening on {address}"))?;
         // Whoever does not want to hear it may have closed it.
-        let _ = writeln!(stdout, "listening on {address}").and_then(|()| stdout.flush());
+        let _ = io::stdout().flush();
     }
     tokio::select! {
         _ = terminate.recv() => {}
@@ -121,9 +121,24 @@ async fn serve(config: Config) -> Result<(), Failure> {
     }
     tracing::info!(target: "waterwheel::broker", "stopping; a second signal ends it at once");
     tokio::select! {
-        () = broker.stop() => Ok(()),
+        () = broker.stop() => Ok(Outcome::Done),
         _ = terminate.recv() => std::process::exit(HURRIED_EXIT),
         _ = interrupt.recv() => std::process::exit(HURRIED_EXIT),
+    }
+}
+
+/// What keeps a broker from starting is the configuration's, unless it is the data's.
+pub(super) fn not_started(error: StartError) -> CliError {
+    let said = error.to_string();
+    match error {
+        StartError::Config(_)
+        | StartError::Locked(_)
+        | StartError::Net(_)
+        | StartError::Io { .. } => CliError::Usage(said),
+        StartError::Log(_)
+        | StartError::Views(_)
+        | StartError::NoSystem
+        | StartError::Interrupted(_) => CliError::Failed(said),
     }
 }
 
@@ -151,7 +166,7 @@ mod tests {
         serve: Serve,
     }
 
-    fn config(line: &[&str]) -> Result<Config, Failure> {
+    fn config(line: &[&str]) -> Result<Config, CliError> {
         let words = std::iter::once("serve").chain(line.iter().copied());
         Line::try_parse_from(words).unwrap().serve.config()
     }
@@ -166,7 +181,7 @@ mod tests {
             "{unknown:?}"
         );
         let senseless = config(&["--set", "segment_bytes=1048576"]).unwrap_err();
-        assert_eq!(senseless.exit as u8, 2);
+        assert_eq!(senseless.exit_code(), 2);
         assert!(config(&["--set", "checkpoint_ms"]).is_err());
     }
 

@@ -19,8 +19,9 @@ use tracing::Instrument;
 use super::refusal::refused;
 use super::requests::{bounds, read_from, unexpected};
 use super::session::{Out, Session, first, question};
-use crate::actors::partition::Read;
-use crate::actors::reply::Answer;
+use crate::actors::Link;
+use crate::actors::partition::{PartitionActor, Read};
+use crate::actors::reply::{Answer, ReplyTo};
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::Offset;
 use crate::domain::partition::ReadAnswer;
@@ -349,8 +350,25 @@ async fn ask(
         Err(rejection @ Rejection::Retry) => return Err(Stop::Passing(refused(&rejection))),
         Err(rejection) => return Err(Stop::End(EndReason::Refused(refused(&rejection)))),
     };
+    let Some(deadline) = deadline else {
+        return answer_to(control, &partition, |reply| Read { from, bytes_max, wait: true, reply }, None).await;
+    };
+    // What is there is given, however long it takes to find: only waiting for more has an end.
+    let found = answer_to(control, &partition, |reply| Read { from, bytes_max, wait: false, reply }, None).await?;
+    if !found.batches.is_empty() {
+        return Ok(found);
+    }
+    answer_to(control, &partition, |reply| Read { from, bytes_max, wait: true, reply }, Some(deadline)).await
+}
+
+async fn answer_to(
+    control: &Control,
+    partition: &Link<PartitionActor>,
+    read: impl FnOnce(ReplyTo) -> Read,
+    deadline: Option<tokio::time::Instant>,
+) -> Result<ReadAnswer, Stop> {
     let (reply, mut answer) = question();
-    partition.tell(Read { from, bytes_max, wait: true, reply });
+    partition.tell(read(reply));
     loop {
         if control.closed.get() {
             return Err(Stop::End(EndReason::Closed));
