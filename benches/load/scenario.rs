@@ -129,10 +129,9 @@ impl Scenario {
     pub(crate) fn measure(&self, bench: &Bench) -> Figures {
         say(&format!("measuring {}", self.name));
         let mut samples = Samples::default();
-        let fault = (self.perform)(bench, &mut samples).err();
-        let runs_min = if bench.quick { 1 } else { RUNS_MIN };
-        let fault = fault.map(|fault| format!("{}: {fault}", self.name));
-        samples.figures(self.name, self.goals, runs_min, fault)
+        let ended = (self.perform)(bench, &mut samples);
+        let runs_min = (!bench.quick).then_some(RUNS_MIN);
+        samples.figures(self.name, self.goals, runs_min, ended)
     }
 }
 
