@@ -26,13 +26,13 @@ use crate::domain::commit::Commit;
 use crate::domain::id::{LogIndex, OwnerId};
 use crate::domain::partition::Limits;
 use crate::domain::time::WallMs;
-use crate::log::{Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
+use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
 use crate::net::endpoint::{EndpointOptions, NetError, endpoint};
 use crate::net::server;
 use crate::net::session::Shared;
 use crate::net::tls::Certificates;
 use crate::recovery::{Recovered, recover};
-use crate::store::ViewsError;
+use crate::store::{Ballast, ViewsError};
 use crate::wire::IN_FLIGHT_BATCHES_MAX;
 use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
 
@@ -40,6 +40,9 @@ use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
 const DRAIN: Duration = Duration::from_secs(2);
 /// Time an orderly stop waits for the last checkpoint and the last flush, each.
 const LAST_WRITES: Duration = Duration::from_millis(1200);
+
+/// Room kept beside the views, given up when the disk is full so that they can be rebuilt.
+const VIEWS_BALLAST_BYTES: u64 = 16 << 20;
 
 /// Why a broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -108,13 +111,27 @@ impl Broker {
     /// # Errors
     /// [`StartError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, None).await
+    }
+
+    /// As [`start`](Self::start), but the log's segments lie on `disk` instead of in the data
+    /// directory: for tests that let it fail, fill up or stand still. Views, certificates and the lock
+    /// stay in the data directory.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running.
+    pub async fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Self, StartError> {
+        Self::start_with(config, Some(disk)).await
+    }
+
+    async fn start_with(config: Config, disk: Option<Arc<dyn Disk>>) -> Result<Self, StartError> {
         if actix_rt::System::try_current().is_none() {
             return Err(StartError::NoSystem);
         }
         config.check()?;
         let crash = CrashPoints::parse(config.crash_at.as_deref());
         let (ground_config, ground_crash) = (config.clone(), crash.clone());
-        let ground = tokio::task::spawn_blocking(move || lay_ground(&ground_config, &ground_crash))
+        let ground = tokio::task::spawn_blocking(move || lay_ground(&ground_config, &ground_crash, disk))
             .await
             .map_err(|_| StartError::Interrupted("recovery failed"))??;
         Self::raise(config, crash, ground).await
@@ -201,7 +218,7 @@ impl Broker {
     /// Stops: admits nothing more, answers what is in flight, writes the views, closes the log, frees the
     /// directory. At most about 5 s. Dropping the broker instead is like killing it: nothing acknowledged
     /// is lost, but the next start has more to fold.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         let _ = self.stopping.send(true);
         let all = usize::try_from(self.shared.admission_bytes).unwrap_or(usize::MAX >> 4);
         let drained = self.shared.admission.acquire_many(u32::try_from(all).unwrap_or(u32::MAX));
@@ -222,16 +239,27 @@ impl Broker {
             );
             let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
         }
-        for arbiter in &self.arbiters {
-            arbiter.stop();
-        }
-        let arbiters = self.arbiters;
-        let joined = tokio::task::spawn_blocking(move || {
-            for arbiter in arbiters {
-                let _ = arbiter.join();
-            }
-        });
+        let arbiters = std::mem::take(&mut self.arbiters);
+        let joined = tokio::task::spawn_blocking(move || end(arbiters));
         let _ = tokio::time::timeout(Duration::from_millis(500), joined).await;
+    }
+}
+
+impl Drop for Broker {
+    /// Ends the actors' threads before the directory is free for another broker: what is being written
+    /// at this moment is waited for, nothing else is.
+    fn drop(&mut self) {
+        end(std::mem::take(&mut self.arbiters));
+    }
+}
+
+fn end(arbiters: Vec<Arbiter>) {
+    for arbiter in &arbiters {
+        arbiter.stop();
+    }
+    for arbiter in arbiters {
+        // One that panicked has ended too.
+        let _ = arbiter.join();
     }
 }
 
@@ -251,7 +279,11 @@ fn limits(config: &Config) -> crate::wire::hello::Limits {
 }
 
 /// Locks, opens, recovers: everything that blocks.
-fn lay_ground(config: &Config, crash: &CrashPoints) -> Result<Ground, StartError> {
+fn lay_ground(
+    config: &Config,
+    crash: &CrashPoints,
+    disk: Option<Arc<dyn Disk>>,
+) -> Result<Ground, StartError> {
     let at = |path: &Path| {
         let path = path.to_path_buf();
         move |source| StartError::Io { path, source }
@@ -265,27 +297,40 @@ fn lay_ground(config: &Config, crash: &CrashPoints) -> Result<Ground, StartError
         std::fs::TryLockError::Error(source) => StartError::Io { path: lock_path.clone(), source },
     })?;
     let log_dir = data.join("log");
-    std::fs::create_dir_all(&log_dir).map_err(at(&log_dir))?;
-    let disk = RealDisk::open(&log_dir).map_err(at(&log_dir))?;
+    let disk = match disk {
+        Some(disk) => disk,
+        None => Arc::new(RealDisk::open(&log_dir).map_err(at(&log_dir))?),
+    };
     let options = LogOptions {
         segment_bytes: config.segment_bytes,
         flush_bytes_max: config.flush_bytes_max,
         facts_of: crate::domain::batch::facts,
         ..LogOptions::default()
     };
-    let opened = Log::open(Arc::new(disk), options)?;
+    let opened = Log::open(disk, options)?;
     for damage in &opened.damage {
         tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
     }
     let limits = Limits { producers_max: config.producers_per_partition_max };
-    let recovered = recover(
-        &opened.log.reader(),
-        opened.end,
-        &data.join("views"),
-        config.views_cache_bytes,
-        limits,
-        crash,
-    )?;
+    let views = data.join("views");
+    let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
+    let fold = || {
+        let reader = opened.log.reader();
+        recover(&reader, opened.end, &views, config.views_cache_bytes, limits, crash)
+    };
+    let recovered = match fold() {
+        Err(error) if error.is_disk_full() && ballast.drop_it()? => {
+            tracing::warn!(
+                target: "waterwheel::recovery",
+                %error, "no room for the views: their ballast is given up for them; free disk space"
+            );
+            fold()?
+        }
+        recovered => recovered?,
+    };
+    if let Err(error) = ballast.load() {
+        tracing::warn!(target: "waterwheel::recovery", %error, "no room for the views' ballast");
+    }
     Ok(Ground { opened, recovered, lock })
 }
 
@@ -397,10 +442,10 @@ async fn listen_on(
     let (shared, spread) = (Arc::clone(shared), handles.clone());
     let open = move || {
         let result = endpoint(&options);
-        if let Ok(endpoint) = &result {
-            actix_rt::spawn(server::accept(endpoint.clone(), shared, spread));
+        if let Ok(listening) = &result {
+            actix_rt::spawn(server::accept(listening.clone(), shared, spread));
         }
-        let _ = tx.send(result);
+        let _ = tx.send(result.map(|listening| listening.endpoint));
     };
     match handles.first() {
         Some(first) => {

@@ -70,6 +70,8 @@ pub struct CommitActor {
     since_mark: u64,
     checkpoint_bytes: u64,
     pressed: bool,
+    /// Where the first segment kept begins.
+    first: LogPosition,
 }
 
 impl std::fmt::Debug for CommitActor {
@@ -102,7 +104,7 @@ impl CommitActor {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: CommitParts) -> Self {
-        let actor = Self {
+        let mut actor = Self {
             machine: parts.machine,
             log: parts.log,
             cache: parts.cache,
@@ -119,17 +121,18 @@ impl CommitActor {
             since_mark: 0,
             checkpoint_bytes: parts.checkpoint_bytes,
             pressed: false,
+            first: LogPosition(0),
         };
         actor.show();
         actor
     }
 
-    fn show(&self) {
+    fn show(&mut self) {
         use std::sync::atomic::Ordering::Relaxed;
         let segments = self.log.segments();
-        let first = segments.first().map_or(0, |segment| segment.base.0);
+        self.first = segments.first().map_or(LogPosition(0), |segment| segment.base);
         self.gauge.segments.store(segments.len() as u64, Relaxed);
-        self.gauge.log_bytes.store(self.log.end().0.saturating_sub(first), Relaxed);
+        self.gauge.log_bytes.store(self.log.end().0.saturating_sub(self.first.0), Relaxed);
     }
 
     fn notice(&mut self, ctx: &mut Context<Self>) {
@@ -189,6 +192,8 @@ impl CommitActor {
                 self.cache.insert(*place, entry.header, entry.body.clone());
             }
         }
+        let held = self.log.end().0.saturating_sub(self.first.0);
+        self.gauge.log_bytes.store(held, std::sync::atomic::Ordering::Relaxed);
         // A mark alone is nothing the views have to catch up with.
         let press = plan.entries.iter().any(|entry| entry.header.owner != OwnerId::LOG);
         let (applied, tickets) = self.machine.flushed(plan, places);
@@ -495,7 +500,7 @@ impl Handler<BeginCheckpoint> for CommitActor {
             }
         }
         let position = self.log.end();
-        others.checkpoint.tell(Began { round: message.round, position, owners });
+        others.checkpoint.tell(Began { position, owners });
         self.show();
     }
 }

@@ -3,7 +3,7 @@
 //! Its rows and the log behind them are folded before it takes a message; a panic in a handler ends it,
 //! and the directory makes another from rows and log, never from old memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use actix::{
@@ -31,6 +31,9 @@ use crate::domain::rejection::Rejection;
 use crate::domain::time::WallMs;
 use crate::store::{RowChange, RowKey, Tree, layout};
 
+/// Open questions below which none is looked for that nobody waits for.
+const SWEEP_AT_MIN: usize = 64;
+
 /// Whoever waits for an answer of this partition.
 #[derive(Debug)]
 struct Pending {
@@ -50,6 +53,8 @@ pub struct PartitionActor {
     life: Life,
     pending: HashMap<Token, Pending>,
     next_token: u64,
+    /// So many open questions are looked through for those nobody waits for any more.
+    sweep_at: usize,
     /// The start offset the cleaner knows of.
     trimmed: Offset,
 }
@@ -81,6 +86,7 @@ impl PartitionActor {
             stats,
             pending: HashMap::new(),
             next_token: 0,
+            sweep_at: SWEEP_AT_MIN,
             trimmed: Offset(0),
         }
     }
@@ -163,12 +169,38 @@ impl PartitionActor {
             |pending| Ticket { reply: pending.reply, permit: pending.permit },
         );
         let Some(author) = self.author else {
-            return ticket.reply.refuse(Rejection::Retry);
+            ticket.reply.refuse(Rejection::Retry);
+            // What was accepted is not on its way after all.
+            let mut effects = Vec::new();
+            self.machine.reset(&mut effects);
+            for effect in effects {
+                if let Effect::Refuse(token, rejection) = effect {
+                    self.answer(token, Answer::Refused(rejection));
+                }
+            }
+            return;
         };
         let payload = drafts.iter().any(|draft| draft.kind == EntryKind::Payload);
         let need = if payload { Need::Payload } else { Need::Housekeeping };
         let drafts = drafts.into_iter().map(|draft| (self.owner, draft)).collect();
         self.house.commit.tell(Persist { author, drafts, need, ticket });
+    }
+
+    /// Forgets reads whose asker is gone: on an idle partition nothing else would ever end them. Looking
+    /// through twice as many as were left last time costs each of them once.
+    fn sweep(&mut self) {
+        if self.pending.len() < self.sweep_at {
+            return;
+        }
+        let gone: HashSet<Token> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.reply.is_deaf() && pending.permit.is_none())
+            .map(|(token, _)| *token)
+            .collect();
+        self.machine.forget_waiting(|token| gone.contains(&token));
+        self.pending.retain(|token, _| !gone.contains(token));
+        self.sweep_at = SWEEP_AT_MIN.max(self.pending.len() * 2);
     }
 
     fn answer(&mut self, token: Token, answer: Answer) {
@@ -244,6 +276,7 @@ impl Handler<Read> for PartitionActor {
 
     fn handle(&mut self, message: Read, ctx: &mut Self::Context) {
         self.stats.handled();
+        self.sweep();
         let token = self.token(message.reply, None);
         let mut effects = Vec::new();
         let Read { from, bytes_max, wait, .. } = message;

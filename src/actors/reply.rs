@@ -89,6 +89,12 @@ impl ReplyTo {
         self.post(Answer::Accepted);
     }
 
+    /// Whether nobody would hear the answer.
+    #[must_use]
+    pub fn is_deaf(&self) -> bool {
+        self.to.as_ref().is_none_or(UnboundedSender::is_closed)
+    }
+
     fn post(&self, answer: Answer) {
         if let Some(to) = &self.to {
             // A session that is gone has nobody to tell.

@@ -50,7 +50,7 @@ pub struct TopicConfig {
     pub flush: Flush,
     /// Records older than this many milliseconds may be dropped; none: kept for ever.
     pub retention_ms: Option<u64>,
-    /// A partition above this many bytes may drop its oldest records; none: unbounded.
+    /// A partition keeps at least this many bytes and may drop what is older; none: unbounded.
     pub retention_bytes: Option<u64>,
 }
 
@@ -558,7 +558,11 @@ fn draft(kind: EntryKind, body: Bytes) -> Draft {
     Draft { kind, numbers: 0, offsets: 0, body, facts: PayloadFacts::default() }
 }
 
-fn check_name(name: &str) -> Result<(), Rejection> {
+/// Whether a topic may have this name.
+///
+/// # Errors
+/// [`Rejection::InvalidName`], and why.
+pub fn check_name(name: &str) -> Result<(), Rejection> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     match name {
         "" => Err(Rejection::InvalidName("it is empty")),

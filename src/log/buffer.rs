@@ -42,6 +42,23 @@ impl AlignedBuffer {
     }
 }
 
+/// Lays bytes out at an offset.
+pub(crate) fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
+    let slot = out.get_mut(at..at.saturating_add(bytes.len()));
+    assert!(
+        slot.is_some(),
+        "what is laid out was checked to fit the buffer"
+    );
+    if let Some(slot) = slot {
+        slot.copy_from_slice(bytes);
+    }
+}
+
+/// Zeros from an offset on.
+pub(crate) fn zero(out: &mut [u8], from: usize) {
+    out.get_mut(from..).unwrap_or_default().fill(0);
+}
+
 /// Read buffers by size class. What is lent out comes back when the last `Bytes` of it is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct BufferPool {

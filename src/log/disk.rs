@@ -78,6 +78,7 @@ pub trait DiskFile: Send + Sync {
 pub struct RealDisk {
     directory: PathBuf,
     fallback: Option<String>,
+    is_writable: bool,
 }
 
 /// Units smaller than a page gain nothing, and every device met so far takes a page.
@@ -96,12 +97,27 @@ impl RealDisk {
         Ok(Self {
             directory,
             fallback,
+            is_writable: true,
         })
+    }
+
+    /// A directory that is only looked at: nothing is created in it, files are opened for reading, and
+    /// reads go through the cache. For [`super::Log::inspect`].
+    #[must_use]
+    pub fn read_only(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            fallback: Some("opened for reading only".to_owned()),
+            is_writable: false,
+        }
     }
 
     fn open_file(&self, name: &str, create: bool) -> io::Result<RealFile> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(create);
+        options
+            .read(true)
+            .write(self.is_writable)
+            .create_new(create);
         let direct = self.fallback.is_none();
         if direct {
             direct::ask(&mut options);

@@ -88,6 +88,9 @@ pub enum LogError {
         /// How many there are.
         files: usize,
     },
+    /// The directory holds no log.
+    #[error("there is no log in this directory")]
+    NoLog,
     /// No such segment, or it is still written to.
     #[error("segment {number} cannot be recycled: {why}")]
     NotRecyclable {
@@ -204,7 +207,7 @@ pub enum ReadError {
     },
     /// The bytes are not what was written.
     #[error("damaged: {0}")]
-    Damaged(Damage),
+    Damaged(Box<Damage>),
     /// The device does not give the bytes.
     #[error("reading {file}: {why}")]
     Io {

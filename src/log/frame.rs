@@ -177,4 +177,42 @@ pub(crate) mod tests {
             assert_eq!(Frame::decode(&rotten, Seed(1), 0x0003_1040), None);
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_header_comes_back_and_any_bytes_are_decoded_without_a_panic(
+            words in proptest::array::uniform12(proptest::num::u64::ANY),
+            kind in 1u8..=6,
+            flags in 0u8..4,
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+        ) {
+            let [length, position, index, term, owner, sequence, number, offset, counts, appended, wall, crc] = words;
+            let [low, high] = [counts, counts >> 32].map(|half| (half & 0xffff_ffff).try_into().unwrap());
+            let frame = Frame {
+                header: EntryHeader {
+                    kind: EntryKind::from_byte(kind).unwrap(),
+                    tied_to_next: flags & 1 != 0,
+                    moved: flags & 2 != 0,
+                    index: LogIndex(index),
+                    term: Term(term),
+                    owner: OwnerId(owner),
+                    sequence: OwnerSequence(sequence),
+                    first_number: RecordNumber(number),
+                    first_offset: Offset(offset),
+                    numbers: low,
+                    offsets: high,
+                    appended: WallMs(appended.cast_signed()),
+                    wall: WallMs(wall.cast_signed()),
+                },
+                place: EntryPlace {
+                    position: LogPosition(position),
+                    length: 96 + u32::from(length.to_le_bytes()[0]),
+                },
+                body_crc: u32::from(crc.to_le_bytes()[1]),
+            };
+            let encoded = frame.encode(Seed(7));
+            assert_eq!(Frame::decode(&encoded, Seed(7), position), Some(frame));
+            assert_eq!(Frame::decode_anywhere(&bytes, Seed(7)), None);
+        }
+    }
 }

@@ -4,13 +4,15 @@
 //! once they are on disk, reads of places, and scans of everything in log order. It is synchronous,
 //! blocking code: one writer thread calls [`Log`], any thread reads through [`LogReader`].
 //!
-//! Layouts: [`header`] (segment), [`flush`], [`frame`] (entry), [`summary`] (the end of a closed
-//! segment). A position is segment number x segment bytes + offset; numbers are never reused.
+//! The layouts are written in the heads of `header` (segment), `flush`, `frame` (entry) and `summary`
+//! (the end of a closed segment). A position is segment number x segment bytes + offset; segment numbers
+//! are never reused.
 //!
 //! Invariants
 //! - **L1** [`Log::append`] returns `Ok` only when every byte of the run is durable, in one flush.
-//! - **L2** Durable bytes are never written again in place. A failed write or sync is not retried: the log
-//!   seals, appends are refused, reads go on, the next opening recovers.
+//! - **L2** Durable bytes never change in place. A failed write or sync is not retried: the log seals,
+//!   appends are refused, reads go on, the next opening recovers. (Only through a cache, where a sync
+//!   after a failed one proves nothing, does an opening write the last flush again, byte for byte.)
 //! - **L3** A flush counts only if its number follows its predecessor's. Bytes that do not count and have
 //!   none behind them are a torn tail and are cut; with a later flush behind them they are damage, which
 //!   is reported by exact range and stepped over.
@@ -23,6 +25,7 @@
 //! After a crash there remains everything that was acknowledged, and perhaps the one run that was being
 //! written, whole.
 
+mod active;
 mod buffer;
 mod codec;
 mod disk;

@@ -110,3 +110,55 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use bytes::Bytes;
+
+    use super::super::disk::RealDisk;
+    use super::super::frame::tests::frame;
+    use super::super::options::LogOptions;
+    use super::super::writer::{Log, Room};
+    use super::*;
+    use crate::domain::entry::{NewEntry, PayloadFacts};
+
+    #[test]
+    fn every_job_is_answered_and_a_panic_in_one_harms_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::open(directory.path()).unwrap());
+        let options = LogOptions {
+            segment_bytes: 1 << 20,
+            flush_bytes_max: 64 << 10,
+            disk_free_bytes_min: 0,
+            ..LogOptions::default()
+        };
+        let mut log = Log::open(disk, options).unwrap().log;
+        let mut header = frame().header;
+        header.tied_to_next = false;
+        let entry = |n: u8| NewEntry {
+            header,
+            body: Bytes::from(vec![n; 5000]),
+            facts: PayloadFacts::default(),
+        };
+        let places: Vec<EntryPlace> = (0..40)
+            .flat_map(|n| log.append(&[entry(n)], Room::Normal).unwrap())
+            .collect();
+        let pool = ReadPool::start(log.reader(), 2).unwrap();
+        let (sender, answers) = mpsc::channel();
+        for (n, place) in (0u8..).zip(&places) {
+            pool.submit(vec![], Box::new(|_| panic!("a caller's panic")));
+            let sender = sender.clone();
+            let done = move |mut read: Vec<Result<EntryRead, ReadError>>| {
+                sender.send((n, read.pop().unwrap().unwrap().body)).unwrap();
+            };
+            pool.submit(vec![*place], Box::new(done));
+        }
+        drop((sender, pool));
+        let mut answered: Vec<(u8, Bytes)> = answers.into_iter().collect();
+        answered.sort_unstable();
+        assert_eq!(answered.len(), 40);
+        assert!(answered.iter().all(|(n, body)| body == &vec![*n; 5000]));
+    }
+}

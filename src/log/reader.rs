@@ -187,17 +187,18 @@ impl LogReader {
             .and_then(|bytes| Frame::decode(bytes, seed, place.position.0))
             .filter(|frame| frame.place == place);
         let Some(frame) = frame else {
-            return Err(ReadError::Damaged(Damage {
+            return Err(ReadError::Damaged(Box::new(Damage {
                 file: segment.name.clone(),
                 from: place.position,
                 to: LogPosition(end_of(place)),
                 reason: DamageReason::EntryHeader,
                 entry: None,
-            }));
+            })));
         };
         let body = extent.slice(at.saturating_add(FRAME_BYTES)..end);
         if seed.crc(&body) != frame.body_crc {
-            return Err(ReadError::Damaged(rotten_body(&segment.name, &frame)));
+            let damage = rotten_body(&segment.name, &frame);
+            return Err(ReadError::Damaged(Box::new(damage)));
         }
         Ok(EntryRead {
             header: frame.header,

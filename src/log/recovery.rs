@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::domain::id::{ClusterId, LogPosition};
 use crate::domain::time::WallMs;
 
+use super::active::{Active, begin_segment, flush_buffer};
 use super::buffer::AlignedBuffer;
 use super::codec::{Seed, index};
 use super::disk::{Disk, DiskFile};
@@ -21,7 +22,7 @@ use super::segments::{Segment, SegmentState, Table};
 use super::spares::{SUFFIX, Spare, Spares};
 use super::summary::{Footer, push_record};
 use super::walk::{Found, Unreadable, Walk};
-use super::writer::{Active, Log, Room, begin_segment, flush_buffer};
+use super::writer::{Log, Room};
 
 /// A log just opened for writing.
 pub struct Opened {
@@ -84,16 +85,7 @@ impl Log {
             None => new_identity(&options, disk.write_unit())?,
         };
         options.segment_bytes = identity.segment_bytes;
-        options.check(identity.write_unit.max(disk.write_unit()))?;
-        if identity.write_unit < disk.write_unit() {
-            return Err(LogError::Options {
-                why: format!(
-                    "the log was made for units of {} bytes, this disk asks for {}: copy it to a disk like its own",
-                    identity.write_unit,
-                    disk.write_unit()
-                ),
-            });
-        }
+        check_unit(&options, identity, disk.write_unit())?;
         let spares = Spares::start(
             Arc::clone(&disk),
             identity,
@@ -146,14 +138,11 @@ impl Log {
     /// Looks at the log of a directory without writing a byte.
     ///
     /// # Errors
-    /// As [`Log::open`]; [`LogError::NoHeader`] where there is no log.
+    /// As [`Log::open`]; [`LogError::NoLog`] where there is none.
     pub fn inspect(disk: Arc<dyn Disk>, mut options: LogOptions) -> Result<Inspected, LogError> {
         let survey = survey(&disk, &options)?;
         let (Some(identity), Some(tail)) = (survey.identity, survey.tail) else {
-            return Err(LogError::NoHeader {
-                file: "none".to_owned(),
-                files: 0,
-            });
+            return Err(LogError::NoLog);
         };
         options.segment_bytes = identity.segment_bytes;
         let end = tail.active.segment.end();
@@ -507,6 +496,22 @@ fn read(
     file.read_at(offset, buffer.bytes_mut())
         .map_err(LogError::io(format!("reading {name}")))?;
     Ok(buffer)
+}
+
+fn check_unit(
+    options: &LogOptions,
+    identity: LogIdentity,
+    write_unit: u32,
+) -> Result<(), LogError> {
+    if identity.write_unit < write_unit {
+        return Err(LogError::Options {
+            why: format!(
+                "the log was made for units of {} bytes, this disk asks for {write_unit}: copy it to a disk like its own",
+                identity.write_unit
+            ),
+        });
+    }
+    options.check(identity.write_unit)
 }
 
 fn new_identity(options: &LogOptions, write_unit: u32) -> Result<LogIdentity, LogError> {

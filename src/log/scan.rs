@@ -51,7 +51,8 @@ pub struct Scan {
 
 enum Source {
     None,
-    Summary(Bytes),
+    /// The segment is held so that it is not recycled before its entries' bodies are read.
+    Summary(Arc<Segment>, Bytes),
     Walk(Box<Walk>),
 }
 
@@ -87,7 +88,7 @@ impl Scan {
                 Some(segment) => self.begin(segment),
                 None => return false,
             },
-            Source::Summary(summary) => {
+            Source::Summary(segment, summary) => {
                 let seed = self.reader.identity().seed;
                 let mut records = Vec::new();
                 while records.len() < RECORDS_PER_READ
@@ -96,6 +97,12 @@ impl Scan {
                     records.push(record);
                 }
                 if records.is_empty() {
+                    // A summary has its checksum, so that this is never met; but nothing is lost unsaid.
+                    if !summary.is_empty() {
+                        let end = segment.state().end;
+                        let damage = segment.damage(0, end, DamageReason::EntryHeader);
+                        self.ready.push_back(Scanned::Damaged(damage));
+                    }
                     self.source = Source::None;
                 } else {
                     self.take_records(records);
@@ -118,7 +125,7 @@ impl Scan {
 
     fn begin(&mut self, segment: Arc<Segment>) {
         if let Some(summary) = summary_of(&self.reader, &segment) {
-            self.source = Source::Summary(summary);
+            self.source = Source::Summary(segment, summary);
             return;
         }
         let table = self.reader.table();

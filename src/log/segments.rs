@@ -168,9 +168,7 @@ impl Table {
         match segments.get(&number) {
             None => Taken::Unknown,
             Some(segment) if Arc::strong_count(segment) > 1 => Taken::Held,
-            Some(_) => segments
-                .remove(&number)
-                .map_or(Taken::Unknown, Taken::Taken),
+            Some(_) => segments.remove(&number).map_or(Taken::Unknown, Taken::Out),
         }
     }
 
@@ -195,7 +193,7 @@ impl Table {
 }
 
 pub(crate) enum Taken {
-    Taken(Arc<Segment>),
+    Out(Arc<Segment>),
     Held,
     Unknown,
 }

@@ -109,9 +109,9 @@ mod tests {
     #[test]
     fn it_holds_the_highest_positions_within_its_bound() {
         let cache = TailCache::new(3 * (1000 + OVERHEAD_BYTES));
-        for position in [30, 10, 20, 50, 40] {
-            let body = Bytes::from(vec![position as u8; 1000]);
-            cache.insert(place(position), frame().header, body);
+        for position in [30u8, 10, 20, 50, 40] {
+            let body = Bytes::from(vec![position; 1000]);
+            cache.insert(place(position.into()), frame().header, body);
             assert!(cache.bytes() <= 3 * (1000 + OVERHEAD_BYTES));
         }
         let held = |position| cache.lookup(LogPosition(position)).map(|body| body[0]);
@@ -122,5 +122,35 @@ mod tests {
         assert_eq!(held(50), Some(50));
         cache.insert(place(50), frame().header, Bytes::from_static(b"again"));
         assert_eq!(held(50), Some(50), "entries never change");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn it_holds_what_a_sorted_list_cut_to_its_bound_would(
+            inserts in proptest::collection::vec((0u64..60, 0usize..900), 1..80),
+        ) {
+            let bytes_max = 4000;
+            let cache = TailCache::new(bytes_max);
+            let mut naive: Vec<(u64, usize)> = Vec::new();
+            for (position, bytes) in inserts {
+                cache.insert(place(position), frame().header, Bytes::from(vec![0; bytes]));
+                if naive.iter().all(|held| held.0 != position) {
+                    naive.push((position, bytes));
+                    naive.sort_unstable();
+                }
+                let total = |held: &[(u64, usize)]| -> usize {
+                    held.iter().map(|(_, bytes)| bytes + OVERHEAD_BYTES).sum()
+                };
+                while total(&naive) > bytes_max {
+                    naive.remove(0);
+                }
+                assert_eq!(cache.bytes(), total(&naive));
+                for position in 0..60 {
+                    let held = naive.iter().find(|held| held.0 == position);
+                    let found = cache.lookup(LogPosition(position));
+                    assert_eq!(found.map(|body| body.len()), held.map(|held| held.1));
+                }
+            }
+        }
     }
 }

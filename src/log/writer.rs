@@ -4,20 +4,18 @@ use std::sync::Arc;
 
 use crate::domain::entry::{EntryPlace, NewEntry};
 use crate::domain::id::LogPosition;
-use crate::domain::time::WallMs;
 
-use super::buffer::AlignedBuffer;
+use super::active::{Active, Closing, begin_segment};
+use super::buffer::{AlignedBuffer, put, zero};
 use super::codec::{index, round_up};
-use super::disk::DiskFile;
 use super::error::LogError;
 use super::flush::{FLUSH_HEADER_BYTES, FlushHeader};
 use super::frame::{FRAME_ALIGNMENT, FRAME_BYTES, Frame};
 use super::header::{LogIdentity, SegmentHeader, SegmentNumber};
-use super::options::LogOptions;
 use super::reader::LogReader;
-use super::segments::{Segment, SegmentInfo, SegmentState, Table, Taken};
+use super::segments::{Segment, SegmentInfo, Table, Taken};
 use super::spares::{Filling, Spare, Spares, write_spare_header};
-use super::summary::{FOOTER_BYTES, Footer, push_record, record_bytes};
+use super::summary::{push_record, record_bytes};
 
 /// Bodies are copied and summed in pieces that stay in the nearest cache.
 const COPY_BYTES: usize = 16 << 10;
@@ -83,35 +81,6 @@ pub struct Log {
     pub(super) tail_closed: bool,
     pub(super) next_segment: u64,
     pub(super) sealed: Option<String>,
-}
-
-/// The segment being appended to.
-pub(super) struct Active {
-    pub(super) segment: Arc<Segment>,
-    pub(super) file: Arc<dyn DiskFile>,
-    pub(super) end: u64,
-    pub(super) summary: Vec<u8>,
-    /// False where damage was found in it: a summary would hide that.
-    pub(super) summarised: bool,
-    pub(super) entries: u64,
-    pub(super) newest: Option<WallMs>,
-    pub(super) closed: bool,
-}
-
-impl Active {
-    pub(super) fn begin(segment: Arc<Segment>, file: Arc<dyn DiskFile>) -> Self {
-        let end = segment.header.identity.unit();
-        Self {
-            segment,
-            file,
-            end,
-            summary: Vec::new(),
-            summarised: true,
-            entries: 0,
-            newest: None,
-            closed: false,
-        }
-    }
 }
 
 impl Log {
@@ -235,7 +204,7 @@ impl Log {
             return refuse("it is being written to");
         }
         let segment = match self.table.take_unheld(number) {
-            Taken::Taken(segment) => segment,
+            Taken::Out(segment) => segment,
             Taken::Held => return Ok(Recycled::Busy),
             Taken::Unknown => return refuse("there is no such segment"),
         };
@@ -364,8 +333,13 @@ impl Log {
     /// Ends the active segment and begins the next. The spare is taken first: without one nothing happens.
     fn roll(&mut self, keep: usize) -> Result<(), LogError> {
         let spare = self.spares.take(keep)?;
+        let closing = Closing {
+            last_flush: self.next_flush.saturating_sub(1),
+            next_index: self.next_index,
+            incarnation: self.incarnation,
+        };
         if !self.active.closed
-            && let Err(error) = self.close_active()
+            && let Err(error) = self.active.close(closing, &mut self.buffer)
         {
             let what = format!("writing the summary of {}", self.active.segment.name);
             return Err(self.seal(what, error));
@@ -387,51 +361,6 @@ impl Log {
             }
             Err(error) => Err(self.seal("beginning a segment".to_owned(), error)),
         }
-    }
-
-    /// Writes summary and footer, in pieces of what the flush buffer holds, the footer last.
-    fn close_active(&mut self) -> std::io::Result<()> {
-        let identity = self.table.identity;
-        let unit = identity.unit();
-        let active = &mut self.active;
-        let summary: &[u8] = if active.summarised {
-            &active.summary
-        } else {
-            &[]
-        };
-        let footer = Footer {
-            summarised: active.summarised,
-            number: active.segment.number,
-            end: active.segment.base() + active.end,
-            last_flush: self.next_flush.saturating_sub(1),
-            next_index: self.next_index,
-            entries: active.entries,
-            summary_bytes: summary.len() as u64,
-            summary_crc: identity.seed.crc(summary),
-            incarnation: self.incarnation,
-            newest: active.newest.map_or(i64::MIN, |newest| newest.0),
-        };
-        let mut at = identity.segment_bytes - unit - round_up(summary.len() as u64, unit);
-        let pieces = summary.chunks(self.buffer.len());
-        for piece in pieces {
-            let length = index(round_up(piece.len() as u64, unit));
-            let out = self.buffer.bytes_mut().get_mut(..length);
-            let out = out.unwrap_or_default();
-            put(out, 0, piece);
-            zero(out, piece.len());
-            active.file.write_at_synced(at, out)?;
-            at += length as u64;
-        }
-        let out = self.buffer.bytes_mut().get_mut(..index(unit));
-        let out = out.unwrap_or_default();
-        put(out, 0, &footer.encode(identity.seed));
-        zero(out, FOOTER_BYTES);
-        active.file.write_at_synced(at, out)?;
-        active.closed = true;
-        let mut state = active.segment.state();
-        state.closed = true;
-        state.footer = Some(footer);
-        Ok(())
     }
 
     /// Lays the run out in the buffer and writes it; there is room for it.
@@ -531,55 +460,17 @@ impl Log {
     }
 }
 
-/// Turns a spare into the segment `header` names, durably.
-pub(super) fn begin_segment(
-    header: SegmentHeader,
-    spare: Spare,
-    buffer: &mut AlignedBuffer,
-) -> std::io::Result<(Arc<Segment>, Arc<dyn DiskFile>)> {
-    let unit = buffer.bytes_mut().get_mut(..index(header.identity.unit()));
-    let unit = unit.unwrap_or_default();
-    header.fill(unit);
-    spare.file.write_at_synced(0, unit)?;
-    let number = header.number.unwrap_or(SegmentNumber(0));
-    let state = SegmentState {
-        end: header.identity.unit(),
-        ..SegmentState::default()
-    };
-    let segment = Segment::new(number, spare.name, header, state);
-    Ok((Arc::new(segment), spare.file))
-}
-
-/// A write buffer for flushes of these options.
-pub(super) fn flush_buffer(options: &LogOptions, identity: LogIdentity) -> AlignedBuffer {
-    let bytes = u64::from(options.flush_bytes_max).max(identity.unit());
-    AlignedBuffer::new(index(round_up(bytes, identity.unit())))
-}
-
-fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
-    let slot = out.get_mut(at..at.saturating_add(bytes.len()));
-    assert!(
-        slot.is_some(),
-        "what is laid out was checked to fit the buffer"
-    );
-    if let Some(slot) = slot {
-        slot.copy_from_slice(bytes);
-    }
-}
-
-fn zero(out: &mut [u8], from: usize) {
-    out.get_mut(from..).unwrap_or_default().fill(0);
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::super::disk::RealDisk;
+    use super::super::options::LogOptions;
     use super::super::scan::Scanned;
     use super::*;
     use crate::domain::entry::{EntryHeader, EntryKind, PayloadFacts};
     use crate::domain::id::{LogIndex, Offset, OwnerId, OwnerSequence, RecordNumber, Term};
+    use crate::domain::time::WallMs;
 
     fn options() -> LogOptions {
         LogOptions {
@@ -596,8 +487,8 @@ mod tests {
         }
     }
 
-    fn entry(index: u64, kind: EntryKind, bytes: usize) -> NewEntry {
-        let body: Vec<u8> = (0..bytes).map(|n| (n as u64 + index) as u8).collect();
+    fn entry(index: u64, kind: EntryKind, bytes: u64) -> NewEntry {
+        let body: Vec<u8> = (0..bytes).map(|n| (n + index).to_le_bytes()[0]).collect();
         NewEntry {
             header: EntryHeader {
                 kind,
@@ -658,8 +549,8 @@ mod tests {
             for _ in 0..60 {
                 let index = log.next_index();
                 let run = [
-                    entry(index, EntryKind::Payload, 5000 + index as usize),
-                    entry(index + 1, EntryKind::State, index as usize),
+                    entry(index, EntryKind::Payload, 5000 + index),
+                    entry(index + 1, EntryKind::State, index),
                 ];
                 let places = log.append(&run, Room::Normal).unwrap();
                 written.extend(run.into_iter().zip(places));
@@ -676,7 +567,8 @@ mod tests {
                 log.stop().unwrap();
             }
         }
-        let inspected = Log::inspect(disk(), options()).unwrap();
+        let looked_at = Arc::new(RealDisk::read_only(directory.path()));
+        let inspected = Log::inspect(looked_at, options()).unwrap();
         assert!(inspected.unclean && inspected.damage.is_empty());
         let findings: Vec<_> = inspected.reader.verify().collect();
         let entries: u64 = findings
@@ -687,5 +579,76 @@ mod tests {
             })
             .sum();
         assert_eq!(entries, written.len() as u64);
+    }
+
+    #[test]
+    fn a_fresh_log_takes_one_segment_and_its_reserve() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::open(directory.path()).unwrap());
+        let options = LogOptions {
+            prepare_inline: true,
+            ..options()
+        };
+        drop(Log::open(disk, options).unwrap());
+        let files = std::fs::read_dir(directory.path()).unwrap();
+        let sizes: Vec<u64> = files
+            .map(|f| f.unwrap().metadata().unwrap().len())
+            .collect();
+        assert_eq!(sizes, [256 << 10; 3]);
+    }
+
+    #[test]
+    fn a_segment_is_busy_while_a_scan_holds_it_and_gone_for_reads_afterwards() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::open(directory.path()).unwrap());
+        let mut log = Log::open(disk, options()).unwrap().log;
+        let first = log.append(&[entry(1, EntryKind::State, 10)], Room::Normal);
+        let first = first.unwrap();
+        while log.segments().len() < 2 {
+            let next = entry(log.next_index(), EntryKind::Payload, 20_000);
+            log.append(&[next], Room::Normal).unwrap();
+        }
+        let number = log.segments()[0].number;
+        let mut scan = log.reader().scan(LogPosition(0), None);
+        assert_eq!(log.recycle(number).unwrap(), Recycled::Busy);
+        assert!(scan.next().is_some());
+        assert_eq!(log.recycle(number).unwrap(), Recycled::Busy);
+        drop(scan);
+        assert_eq!(log.recycle(number).unwrap(), Recycled::Kept);
+        let position = first[0].position;
+        let read = log.reader().read(&first);
+        assert_eq!(read, [Err(super::super::ReadError::Gone { position })]);
+        let active = log.segments()[0].number;
+        for refused in [number, active] {
+            let refused = log.recycle(refused);
+            assert!(matches!(refused, Err(LogError::NotRecyclable { .. })));
+        }
+    }
+
+    #[test]
+    fn places_that_lie_or_never_were_are_answered_and_read_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::open(directory.path()).unwrap());
+        let mut log = Log::open(disk, options()).unwrap().log;
+        let whole = entry(1, EntryKind::Payload, 3000);
+        let place = log
+            .append(std::slice::from_ref(&whole), Room::Normal)
+            .unwrap()[0];
+        let mut places = vec![place];
+        for (position, length) in [(0, 96), (u64::MAX, u32::MAX), (place.position.0 + 8, 100)] {
+            places.push(EntryPlace {
+                position: LogPosition(position),
+                length,
+            });
+        }
+        for length in [0, 1, 95, 96, place.length - 1, place.length + 1, u32::MAX] {
+            places.push(EntryPlace { length, ..place });
+        }
+        places.push(place);
+        let read = log.reader().read(&places);
+        let (last, lies) = read.split_last().unwrap();
+        assert_eq!(last.as_ref().unwrap().body, whole.body);
+        assert_eq!(lies[0].as_ref().unwrap().body, whole.body);
+        assert!(lies[1..].iter().all(Result::is_err));
     }
 }

@@ -18,14 +18,17 @@ use tracing::Instrument;
 
 use super::refusal::refused;
 use super::requests::{bounds, read_from, unexpected};
-use super::session::{Out, Session, first, question};
-use crate::actors::partition::Read;
-use crate::actors::reply::Answer;
+use super::out::Out;
+use super::session::{Session, first, question};
+use crate::actors::Link;
+use crate::actors::partition::{PartitionActor, Read};
+use crate::actors::reply::{Answer, ReplyTo};
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::Offset;
 use crate::domain::partition::ReadAnswer;
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
+use crate::log::ReadError;
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::encode;
 use crate::wire::reader::{
@@ -56,10 +59,32 @@ impl Control {
         self.changed.notify_one();
     }
 
+    /// What may still be sent: nothing while it is overdrawn.
+    fn balance(&self) -> u64 {
+        u64::try_from(self.credit.get()).unwrap_or(0)
+    }
+
+    /// By how much a grant would raise the balance: less than itself where it settles an overdraft.
+    fn raised_by(&self, bytes: u64) -> u64 {
+        u64::try_from(self.with(bytes)).unwrap_or(0) - self.balance()
+    }
+
     fn grant(&self, bytes: u64) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.credit.set(self.credit.get().saturating_add(bytes));
+        self.credit.set(self.with(bytes));
         self.changed.notify_one();
+    }
+
+    fn with(&self, bytes: u64) -> i64 {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit.get().saturating_add(bytes)
+    }
+
+    /// Takes what is sent, and says by how much that lowers the balance: an overdraft never counted.
+    fn spend(&self, bytes: u64) -> u64 {
+        let before = self.balance();
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit.set(self.credit.get().saturating_sub(bytes));
+        before - self.balance()
     }
 }
 
@@ -70,7 +95,7 @@ impl Control {
 pub(super) fn credit(session: &Session, credit: Credit) -> Result<(), Refused> {
     let reader = session.readers.borrow().get(&credit.reader).cloned();
     if let Some(reader) = reader {
-        take_credit(session, credit.bytes)?;
+        take_credit(session, reader.raised_by(credit.bytes))?;
         reader.grant(credit.bytes);
     }
     Ok(())
@@ -106,7 +131,7 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
     let refusal = if session.readers.borrow().len() >= limit {
         Some(Refused::new(Code::TooManyReaders, format!("a connection may have {limit} readers")))
     } else if session.readers.borrow().contains_key(&open.reader) {
-        Some(Refused::new(Code::UnknownReader, "a reader of that id is open on this connection"))
+        Some(Refused::new(Code::ReaderExists, "a reader of that id is open on this connection"))
     } else if open.leader_epoch != 0 {
         Some(Refused::new(Code::StaleEpoch, "the leader epoch is 0; ask for the metadata"))
     } else {
@@ -128,8 +153,7 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
                 out.refuse(&refused, correlation);
             }
             session.readers.borrow_mut().remove(&open.reader);
-            let left = u64::try_from(control.credit.get()).unwrap_or(0);
-            give_back(&session, left);
+            give_back(&session, control.balance());
         }
         .instrument(span),
     );
@@ -219,6 +243,12 @@ async fn write_group(
         next = batch.end();
     }
     stream.write_all_chunks(&mut pieces).await?;
+    for batch in &group.answer.batches {
+        tracing::trace!(
+            target: "waterwheel::trace",
+            reader, offset = batch.first_offset.0, count = batch.count, "delivered"
+        );
+    }
     Ok(next)
 }
 
@@ -243,10 +273,10 @@ async fn fetch(
             }
             control.changed.notified().await;
         }
-        let credit = u64::try_from(control.credit.get()).unwrap_or(0);
-        let bytes_max = credit.min(GROUP_BYTES);
-        let mut answer = match ask(session, control, open, next, bytes_max, deadline).await {
-            Ok(answer) => answer,
+        let bytes_max = control.balance().min(GROUP_BYTES);
+        let wanted = Wanted { from: next, bytes_max, records_left, deadline };
+        let Group { answer, bodies } = match group(session, control, open, wanted).await {
+            Ok(group) => group,
             Err(Stop::End(reason)) => return reason,
             Err(Stop::Passing(refused)) => {
                 tries += 1;
@@ -258,16 +288,8 @@ async fn fetch(
             }
         };
         tries = 0;
-        limit_records(&mut answer.batches, next, records_left);
-        let bodies = match bodies(session, &answer.batches).await {
-            Ok(bodies) => bodies,
-            Err(refused) => return EndReason::Refused(refused),
-        };
         let bytes: u64 = bodies.iter().map(|body| body.len() as u64).sum();
-        control.credit.set(
-            control.credit.get().saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX)),
-        );
-        give_back(session, bytes.min(credit));
+        give_back(session, control.spend(bytes));
         if let Some(last) = answer.batches.last() {
             records_left = records_left.saturating_sub(last.end().0.saturating_sub(next.0));
             next = last.end();
@@ -292,6 +314,46 @@ enum Stop {
     Passing(Refused),
 }
 
+impl Stop {
+    /// What the log could not give of a batch: the reader ends before it, and is told how far it
+    /// reaches, so that it can go on behind it.
+    fn unreadable(batch: &BatchPlace, error: &ReadError) -> Self {
+        let lost = |code| {
+            Refused::new(code, error.to_string())
+                .detail("first_offset", batch.first_offset)
+                .detail("end_offset", batch.end())
+        };
+        match error {
+            // Retention took it meanwhile: asked again, the partition says so.
+            ReadError::Gone { .. } => Self::Passing(lost(Code::Damaged)),
+            ReadError::Damaged(_) => Self::End(EndReason::Refused(lost(Code::Damaged))),
+            ReadError::Io { .. } => Self::End(EndReason::Refused(lost(Code::Internal))),
+        }
+    }
+}
+
+/// What the next group may be.
+struct Wanted {
+    from: Offset,
+    bytes_max: u64,
+    records_left: u64,
+    deadline: Option<tokio::time::Instant>,
+}
+
+async fn group(
+    session: &Session,
+    control: &Control,
+    open: &OpenReader,
+    wanted: Wanted,
+) -> Result<Group, Stop> {
+    let Wanted { from, bytes_max, records_left, deadline } = wanted;
+    let mut answer = ask(session, control, open, from, bytes_max, deadline).await?;
+    limit_records(&mut answer.batches, from, records_left);
+    let bodies = bodies(session, &answer.batches).await?;
+    answer.batches.truncate(bodies.len());
+    Ok(Group { answer, bodies })
+}
+
 async fn ask(
     session: &Session,
     control: &Control,
@@ -306,8 +368,25 @@ async fn ask(
         Err(rejection @ Rejection::Retry) => return Err(Stop::Passing(refused(&rejection))),
         Err(rejection) => return Err(Stop::End(EndReason::Refused(refused(&rejection)))),
     };
+    let Some(deadline) = deadline else {
+        return answer_to(control, &partition, |reply| Read { from, bytes_max, wait: true, reply }, None).await;
+    };
+    // What is there is given, however long it takes to find: only waiting for more has an end.
+    let found = answer_to(control, &partition, |reply| Read { from, bytes_max, wait: false, reply }, None).await?;
+    if !found.batches.is_empty() {
+        return Ok(found);
+    }
+    answer_to(control, &partition, |reply| Read { from, bytes_max, wait: true, reply }, Some(deadline)).await
+}
+
+async fn answer_to(
+    control: &Control,
+    partition: &Link<PartitionActor>,
+    read: impl FnOnce(ReplyTo) -> Read,
+    deadline: Option<tokio::time::Instant>,
+) -> Result<ReadAnswer, Stop> {
     let (reply, mut answer) = question();
-    partition.tell(Read { from, bytes_max, wait: true, reply });
+    partition.tell(read(reply));
     loop {
         if control.closed.get() {
             return Err(Stop::End(EndReason::Closed));
@@ -333,33 +412,81 @@ async fn ask(
     }
 }
 
-/// The batches' bytes: from the cache of the log's tail, or read.
-async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>, Refused> {
+/// The batches' bytes, from the cache of the log's tail or read: up to the first that cannot be read,
+/// which is an error once it is the first of all.
+async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>, Stop> {
     let cache = &session.shared.house.cache;
-    let mut bodies: Vec<Option<Bytes>> =
+    let cached: Vec<Option<Bytes>> =
         batches.iter().map(|batch| cache.lookup(batch.position)).collect();
     let missing: Vec<EntryPlace> = batches
         .iter()
-        .zip(&bodies)
+        .zip(&cached)
         .filter(|(_, body)| body.is_none())
         .map(|(batch, _)| batch.place())
         .collect();
+    let mut read = Vec::new();
     if !missing.is_empty() {
-        let (done, read) = oneshot::channel();
+        let (done, answer) = oneshot::channel();
         session.shared.pool.submit(
             missing,
             Box::new(move |entries| {
                 let _ = done.send(entries);
             }),
         );
-        let entries =
-            read.await.map_err(|_| Refused::new(Code::Internal, "reading the log stopped"))?;
-        let mut entries = entries.into_iter();
-        for body in bodies.iter_mut().filter(|body| body.is_none()) {
-            let Some(entry) = entries.next() else { break };
-            let entry = entry.map_err(|error| Refused::new(Code::Damaged, error.to_string()))?;
-            *body = Some(entry.body);
+        // The pool answers unless it is going away with the broker.
+        read = answer.await.map_err(|_| Stop::Passing(refused(&Rejection::Retry)))?;
+    }
+    let mut read = read.into_iter();
+    let mut bodies = Vec::with_capacity(batches.len());
+    for (batch, body) in batches.iter().zip(cached) {
+        match body.map(Ok).or_else(|| read.next().map(|entry| entry.map(|entry| entry.body))) {
+            Some(Ok(body)) => bodies.push(body),
+            Some(Err(error)) if bodies.is_empty() => return Err(Stop::unreadable(batch, &error)),
+            Some(Err(_)) | None => break,
         }
     }
-    Ok(bodies.into_iter().map(Option::unwrap_or_default).collect())
+    Ok(bodies)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Control;
+
+    #[test]
+    fn an_overdraft_counts_neither_when_it_is_made_nor_when_it_is_settled() {
+        let control = Control::default();
+        let mut total = control.raised_by(100);
+        control.grant(100);
+        // A batch may overdraw once; the client gives back all of what it was sent.
+        for sent in [60, 90, 1, 250] {
+            total -= control.spend(sent);
+            total += control.raised_by(sent);
+            control.grant(sent);
+            assert_eq!((total, control.balance()), (100, 100));
+        }
+        total -= control.spend(150);
+        assert_eq!((total, control.balance()), (0, 0));
+        total += control.raised_by(30);
+        control.grant(30);
+        assert_eq!((total, control.balance()), (0, 0));
+    }
+
+    #[test]
+    fn a_grant_that_comes_while_a_batch_is_fetched_is_counted_once() {
+        let control = Control::default();
+        let mut total = control.raised_by(10);
+        control.grant(10);
+        total += control.raised_by(40);
+        control.grant(40);
+        total -= control.spend(50);
+        assert_eq!((total, control.balance()), (0, 0));
+    }
+
+    #[test]
+    fn no_grant_is_too_large_to_be_counted() {
+        let control = Control::default();
+        assert!(control.raised_by(u64::MAX) >= u64::MAX / 2);
+        control.grant(u64::MAX);
+        assert!(control.raised_by(u64::MAX) == 0);
+    }
 }

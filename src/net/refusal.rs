@@ -2,6 +2,7 @@
 
 use crate::domain::batch::BatchError;
 use crate::domain::rejection::Rejection;
+use crate::domain::topics::check_name;
 use crate::wire::code::{Code, Refused};
 
 /// The refusal as a frame says it.
@@ -57,9 +58,13 @@ fn code(rejection: &Rejection) -> Code {
     }
 }
 
-/// A topic that is not there: the message says how to make it.
+/// A topic that is not there: the message says how to make it. A name that no topic can have is not
+/// repeated: it may be of any length and hold anything.
 #[must_use]
 pub(super) fn unknown_topic(name: &str) -> Refused {
+    if check_name(name).is_err() {
+        return Refused::new(Code::UnknownTopic, "there is no topic of that name, nor can there be");
+    }
     Refused::new(
         Code::UnknownTopic,
         format!(

@@ -8,7 +8,8 @@ use tracing::Instrument;
 
 use super::reader;
 use super::refusal::{refused, unknown_topic};
-use super::session::{Out, Session, bad_frame, first, question};
+use super::out::Out;
+use super::session::{Session, bad_frame, first, question};
 use crate::actors::directory::{Do, List};
 use crate::actors::partition::Lookup;
 use crate::actors::reply::Answer;
@@ -70,6 +71,7 @@ pub(super) fn handle(
             let request = tracing::debug_span!(target: "waterwheel::request", "request", ?kind);
             actix_rt::spawn(
                 async move {
+                    let out = out.for_long(&session.long_answers).await;
                     if let Err(refused) = answer(&session, kind, &frame, &out).await {
                         tracing::debug!(
                             target: "waterwheel::request",
@@ -95,6 +97,7 @@ fn greet(session: &Session, hello: &Hello, correlation: u64, out: &Out) -> Resul
         ));
     }
     session.greeted.set(true);
+    *session.control.borrow_mut() = Some(out.clone());
     tracing::debug!(
         target: "waterwheel::session", client = hello.client, version = hello.version, "hello"
     );

@@ -7,6 +7,8 @@
 //! - N1 Nothing is allocated for a frame before its length was checked and its bytes admitted.
 //! - N2 An admitted frame that does not arrive within [`FRAME_TIMEOUT`] costs its sender the
 //!   connection, so that nobody holds what others wait for.
+//!   A connection may hold only a share ([`ARRIVING_SHARE`]) of all in frames that are still arriving: one
+//!   that begins many large frames waits for itself.
 //! - N3 Batches of one stream reach their partitions in the order they came in.
 
 use std::cell::{Cell, RefCell};
@@ -16,11 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use bytes::Bytes;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
+use super::endpoint::Listening;
+use super::out::{self, LONG_ANSWERS_MAX, Out};
 use super::refusal;
 use super::requests;
 use crate::actors::commit::LogGauge;
@@ -28,16 +32,16 @@ use crate::actors::directory::{DirectoryActor, Locate};
 use crate::actors::partition::{Append, PartitionActor};
 use crate::actors::reply::{Answer, Mail, ReplyTo};
 use crate::actors::{House, Link};
-use crate::domain::batch::BatchView;
+use crate::domain::batch::{BatchHeader, BatchView, flags};
 use crate::domain::id::{ClusterId, Lane, PartitionIndex, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::log::ReadPool;
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{
-    Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, encode,
+    Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits,
 };
-use crate::wire::hello::Limits;
-use crate::wire::produce::{Accepted, Ack, Produce, SendStatus, Stored};
+use crate::wire::hello::{Goodbye, Limits};
+use crate::wire::produce::{Ack, Produce};
 
 /// Time an admitted frame has to arrive whole.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,9 +53,8 @@ const CHUNKS: usize = 32;
 const FRAME_COST_BYTES: usize = 4096;
 /// Frames with bodies up to this many bytes are read before they are admitted.
 const SMALL_BYTES: usize = 32 * 1024;
-/// Answers written with one call.
-const ANSWERS_AT_ONCE: usize = 256;
-
+/// The part of all that may be admitted which one connection may hold in frames that are still arriving.
+const ARRIVING_SHARE: u64 = 16;
 /// What every session shares.
 pub struct Shared {
     /// The actors.
@@ -120,9 +123,15 @@ pub struct Session {
     /// The connection.
     pub(super) connection: quinn::Connection,
     pub(super) greeted: Cell<bool>,
+    /// The stream `Hello` came on: the broker's own words go there.
+    pub(super) control: RefCell<Option<Out>>,
     partitions: RefCell<HashMap<Place, Link<PartitionActor>>>,
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
     pub(super) credit: Cell<u64>,
+    /// Bytes of frames that may be arriving at a time.
+    arriving: Arc<Semaphore>,
+    /// Requests with long answers that may be under way at a time.
+    pub(super) long_answers: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Session {
@@ -131,51 +140,14 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// What goes out on a stream beside the answers of actors: an encoded frame and its body.
-pub(super) type OutFrame = (Bytes, Bytes);
-
-/// Where a stream's answers go.
-#[derive(Debug, Clone)]
-pub(super) struct Out {
-    mails: UnboundedSender<Mail>,
-    frames: UnboundedSender<OutFrame>,
-}
-
-impl Out {
-    /// Sends a frame.
-    pub(super) fn send<H: Header>(&self, header: &H, correlation: u64, body: Bytes) {
-        let mut out = BytesMut::with_capacity(128);
-        let fits = encode(header, correlation, body.len(), &mut out).is_ok();
-        let frame = if fits {
-            (out.freeze(), body)
-        } else {
-            out.clear();
-            let refused = Refused::new(Code::Internal, "the answer is too large for a frame");
-            let _ = encode(&refused, correlation, 0, &mut out);
-            (out.freeze(), Bytes::new())
-        };
-        // A stream whose writer is gone has nobody to tell.
-        let _ = self.frames.send(frame);
-    }
-
-    /// Sends a refusal.
-    pub(super) fn refuse(&self, refused: &Refused, correlation: u64) {
-        self.send(refused, correlation, Bytes::new());
-    }
-
-    fn reply(&self, correlation: u64) -> ReplyTo {
-        ReplyTo::new(self.mails.clone(), correlation)
-    }
-}
-
 /// Serves one connection to its end, on the arbiter it is called on: the driver is put there too.
-pub async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
+pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::Incoming) {
     let remote = incoming.remote_address();
     let span = tracing::info_span!(target: "waterwheel::session", "connection", %remote);
     async move {
         let open = shared.connections.fetch_add(1, Ordering::Relaxed);
         let refuse = open >= shared.connections_max;
-        let outcome = accept(Arc::clone(&shared), incoming, refuse).await;
+        let outcome = accept(Arc::clone(&shared), &listening, incoming, refuse).await;
         shared.connections.fetch_sub(1, Ordering::Relaxed);
         match outcome {
             Ok(reason) => tracing::debug!(target: "waterwheel::session", %reason, "closed"),
@@ -188,10 +160,11 @@ pub async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
 
 async fn accept(
     shared: Arc<Shared>,
+    listening: &Listening,
     incoming: quinn::Incoming,
     refuse: bool,
 ) -> Result<quinn::ConnectionError, String> {
-    let connecting = incoming.accept().map_err(|error| error.to_string())?;
+    let connecting = listening.admit(incoming).map_err(|error| error.to_string())?;
     let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
         .await
         .map_err(|_| "the handshake took too long".to_owned())?
@@ -201,10 +174,14 @@ async fn accept(
         return Err("too many connections".to_owned());
     }
     tracing::debug!(target: "waterwheel::session", "open");
+    let arriving = arriving_bytes(&shared);
     let session = Rc::new(Session {
         shared,
+        arriving: Arc::new(Semaphore::new(arriving)),
+        long_answers: Arc::new(Semaphore::new(LONG_ANSWERS_MAX)),
         connection: connection.clone(),
         greeted: Cell::new(false),
+        control: RefCell::new(None),
         partitions: RefCell::new(HashMap::new()),
         readers: RefCell::new(HashMap::new()),
         credit: Cell::new(0),
@@ -216,15 +193,26 @@ async fn accept(
                 Ok((send, recv)) => session.open_stream(send, recv),
                 Err(reason) => {
                     session.close_readers();
+                    session.control.borrow_mut().take();
                     return Ok(reason);
                 }
             },
             _ = stopping.wait_for(|stopping| *stopping) => {
                 session.close_readers();
+                if let Some(control) = session.control.borrow_mut().take() {
+                    let reason = "the broker is stopping".to_owned();
+                    control.send(&Goodbye { reason }, 0, Bytes::new());
+                }
                 return Ok(connection.closed().await);
             }
         }
     }
+}
+
+/// Its share, but never less than the largest frame.
+fn arriving_bytes(shared: &Shared) -> usize {
+    let share = shared.admission_bytes / ARRIVING_SHARE;
+    usize::try_from(share.max(u64::from(shared.limits.frame_bytes_max))).unwrap_or(usize::MAX >> 4)
 }
 
 /// Closes a connection with a code of ours.
@@ -240,11 +228,9 @@ impl Session {
     }
 
     fn open_stream(self: &Rc<Self>, send: quinn::SendStream, recv: quinn::RecvStream) {
-        let (mails, mails_rx) = mpsc::unbounded_channel();
-        let (frames, frames_rx) = mpsc::unbounded_channel();
-        actix_rt::spawn(write_stream(send, mails_rx, frames_rx).in_current_span());
+        let (out, leaving) = out::out();
+        actix_rt::spawn(out::write(send, leaving).in_current_span());
         let session = Rc::clone(self);
-        let out = Out { mails, frames };
         actix_rt::spawn(
             async move {
                 if let Err(refused) = session.read_stream(recv, &out).await {
@@ -267,7 +253,7 @@ impl Session {
     ) -> Result<(), Refused> {
         let limit = usize::try_from(self.shared.limits.batch_bytes_max).unwrap_or(usize::MAX);
         let mut decoder = FrameDecoder::new(FrameLimits::for_batches(limit));
-        let mut permit = None;
+        let (mut permit, mut arriving) = (None, None);
         let mut deadline = None;
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         loop {
@@ -284,6 +270,7 @@ impl Session {
                 let mut piece = std::mem::take(chunk);
                 while let Some(frame) = decoder.feed(&mut piece).map_err(bad_frame)? {
                     deadline = None;
+                    drop(arriving.take());
                     self.dispatch(frame, permit.take(), out).await?;
                 }
             }
@@ -293,6 +280,8 @@ impl Session {
                 && let Some(pending) = decoder.pending()
             {
                 if permit.is_none() && pending.body_bytes > SMALL_BYTES {
+                    out.room().await;
+                    arriving = acquire(&self.arriving, pending.body_bytes).await;
                     permit = self.admit(pending.body_bytes).await;
                 }
                 deadline = Some(tokio::time::Instant::now() + FRAME_TIMEOUT);
@@ -302,8 +291,7 @@ impl Session {
 
     /// Waits until so many bytes may be on their way to the disk.
     async fn admit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let cost = u32::try_from(bytes.max(FRAME_COST_BYTES)).unwrap_or(u32::MAX);
-        Arc::clone(&self.shared.admission).acquire_many_owned(cost).await.ok()
+        acquire(&self.shared.admission, bytes.max(FRAME_COST_BYTES)).await
     }
 
     async fn dispatch(
@@ -313,7 +301,7 @@ impl Session {
         out: &Out,
     ) -> Result<(), Refused> {
         let Some(kind) = frame.kind() else {
-            if frame.prefix.class() == FrameClass::Request {
+            if frame.prefix.class() == FrameClass::Request && out.begin().await {
                 let refused = Refused::new(
                     Code::Unsupported,
                     format!("this broker knows no request of kind {:#06x}", frame.prefix.kind),
@@ -326,9 +314,15 @@ impl Session {
             return Err(Refused::new(Code::HelloRequired, "the first request must be Hello"));
         }
         if kind == FrameKind::Produce {
-            return self.produce(&frame, permit, out).await;
+            let span = tracing::trace_span!(
+                target: "waterwheel::request", "produce", correlation = frame.correlation()
+            );
+            return self.produce(&frame, permit, out).instrument(span).await;
         }
         drop(permit);
+        if frame.prefix.class() == FrameClass::Request && !out.begin().await {
+            return Ok(());
+        }
         requests::handle(self, kind, frame, out)
     }
 
@@ -340,6 +334,9 @@ impl Session {
     ) -> Result<(), Refused> {
         let header: Produce = frame.decode().map_err(bad_frame)?;
         let correlation = frame.correlation();
+        if header.ack != Ack::None && !out.begin().await {
+            return Ok(());
+        }
         let refuse = |refused: Refused| {
             if header.ack == Ack::None {
                 tracing::debug!(target: "waterwheel::session", why = refused.message, "one-way batch refused");
@@ -361,9 +358,12 @@ impl Session {
         if batch.header().limit_bytes() > self.shared.limits.batch_bytes_max as usize {
             return refuse(Refused::new(Code::BatchTooLarge, "the batch is larger than the broker takes"));
         }
-        let Ok(count) = u32::try_from(batch.header().len()) else {
-            return refuse(Refused::new(Code::BatchMalformed, "too many records"));
-        };
+        if is_ahead(batch.header()) {
+            return refuse(Refused::new(
+                Code::Unsupported,
+                "this broker does not know delayed, prioritised or transactional records yet",
+            ));
+        }
         let permit = match permit {
             Some(permit) => Some(permit),
             None => self.admit(frame.body.len()).await,
@@ -376,7 +376,7 @@ impl Session {
             if header.ack == Ack::None { ReplyTo::nobody() } else { out.reply(correlation) };
         partition.tell(Append {
             batch: frame.body.clone(),
-            count,
+            count: batch.header().count,
             facts: batch.facts(),
             tell_accepted: header.ack == Ack::Memory,
             reply,
@@ -411,6 +411,17 @@ impl Session {
     }
 }
 
+async fn acquire(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Arc::clone(semaphore).acquire_many_owned(bytes).await.ok()
+}
+
+/// Whether a batch asks for what would be broken by storing it like any other: visible before its time,
+/// or before its transaction is decided.
+fn is_ahead(batch: &BatchHeader) -> bool {
+    batch.has(flags::DELIVERIES) || batch.has(flags::PRIORITIES) || batch.transaction.0 != 0
+}
+
 /// A frame error ends the connection: the stream is beyond use, and its sender is not one of ours.
 pub(super) fn bad_frame(error: FrameError) -> Refused {
     let code = match error {
@@ -418,62 +429,4 @@ pub(super) fn bad_frame(error: FrameError) -> Refused {
         _ => Code::FrameMalformed,
     };
     Refused::new(code, error.to_string())
-}
-
-async fn write_stream(
-    mut send: quinn::SendStream,
-    mut mails: UnboundedReceiver<Mail>,
-    mut frames: UnboundedReceiver<OutFrame>,
-) {
-    let mut batch = Vec::with_capacity(ANSWERS_AT_ONCE);
-    let (mut mails_open, mut frames_open) = (true, true);
-    while mails_open || frames_open {
-        let mut out = BytesMut::new();
-        let mut body = Bytes::new();
-        tokio::select! {
-            count = mails.recv_many(&mut batch, ANSWERS_AT_ONCE), if mails_open => {
-                mails_open = count > 0;
-                for mail in batch.drain(..) {
-                    encode_mail(mail, &mut out);
-                }
-            }
-            frame = frames.recv(), if frames_open => match frame {
-                Some((head, rest)) => {
-                    out.extend_from_slice(&head);
-                    body = rest;
-                }
-                None => frames_open = false,
-            }
-        }
-        let mut pieces = [out.freeze(), body];
-        if send.write_all_chunks(&mut pieces).await.is_err() {
-            return;
-        }
-    }
-    let _ = send.finish();
-}
-
-fn encode_mail(mail: Mail, out: &mut BytesMut) {
-    let Mail { correlation, answer } = mail;
-    let encoded = match answer {
-        Answer::Stored { receipt, repeat } => {
-            let stored = Stored {
-                first_offset: Some(receipt.first_offset),
-                first_number: receipt.first_number,
-                appended: receipt.appended,
-                status: SendStatus::SendOk,
-                duplicate: repeat,
-            };
-            encode(&stored, correlation, 0, out)
-        }
-        Answer::Accepted => encode(&Accepted {}, correlation, 0, out),
-        Answer::Refused(rejection) => encode(&refusal::refused(&rejection), correlation, 0, out),
-        Answer::Batches(_)
-        | Answer::Bounds(_)
-        | Answer::Topic(_)
-        | Answer::Topics(..)
-        | Answer::Producer(_)
-        | Answer::Partition(..) => Ok(()),
-    };
-    debug_assert!(encoded.is_ok(), "N3: answers to batches are small");
 }

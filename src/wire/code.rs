@@ -94,8 +94,8 @@ codes! {
     TooManyReaders = 20, "too-many-readers", false;
     /// The broker has as many connections as it may.
     TooManyConnections = 21, "too-many-connections", true;
-    /// No reader of that id on this connection.
-    UnknownReader = 22, "unknown-reader", false;
+    /// The connection has a reader of that id already.
+    ReaderExists = 22, "reader-exists", false;
     /// More credit than a connection may have outstanding.
     CreditExceeded = 23, "credit-exceeded", false;
     /// Too much at once: again after the time given.

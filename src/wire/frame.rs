@@ -408,6 +408,11 @@ impl FrameDecoder {
         }
     }
 
+    /// Other limits from the next frame on.
+    pub fn set_limits(&mut self, limits: FrameLimits) {
+        self.limits = limits;
+    }
+
     /// Whether the stream may end here: no frame has begun.
     #[must_use]
     pub fn is_between_frames(&self) -> bool {

@@ -47,5 +47,21 @@ pub const ALPN: &[u8] = b"waterwheel/1";
 /// Batches of one producer that may be unsettled in one partition: the broker's window for duplicates.
 pub const IN_FLIGHT_BATCHES_MAX: u32 = 64;
 
+/// After so long without a packet both ends take a connection for dead, in milliseconds.
+pub const IDLE_TIMEOUT_MS: u32 = 30_000;
+
+/// What one stream may have under way unread, in bytes: more than the largest batch, so that flow
+/// control never decides where credit does.
+pub const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// The largest UDP payload either end takes and looks for by MTU discovery, in bytes. Loopback
+/// carries it, which saves most of the packets; elsewhere discovery settles for less.
+pub const DATAGRAM_BYTES_MAX: u16 = 65_527;
+
+/// The largest UDP payload looked for on paths other than loopback, in bytes: there datagrams go to the
+/// kernel ten at a time, and all ten together must fit into what UDP carries. On loopback they go one by
+/// one, as large as they come, which costs less than half.
+pub const SEGMENT_BYTES_MAX: u16 = 6_550;
+
 #[cfg(test)]
 mod tests;

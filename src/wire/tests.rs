@@ -1,3 +1,8 @@
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of these tests are small"
+)]
+
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 

@@ -415,6 +415,54 @@ fn a_torn_tail_takes_a_tied_run_as_a_whole_and_is_never_seen_again() {
 }
 
 #[test]
+fn what_an_earlier_life_of_a_file_left_never_comes_back() {
+    for seed in 0..30 {
+        let disk = SimDisk::new(seed);
+        let mut log = open(&disk).unwrap().log;
+        while log.segments().len() < 4 {
+            append(&mut log, &[700, 700]);
+        }
+        let old: Vec<_> = log.segments().into_iter().take(3).collect();
+        for segment in &old {
+            log.recycle(segment.number).unwrap();
+        }
+        // On into a file that was used before, but not over all that lies in it.
+        let mut acked = contents(&log).0;
+        while !old
+            .iter()
+            .any(|o| log.segments().last().unwrap().file == o.file)
+        {
+            acked.extend(append(&mut log, &[4000]));
+        }
+        acked.extend(append(&mut log, &[700, 700]));
+        let last = log.segments().pop().unwrap();
+        let behind = (log.end().0 - last.base.0) as usize;
+        assert!(
+            disk.peek(&last.file)[behind..]
+                .iter()
+                .any(|byte| *byte != 0)
+        );
+        // Ends on every kind of boundary: torn in the middle, and cut behind the last flush.
+        if seed % 2 == 0 {
+            disk.cut_power_in(1);
+            let next = run(&log, &[3000, 3000]);
+            log.append(&next, Room::Normal).unwrap_err();
+        }
+        drop(log);
+        disk.power_cut();
+        for _ in 0..2 {
+            let (mut found, damages) = contents(&open(&disk).unwrap().log);
+            assert_eq!(damages, []);
+            if found.len() == acked.len() + 2 {
+                found.truncate(acked.len());
+            }
+            assert!(found == acked, "seed {seed}");
+            disk.kill();
+        }
+    }
+}
+
+#[test]
 fn rotten_segment_headers_cost_nothing_but_a_report_where_a_flush_tells_the_number() {
     let disk = SimDisk::new(6);
     let (acked, _) = written(&disk, 60);

@@ -91,7 +91,6 @@ impl BatchView {
         if index >= self.header.len() {
             return None;
         }
-        let delta = u32::from_le_bytes(self.cell(flags::TIMESTAMPS, index).unwrap_or_default());
         Some(Slot {
             body_bytes: u32::from_le_bytes(chunk_at(self.directory(), 4 * index)?),
             body_crc: u32::from_le_bytes(chunk_at(
@@ -101,14 +100,21 @@ impl BatchView {
             key_hash: u64::from_le_bytes(self.cell(flags::KEYS, index).unwrap_or_default()),
             tag_hash: u32::from_le_bytes(self.cell(flags::TAGS, index).unwrap_or_default()),
             priority: u8::from_le_bytes(self.cell(flags::PRIORITIES, index).unwrap_or_default()),
-            timestamp: WallMs(
-                self.header
-                    .base_timestamp
-                    .0
-                    .saturating_add(i64::from(delta)),
-            ),
+            timestamp: self.timestamp(index),
             delivery: self.delivery(index),
         })
+    }
+
+    /// When a record happened, as its sender says.
+    #[must_use]
+    pub fn timestamp(&self, index: usize) -> WallMs {
+        let delta = u32::from_le_bytes(self.cell(flags::TIMESTAMPS, index).unwrap_or_default());
+        WallMs(
+            self.header
+                .base_timestamp
+                .0
+                .saturating_add(i64::from(delta)),
+        )
     }
 
     /// The bodies, plain, in order: slices of the batch where it is not compressed, of one buffer (or

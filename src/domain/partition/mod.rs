@@ -342,9 +342,9 @@ impl Partition {
         }
     }
 
-    /// The asker went away: a waiting read is forgotten.
-    pub fn cancel(&mut self, token: Token) {
-        self.waiting.retain(|read| read.token != token);
+    /// Forgets the waiting reads whose asker went away.
+    pub fn forget_waiting(&mut self, is_gone: impl Fn(Token) -> bool) {
+        self.waiting.retain(|read| !is_gone(read.token));
     }
 
     /// Asks for what retention takes (P6); nothing while an earlier request is on its way.

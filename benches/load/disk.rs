@@ -1,0 +1,170 @@
+//! Raw synced writes and reads: what the disk under the data directory can do.
+//!
+//! One writer, one file, blocks in order, each durable before the next: direct and `O_DSYNC` into a
+//! file that has really been written before, as a log segment is. Where direct I/O is refused (tmpfs),
+//! buffered writes and `fdatasync`, and the report says so.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+
+use super::Outcome;
+use super::latency::Latencies;
+use super::payload::Noise;
+use super::process::Usage;
+
+/// What direct I/O asks of addresses, lengths and positions.
+const ALIGNMENT_BYTES: usize = 4096;
+/// The really written file that is written over and read.
+const FILE_BYTES: u64 = 512 << 20;
+/// The unit of making it.
+const MAKE_BYTES: usize = 1 << 20;
+
+/// What blocks of one size came to.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    /// Each block's time.
+    pub(crate) latencies: Latencies,
+    /// GB/s.
+    pub(crate) gb_per_s: f64,
+    /// CPU seconds per GB of this process.
+    pub(crate) cpu_s_per_gb: f64,
+}
+
+/// A really written file.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    path: PathBuf,
+    file_bytes: u64,
+    /// Whether the file system lets its cache be passed by.
+    pub(crate) direct: bool,
+}
+
+impl Disk {
+    /// Makes the file in `dir`.
+    pub(crate) fn prepare(dir: &Path, quick: bool) -> Outcome<Self> {
+        let path = dir.join("raw-blocks");
+        let file_bytes = if quick { FILE_BYTES / 32 } else { FILE_BYTES };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)?;
+        let mut noise = vec![0; MAKE_BYTES];
+        Noise::new(5).fill(&mut noise);
+        for at in (0..file_bytes).step_by(MAKE_BYTES) {
+            file.write_all_at(&noise, at)?;
+        }
+        file.sync_all()?;
+        let direct = open(&path, OFlags::DIRECT).is_ok();
+        Ok(Self {
+            path,
+            file_bytes,
+            direct,
+        })
+    }
+
+    /// Writes blocks of one size for `span`, each durable before the next.
+    pub(crate) fn write(&self, block: usize, span: Duration) -> Outcome<Blocks> {
+        let flags = if self.direct {
+            OFlags::DIRECT | OFlags::DSYNC
+        } else {
+            OFlags::empty()
+        };
+        let file = open(&self.path, flags)?;
+        let buffer = Aligned::noise(block);
+        self.blocks(block, span, |at| {
+            file.write_all_at(buffer.bytes(), at)?;
+            if !self.direct {
+                file.sync_data()?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads blocks of one size for `span`.
+    pub(crate) fn read(&self, block: usize, span: Duration) -> Outcome<Blocks> {
+        let flags = if self.direct {
+            OFlags::DIRECT
+        } else {
+            OFlags::empty()
+        };
+        let file = open(&self.path, flags)?;
+        let mut buffer = Aligned::noise(block);
+        self.blocks(block, span, |at| {
+            Ok(file.read_exact_at(buffer.bytes_mut(), at)?)
+        })
+    }
+
+    fn blocks(
+        &self,
+        block: usize,
+        span: Duration,
+        mut each: impl FnMut(u64) -> Outcome<()>,
+    ) -> Outcome<Blocks> {
+        let mut latencies = Latencies::new()?;
+        let usage = Usage::own()?;
+        let begun = Instant::now();
+        let mut at = 0;
+        while begun.elapsed() < span {
+            if at + block as u64 > self.file_bytes {
+                at = 0;
+            }
+            let start = Instant::now();
+            each(at)?;
+            latencies.record(start.elapsed());
+            at += block as u64;
+        }
+        let took = begun.elapsed().as_secs_f64();
+        let gigabytes = latencies.len() as f64 * block as f64 / 1e9;
+        Ok(Blocks {
+            gb_per_s: gigabytes / took.max(1e-9),
+            cpu_s_per_gb: Usage::own()?.since(usage).cpu_s / gigabytes.max(1e-9),
+            latencies,
+        })
+    }
+}
+
+fn open(path: &Path, flags: OFlags) -> Outcome<File> {
+    let flags = i32::try_from(flags.bits())?;
+    Ok(OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(path)?)
+}
+
+/// A buffer whose bytes begin where direct I/O wants them.
+struct Aligned {
+    memory: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Aligned {
+    fn noise(length: usize) -> Self {
+        let mut memory = vec![0; length + ALIGNMENT_BYTES];
+        Noise::new(6).fill(&mut memory);
+        let start = memory.as_ptr().align_offset(ALIGNMENT_BYTES);
+        Self {
+            memory,
+            start,
+            length,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.memory
+            .get(self.start..self.start + self.length)
+            .unwrap_or_default()
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory
+            .get_mut(self.start..self.start + self.length)
+            .unwrap_or_default()
+    }
+}

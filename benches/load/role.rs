@@ -1,0 +1,105 @@
+//! The other processes of a measurement: this binary again, under a hidden first argument.
+//!
+//! | role | arguments | does |
+//! |---|---|---|
+//! | `quic-server` | settings, directory | raw quinn: discards, answers and pumps ([`super::quic::server`]) |
+//! | `quic-flood` | settings, directory, address, connections | raw quinn, flat out, until it is ended |
+//! | `pour` | data directory, address, topic, producers, milliseconds | the product's producers, flat out |
+//!
+//! A role ends when its standard input does: the harness is gone then.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use super::broker::Home;
+use super::clients::{self, Until};
+use super::process::READY_WITHIN;
+use super::quic::{self, Settings};
+use super::records::{Pool, VALUE_BYTES};
+use super::{Outcome, say};
+
+/// The word that tells a role from a command line.
+const ROLE: &str = "role";
+
+/// The raw quinn server.
+pub(crate) const QUIC_SERVER: &str = "quic-server";
+/// The raw quinn source that never stops.
+pub(crate) const QUIC_FLOOD: &str = "quic-flood";
+
+/// The product's producers, flat out.
+pub(crate) const POUR: &str = "pour";
+
+/// This binary in another role.
+pub(crate) fn command(role: &str) -> Outcome<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args([ROLE, role]);
+    Ok(command)
+}
+
+/// Plays the role this process was started for, if it was.
+pub(crate) fn play() -> Option<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next()? != ROLE {
+        return None;
+    }
+    let role = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    end_with_standard_input();
+    Some(match perform(&role, &rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            say(&format!("{role}: {fault}"));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn perform(role: &str, rest: &[String]) -> Outcome<()> {
+    match (role, rest) {
+        (QUIC_SERVER, [settings, dir]) => {
+            quic::server::serve(Settings::named(settings)?, &PathBuf::from(dir))
+        }
+        (QUIC_FLOOD, [settings, dir, address, connections]) => {
+            let target = quic::Target {
+                settings: Settings::named(settings)?,
+                dir: PathBuf::from(dir),
+                address: address.parse()?,
+            };
+            quic::source::flood(&target, connections.parse()?)
+        }
+        (POUR, [data, address, topic, producers, span_ms]) => {
+            let home = Home {
+                data: PathBuf::from(data),
+                address: address.parse()?,
+                ready_within: READY_WITHIN,
+            };
+            announce(home.address)?;
+            let until = Until::Elapsed(Duration::from_millis(span_ms.parse()?));
+            let pool = Pool::new(VALUE_BYTES);
+            clients::pour(&home, topic, &pool, producers.parse()?, until)?;
+            Ok(())
+        }
+        _ => Err("no such role".into()),
+    }
+}
+
+/// The line by which a process says that it is under way.
+pub(crate) fn announce(address: SocketAddr) -> Outcome<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "listening on {address}")?;
+    Ok(out.flush()?)
+}
+
+fn end_with_standard_input() {
+    std::thread::spawn(|| {
+        let mut sink = [0; 64];
+        while std::io::stdin()
+            .read(&mut sink)
+            .is_ok_and(|count| count > 0)
+        {}
+        std::process::exit(0);
+    });
+}

@@ -1,0 +1,303 @@
+//! What can go wrong for a client: one error per operation, each with a stable code.
+//!
+//! A code is the name of the broker's refusal ([`Code::name`]) or one of the client's own, listed with
+//! each error. A retriable error may go away by itself; the client has then already tried for as long
+//! as it was told to.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::domain::batch::BatchError;
+use crate::wire::code::{Code, Refused};
+
+/// The broker said no.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} [{code}]")]
+#[non_exhaustive]
+pub struct Refusal {
+    /// Why.
+    pub code: Code,
+    /// What happened and what to do, in the broker's words.
+    pub message: String,
+    /// When it may be worth trying again, in milliseconds.
+    pub after_ms: Option<u64>,
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        Self {
+            code: refused.code(),
+            message: if refused.message.is_empty() {
+                "the broker refused the request".to_owned()
+            } else {
+                refused.message
+            },
+            after_ms: refused.after_ms,
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// A certificate or key file cannot be used. Code `certificate-file`.
+    #[error(
+        "cannot use {path}: {reason}; a broker started with `serve` writes its CA to DATA/tls/ca.pem"
+    )]
+    CertificateFile {
+        /// The file; empty where bytes were given.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The address or server name makes no sense, or does not resolve. Code `address`.
+    #[error("cannot connect to {address}: {reason}; write HOST:PORT, e.g. 127.0.0.1:7411")]
+    Address {
+        /// As given.
+        address: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The two ends do not trust each other. Code `tls`.
+    #[error(
+        "the TLS handshake with {address} failed: {reason}; check that --ca names the CA of this broker \
+         and that the broker's certificate names the host"
+    )]
+    Tls {
+        /// Whom.
+        address: String,
+        /// What TLS says.
+        reason: String,
+    },
+    /// Nobody answers. Code `unreachable`.
+    #[error(
+        "no broker answers at {address}: {reason}; is `waterwheel serve` running, and is UDP let through?"
+    )]
+    Unreachable {
+        /// Whom.
+        address: String,
+        /// What the transport says.
+        reason: String,
+    },
+    /// The broker does not want this connection. Its code.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The other end does not speak this protocol. Code `protocol`.
+    #[error("{address} does not speak waterwheel/1: {reason}")]
+    Protocol {
+        /// Whom.
+        address: String,
+        /// What it did instead.
+        reason: String,
+    },
+    /// There is no tokio runtime here, or it cannot open a socket. Code `local`.
+    #[error("cannot open a UDP socket: {0}")]
+    Local(String),
+}
+
+impl ConnectError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::CertificateFile { .. } => "certificate-file",
+            Self::Address { .. } => "address",
+            Self::Tls { .. } => "tls",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Refused(refusal) => refusal.code.name(),
+            Self::Protocol { .. } => "protocol",
+            Self::Local(_) => "local",
+        }
+    }
+
+    /// Whether the same attempt may succeed later.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused(refusal) => refusal.code.is_retriable(),
+            Self::CertificateFile { .. }
+            | Self::Address { .. }
+            | Self::Tls { .. }
+            | Self::Protocol { .. }
+            | Self::Local(_) => false,
+        }
+    }
+}
+
+/// Why a request about topics, offsets or the broker was not answered.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdminError {
+    /// The broker said no. Its code.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The connection was lost, and no other came in time. Code `unreachable`.
+    #[error("the connection to the broker was lost before it answered: {0}")]
+    Unreachable(String),
+    /// The broker did not answer in time. Code `timed-out`.
+    #[error("the broker did not answer within {0} ms")]
+    TimedOut(u128),
+    /// The answer makes no sense. Code `protocol`.
+    #[error("the broker's answer cannot be read: {0}")]
+    Protocol(String),
+}
+
+impl AdminError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code.name(),
+            Self::Unreachable(_) => "unreachable",
+            Self::TimedOut(_) => "timed-out",
+            Self::Protocol(_) => "protocol",
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.code.is_retriable(),
+            Self::Unreachable(_) | Self::TimedOut(_) => true,
+            Self::Protocol(_) => false,
+        }
+    }
+}
+
+/// Why a record was not, or not certainly, sent.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The broker said no; the record is not stored. Its code.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The record is larger than a batch may be. Code `record-too-large`.
+    #[error(
+        "the record does not fit into a batch of {limit} bytes; send a smaller one, or raise the broker's batch_bytes_max"
+    )]
+    TooLarge {
+        /// The most bytes of a batch.
+        limit: usize,
+    },
+    /// The topic has no such partition. Code `partition-out-of-range`.
+    #[error("the topic has partitions 0 to {last}; there is no partition {partition}")]
+    Partition {
+        /// The one asked for.
+        partition: u32,
+        /// The last there is.
+        last: u32,
+    },
+    /// No acknowledgement came for as long as the producer waits; whether the record is stored is open.
+    /// Code `timed-out`.
+    #[error("the broker acknowledged nothing for {0} ms; whether the record is stored is open")]
+    TimedOut(u128),
+    /// An earlier batch of the partition failed, and this one after it; whether the record is stored is
+    /// open. Code `aborted`.
+    #[error(
+        "an earlier record of the partition was not stored ({0}); whether this one is stored is open"
+    )]
+    Aborted(Arc<SendError>),
+    /// The producer is closed. Code `closed`.
+    #[error("the producer is closed")]
+    Closed,
+}
+
+impl SendError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code.name(),
+            Self::TooLarge { .. } => "record-too-large",
+            Self::Partition { .. } => Code::PartitionOutOfRange.name(),
+            Self::TimedOut(_) => "timed-out",
+            Self::Aborted(_) => "aborted",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// Whether sending the record again may succeed. Where the outcome is open it may then be stored
+    /// twice.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.code.is_retriable(),
+            Self::TimedOut(_) | Self::Aborted(_) => true,
+            Self::TooLarge { .. } | Self::Partition { .. } | Self::Closed => false,
+        }
+    }
+}
+
+/// Why reading stopped.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsumeError {
+    /// The broker said no. Its code.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The topic has no such partition. Code `partition-out-of-range`.
+    #[error("the topic has partitions 0 to {last}; there is no partition {partition}")]
+    Partition {
+        /// The one asked for.
+        partition: u32,
+        /// The last there is.
+        last: u32,
+    },
+    /// A batch came that is not what its producer sent. Code `damaged-batch`.
+    #[error("the batch at offset {offset} of partition {partition} is damaged: {reason}")]
+    Damaged {
+        /// The partition.
+        partition: u32,
+        /// The offset of the batch's first record.
+        offset: u64,
+        /// What does not hold.
+        reason: BatchError,
+    },
+    /// A record's body cannot be read. Code `unreadable-record`.
+    #[error("the record at offset {offset} of partition {partition} cannot be read: {reason}")]
+    Unreadable {
+        /// The partition.
+        partition: u32,
+        /// The record.
+        offset: u64,
+        /// What is wrong with it.
+        reason: crate::domain::record::BodyError,
+    },
+    /// No connection for as long as the consumer waits. Code `unreachable`.
+    #[error("no broker could be reached for {0} ms")]
+    Unreachable(u128),
+    /// The answer makes no sense. Code `protocol`.
+    #[error("the broker's answer cannot be read: {0}")]
+    Protocol(String),
+}
+
+impl ConsumeError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code.name(),
+            Self::Partition { .. } => Code::PartitionOutOfRange.name(),
+            Self::Damaged { .. } => "damaged-batch",
+            Self::Unreadable { .. } => "unreadable-record",
+            Self::Unreachable(_) => "unreachable",
+            Self::Protocol(_) => "protocol",
+        }
+    }
+
+    /// Whether reading on from the same place may succeed later.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.code.is_retriable(),
+            Self::Unreachable(_) => true,
+            Self::Partition { .. }
+            | Self::Damaged { .. }
+            | Self::Unreadable { .. }
+            | Self::Protocol(_) => false,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The client: sending, reading and administering over QUIC, from any tokio runtime.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use waterwheel::client::{Client, Record, Start};
+//!
+//! let client = Client::connect("127.0.0.1:7411")
+//!     .ca_file("waterwheel-data/tls/ca.pem")
+//!     .await?;
+//! let producer = client.producer("orders").open().await?;
+//! let receipt = producer.send(Record::new("42 roses").key("order-17")).await?;
+//! println!("stored at offset {:?}", receipt.offset);
+//!
+//! let mut reader = client.reader("orders").from(Start::Earliest).open().await?;
+//! if let Some(delivery) = reader.next().await {
+//!     println!("{:?}", delivery?.value);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Client`] keeps one connection, replaces it when it is lost or silent, and is cheap to clone.
+//! Whoever wants several connections makes several clients. Its tasks run on the runtime it was made
+//! in and end with its last clone, producer and reader.
+
+mod admin;
+mod connection;
+mod delivery;
+mod error;
+mod link;
+mod outbox;
+mod partition_reader;
+mod pending;
+mod producer;
+mod reader;
+mod sender;
+mod switchboard;
+
+use std::future::IntoFuture;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use connection::{ConnectOptions, Dialer, Pem};
+use switchboard::Switchboard;
+
+pub use crate::domain::batch::Compression;
+pub use crate::domain::id::{ClusterId, MessageId};
+pub use crate::domain::record::{Record, Text};
+pub use crate::wire::code::Code;
+pub use crate::wire::hello::{HelloOk, Limits};
+pub use crate::wire::produce::Ack;
+pub use crate::wire::status::{ActorInfo, StatusOk};
+pub use crate::wire::topic::{
+    AlterTopic, FlushMode, OffsetOk, PartitionInfo, TopicConfig, TopicInfo,
+};
+pub use admin::{BrokerStatus, Start, TopicDescription};
+pub use delivery::{Delivery, DeliveryBatch};
+pub use error::{AdminError, ConnectError, ConsumeError, Refusal, SendError};
+pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
+pub use producer::{Producer, ProducerBuilder};
+pub use reader::{Fetched, Reader, ReaderBuilder};
+
+/// How long connecting, or one request, may take unless configured otherwise.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// Configures a connection; made by [`Client::connect`], awaited to connect.
+#[derive(Debug, Clone)]
+#[must_use = "nothing happens before it is awaited"]
+pub struct Connect {
+    options: ConnectOptions,
+    timeout: Duration,
+}
+
+impl Connect {
+    /// The certificate of the CA that vouches for the broker: a PEM file.
+    pub fn ca_file(mut self, path: impl AsRef<Path>) -> Self {
+        self.options.ca = Some(Pem::File(path.as_ref().to_owned()));
+        self
+    }
+
+    /// The same, as PEM bytes.
+    pub fn ca_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.options.ca = Some(Pem::Bytes(pem.into()));
+        self
+    }
+
+    /// The client's own certificate and key: PEM files. For brokers that ask for one.
+    pub fn identity_files(mut self, certificate: impl AsRef<Path>, key: impl AsRef<Path>) -> Self {
+        self.options.identity = Some((
+            Pem::File(certificate.as_ref().to_owned()),
+            Pem::File(key.as_ref().to_owned()),
+        ));
+        self
+    }
+
+    /// The same, as PEM bytes.
+    pub fn identity_pem(
+        mut self,
+        certificate: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.options.identity = Some((Pem::Bytes(certificate.into()), Pem::Bytes(key.into())));
+        self
+    }
+
+    /// The name the broker's certificate has to bear. Default: the host of the address.
+    pub fn server_name(mut self, name: &str) -> Self {
+        self.options.server_name = Some(name.to_owned());
+        self
+    }
+
+    /// How long connecting, and later each request, may take. Default 10 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The largest UDP payload taken and looked for, in bytes, at least 1 200. Default 65 527, which
+    /// loopback carries; on other paths discovery settles for what passes.
+    pub fn datagram_bytes_max(mut self, bytes: u16) -> Self {
+        self.options.datagram_bytes_max = bytes;
+        self
+    }
+}
+
+impl IntoFuture for Connect {
+    type Output = Result<Client, ConnectError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            if tokio::runtime::Handle::try_current().is_err() {
+                return Err(ConnectError::Local("there is no tokio runtime".to_owned()));
+            }
+            let dialer = Arc::new(Dialer::new(self.options).await?);
+            let board = switchboard::start(dialer, self.timeout).await?;
+            let hello = board.borrow().as_ref().map(|link| link.hello().clone());
+            let hello = hello.ok_or_else(|| ConnectError::Local("no connection".to_owned()))?;
+            Ok(Client {
+                board,
+                hello: Arc::new(hello),
+                timeout: self.timeout,
+            })
+        })
+    }
+}
+
+/// A connection to a broker, kept alive. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    board: Switchboard,
+    hello: Arc<HelloOk>,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Configures a connection to the broker at `HOST:PORT`.
+    pub fn connect(address: &str) -> Connect {
+        Connect {
+            options: ConnectOptions::new(address),
+            timeout: TIMEOUT_DEFAULT,
+        }
+    }
+
+    /// What the broker said of itself when the client connected.
+    #[must_use]
+    pub fn broker(&self) -> &HelloOk {
+        &self.hello
+    }
+
+    /// Configures a producer to a topic.
+    pub fn producer(&self, topic: &str) -> ProducerBuilder {
+        ProducerBuilder::new(self.clone(), topic)
+    }
+
+    /// Configures a reader of a topic.
+    pub fn reader(&self, topic: &str) -> ReaderBuilder {
+        ReaderBuilder::new(self.clone(), topic)
+    }
+
+    fn limits(&self) -> Limits {
+        self.hello.limits
+    }
+
+    fn board(&self) -> Switchboard {
+        self.board.clone()
+    }
+
+    fn request_timeout(&self) -> Duration {
+        self.timeout
+    }
+}
+
+#[cfg(test)]
+mod tests;

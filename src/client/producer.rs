@@ -1,0 +1,562 @@
+//! Sending records.
+//!
+//! In: records, from any task. Out: a [`Receipt`] each. Records gather per partition in batches, which
+//! one task per producer sends; the caller's only wait is for room in the producer's memory.
+//!
+//! A record's partition is fixed when it is enqueued, and per partition the order of enqueuing is the
+//! order of storing, through lost connections and restarts of the broker: at the levels `memory` and
+//! `durable` what was not acknowledged is sent again in order under its old sequence numbers, which
+//! the broker takes at most once.
+//!
+//! Nothing survives the end of the process: what was not acknowledged is then unknown.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures::Sink;
+
+use super::Client;
+use super::error::{AdminError, SendError};
+use super::link::lock;
+use super::outbox::{Outbox, OutboxConfig, Pushed};
+use super::pending::{Pending, PendingRun, Receipt};
+use super::sender::{Shared, run};
+use crate::domain::batch::Compression;
+use crate::domain::id::MessageId;
+use crate::domain::key::{key_hash, partition_of};
+use crate::domain::record::{Record, message_id};
+use crate::domain::time::WallMs;
+use crate::wire::IN_FLIGHT_BATCHES_MAX;
+use crate::wire::produce::{Ack, OpenProducer, ProducerOk};
+use crate::wire::topic::FlushMode;
+
+/// A batch is sent when it has so many bytes, unless configured otherwise.
+const BATCH_BYTES_DEFAULT: usize = 256 * 1024;
+
+/// What a producer may have under way, unless configured otherwise.
+const BUFFER_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+
+/// How long a producer goes on without any acknowledgement, unless configured otherwise.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(120);
+
+/// Configures a producer; made by [`Client::producer`].
+#[derive(Debug, Clone)]
+#[must_use = "nothing happens before `open`"]
+pub struct ProducerBuilder {
+    client: Client,
+    topic: String,
+    ack: Option<Ack>,
+    linger: Option<Duration>,
+    batch_bytes: usize,
+    in_flight: usize,
+    buffer_bytes: usize,
+    compression: Compression,
+    timeout: Duration,
+    flush_timeout: Option<Duration>,
+}
+
+impl ProducerBuilder {
+    pub(super) fn new(client: Client, topic: &str) -> Self {
+        Self {
+            client,
+            topic: topic.to_owned(),
+            ack: None,
+            linger: None,
+            batch_bytes: BATCH_BYTES_DEFAULT,
+            in_flight: usize::MAX,
+            buffer_bytes: BUFFER_BYTES_DEFAULT,
+            compression: Compression::None,
+            timeout: TIMEOUT_DEFAULT,
+            flush_timeout: None,
+        }
+    }
+
+    /// What a receipt waits for; by default what the topic's `flush` says (`sync`: durable).
+    pub fn ack(mut self, ack: Ack) -> Self {
+        self.ack = Some(ack);
+        self
+    }
+
+    /// How long records gather before a batch that is not full is sent. By default a lone record goes
+    /// at once and others gather while it is under way, at most 5 ms.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = Some(linger);
+        self
+    }
+
+    /// A batch is sent when it has so many bytes. Default 256 KiB; at most what the broker takes.
+    pub fn batch_bytes(mut self, bytes: usize) -> Self {
+        self.batch_bytes = bytes;
+        self
+    }
+
+    /// How many batches of a partition may be under way. Default and maximum: what the broker allows
+    /// (64).
+    pub fn in_flight(mut self, batches: usize) -> Self {
+        self.in_flight = batches.max(1);
+        self
+    }
+
+    /// How many bytes of records may be under way before `enqueue` waits. Default 64 MiB. One record
+    /// more than that may be.
+    pub fn buffer_bytes(mut self, bytes: usize) -> Self {
+        self.buffer_bytes = bytes.max(1);
+        self
+    }
+
+    /// How batches are compressed. Default not at all.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// How long to go on (resending, reconnecting) without any acknowledgement. Default 120 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// After so long without a durable acknowledgement a record's receipt says `FLUSH_DISK_TIMEOUT`:
+    /// the outcome is open, and the producer goes on sending it. By default a receipt just waits.
+    pub fn flush_timeout(mut self, timeout: Duration) -> Self {
+        self.flush_timeout = Some(timeout);
+        self
+    }
+
+    /// Looks the topic up, gets a producer id and starts the producer's task.
+    ///
+    /// # Errors
+    /// [`AdminError`]: most likely there is no such topic, or no broker.
+    pub async fn open(self) -> Result<Producer, AdminError> {
+        let topic = self.client.topic(&self.topic).await?;
+        let ack = self.ack.unwrap_or(match topic.config.flush {
+            FlushMode::Sync => Ack::Durable,
+            FlushMode::Async => Ack::Memory,
+        });
+        let identity = match ack {
+            Ack::None => ProducerOk::default(),
+            Ack::Memory | Ack::Durable => {
+                self.client
+                    .ask::<_, ProducerOk>(&OpenProducer::default())
+                    .await?
+                    .0
+            }
+        };
+        let limits = self.client.limits();
+        let batch_bytes_max = usize::try_from(limits.batch_bytes_max).unwrap_or(usize::MAX);
+        let in_flight_max = limits.in_flight_batches_max.clamp(1, IN_FLIGHT_BATCHES_MAX);
+        let name: Arc<str> = Arc::from(topic.name.as_str());
+        let outboxes = (0..topic.config.partitions).map(|partition| {
+            let config = OutboxConfig {
+                topic: Arc::clone(&name),
+                partition,
+                ack,
+                batch_bytes: self.batch_bytes.min(batch_bytes_max),
+                batch_bytes_max,
+                compression: self.compression,
+                linger: self.linger,
+                in_flight_max: self
+                    .in_flight
+                    .min(usize::try_from(in_flight_max).unwrap_or(1)),
+                flush_timeout: self.flush_timeout,
+            };
+            Outbox::new(config, identity)
+        });
+        let shared = Arc::new(Shared::new(topic.id, ack, self.timeout, outboxes.collect()));
+        tokio::spawn(run(Arc::clone(&shared), self.client.board()));
+        Ok(Producer {
+            inner: Arc::new(Inner {
+                shared,
+                topic: name,
+                partitions: topic.config.partitions,
+                buffer_bytes: self.buffer_bytes,
+                // The first keyless record moves it on, to partition 0.
+                turn: AtomicU32::new(topic.config.partitions.saturating_sub(1)),
+                ids: IdGenerator::new(),
+                _client: self.client,
+            }),
+            waiting: None,
+        })
+    }
+}
+
+/// Sends records to one topic. Cheap to clone; clones share everything.
+///
+/// Dropping the last clone does not block and does not lose what was enqueued as long as the runtime
+/// goes on: the producer's task sends it. [`Producer::close`] waits for that.
+#[must_use = "a producer that is dropped at once sends nothing"]
+pub struct Producer {
+    inner: Arc<Inner>,
+    /// What a `Sink` waits for: room, or a flush.
+    waiting: Option<Waiting>,
+}
+
+// Sync too: `enqueue` borrows the producer, and its future is to be `Send`.
+type Waiting = Pin<Box<dyn Future<Output = Result<(), SendError>> + Send + Sync>>;
+
+struct Inner {
+    shared: Arc<Shared>,
+    topic: Arc<str>,
+    partitions: u32,
+    buffer_bytes: usize,
+    /// The partition that keyless records go to while its batch gathers.
+    turn: AtomicU32,
+    ids: IdGenerator,
+    /// Keeps the connection.
+    _client: Client,
+}
+
+impl Clone for Producer {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            waiting: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer")
+            .field("topic", &self.inner.topic)
+            .field("partitions", &self.inner.partitions)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Producer {
+    /// The topic's name.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.inner.topic
+    }
+
+    /// How many partitions the topic had when the producer was opened.
+    #[must_use]
+    pub fn partitions(&self) -> u32 {
+        self.inner.partitions
+    }
+
+    /// Sends a record and waits for its receipt. Cancelling does not unsend it.
+    ///
+    /// # Errors
+    /// [`SendError`], which says whether the record may be stored all the same.
+    pub async fn send(&self, record: Record) -> Result<Receipt, SendError> {
+        self.enqueue(record).await?.await
+    }
+
+    /// The same, to a partition of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Producer::send`]; [`SendError::Partition`] where there is no such partition.
+    pub async fn send_to(&self, partition: u32, record: Record) -> Result<Receipt, SendError> {
+        self.enqueue_to(partition, record).await?.await
+    }
+
+    /// Puts a record on its way: waits only for room. The partition is that of the key; keyless records
+    /// take turns by batch. Cancelled before it ends, nothing was sent.
+    ///
+    /// # Errors
+    /// [`SendError::TooLarge`], [`SendError::Closed`].
+    pub async fn enqueue(&self, record: Record) -> Result<Pending, SendError> {
+        self.inner.wait_for_room().await?;
+        self.inner.put(None, &record)
+    }
+
+    /// The same, to a partition of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Producer::enqueue`]; [`SendError::Partition`] where there is no such partition.
+    pub async fn enqueue_to(&self, partition: u32, record: Record) -> Result<Pending, SendError> {
+        self.inner.wait_for_room().await?;
+        self.inner.put(Some(partition), &record)
+    }
+
+    /// Puts a run of records of one partition on their way, at less cost than one by one: they share
+    /// their receipts by batch. Waits for room as it goes; cancelled before it ends, some were sent.
+    ///
+    /// # Errors
+    /// As [`Producer::enqueue_to`]; the records before the one that failed are on their way.
+    pub async fn enqueue_run(
+        &self,
+        partition: u32,
+        records: impl IntoIterator<Item = Record>,
+    ) -> Result<PendingRun, SendError> {
+        let mut parts: Vec<(Pending, u32)> = Vec::new();
+        let mut records = records.into_iter().peekable();
+        while records.peek().is_some() {
+            self.inner.wait_for_room().await?;
+            self.inner.put_run(partition, &mut records, &mut parts)?;
+        }
+        Ok(PendingRun { parts })
+    }
+
+    /// Puts a record on its way and forgets about it. It is sent as reliably as the producer's level
+    /// says; only nobody is told.
+    ///
+    /// # Errors
+    /// As [`Producer::enqueue`].
+    pub async fn send_one_way(&self, record: Record) -> Result<(), SendError> {
+        self.enqueue(record).await.map(drop)
+    }
+
+    /// Sends what has gathered and waits until everything enqueued so far is acknowledged as the level
+    /// asks.
+    ///
+    /// # Errors
+    /// The first failure of any record since the last flush.
+    pub async fn flush(&self) -> Result<(), SendError> {
+        flush(Arc::clone(&self.inner)).await
+    }
+
+    /// Flushes, and waits until the broker has made everything durable, at level `memory` too. No clone
+    /// can send afterwards.
+    ///
+    /// # Errors
+    /// The first failure of any record since the last flush.
+    pub async fn close(self) -> Result<(), SendError> {
+        self.inner.shared.close();
+        self.inner.shared.until_idle().await;
+        self.inner.shared.take_failure().map_or(Ok(()), Err)
+    }
+}
+
+async fn flush(inner: Arc<Inner>) -> Result<(), SendError> {
+    let shared = &inner.shared;
+    shared.hurry();
+    let mut failure = None;
+    for outbox in &shared.outboxes {
+        let completions: Vec<_> = lock(outbox).completions().collect();
+        for completion in completions {
+            if let Err(error) = Pending::new(completion, 0).await {
+                failure = failure.or(Some(error));
+            }
+        }
+    }
+    // What was remembered is the same failure, or an earlier one.
+    shared.take_failure().or(failure).map_or(Ok(()), Err)
+}
+
+impl Inner {
+    fn has_room(&self) -> Result<bool, SendError> {
+        if self.shared.is_closed() {
+            return Err(SendError::Closed);
+        }
+        Ok(self.shared.used() < self.buffer_bytes)
+    }
+
+    async fn wait_for_room(&self) -> Result<(), SendError> {
+        while !self.has_room()? {
+            let room = self.shared.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if self.has_room()? {
+                break;
+            }
+            // What gathers takes room: it must not wait for more to gather.
+            self.shared.hurry();
+            room.await;
+        }
+        Ok(())
+    }
+
+    fn put(&self, partition: Option<u32>, record: &Record) -> Result<Pending, SendError> {
+        let partition = match (partition, &record.key) {
+            (Some(partition), _) => partition,
+            (None, Some(key)) => partition_of(key_hash(key), self.partitions).0,
+            (None, None) => self.whose_turn(),
+        };
+        let (slot, outbox) = self.outbox(partition)?;
+        let pushed = self.push(&mut lock(outbox), record, now_ms())?;
+        if pushed.wake {
+            self.shared.wake(slot);
+        }
+        Ok(pushed.pending)
+    }
+
+    /// The partition of the next keyless record: the one whose batch still gathers, or the next.
+    fn whose_turn(&self) -> u32 {
+        let turn = self.turn.load(Ordering::Relaxed) % self.partitions.max(1);
+        let gathering = self
+            .outbox(turn)
+            .is_ok_and(|(_, outbox)| lock(outbox).is_gathering());
+        if gathering {
+            return turn;
+        }
+        let next = (turn + 1) % self.partitions.max(1);
+        self.turn.store(next, Ordering::Relaxed);
+        next
+    }
+
+    fn put_run(
+        &self,
+        partition: u32,
+        records: &mut impl Iterator<Item = Record>,
+        parts: &mut Vec<(Pending, u32)>,
+    ) -> Result<(), SendError> {
+        let (slot, outbox) = self.outbox(partition)?;
+        let at = now_ms();
+        let mut wake = false;
+        let mut result = Ok(());
+        let mut outbox = lock(outbox);
+        for record in records {
+            let pushed = match self.push(&mut outbox, &record, at) {
+                Ok(pushed) => pushed,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            };
+            wake |= pushed.wake;
+            match parts.last_mut() {
+                Some((last, count))
+                    if Arc::ptr_eq(last.completion(), pushed.pending.completion()) =>
+                {
+                    *count += 1;
+                }
+                _ => parts.push((pushed.pending, 1)),
+            }
+            if self.shared.used() >= self.buffer_bytes {
+                break;
+            }
+        }
+        drop(outbox);
+        if wake {
+            self.shared.wake(slot);
+        }
+        result
+    }
+
+    fn push(&self, outbox: &mut Outbox, record: &Record, at: WallMs) -> Result<Pushed, SendError> {
+        // Looked at under the outbox's lock: whoever fails the rest has to take it after closing.
+        if self.shared.is_closed() {
+            return Err(SendError::Closed);
+        }
+        let charge = record.body_bytes_max();
+        let id = record.id.unwrap_or_else(|| self.ids.next(at));
+        self.shared.charge(charge);
+        let pushed = outbox.push(record, id, at, charge, Instant::now);
+        match &pushed {
+            Ok(pushed) if pushed.began => self.shared.began(),
+            Ok(_) => {}
+            Err(_) => self.shared.discharge(charge),
+        }
+        pushed
+    }
+
+    fn outbox(&self, partition: u32) -> Result<(usize, &Mutex<Outbox>), SendError> {
+        let slot = usize::try_from(partition).unwrap_or(usize::MAX);
+        let outbox = self.shared.outboxes.get(slot);
+        let outbox = outbox.ok_or_else(|| SendError::Partition {
+            partition,
+            last: self.partitions.saturating_sub(1),
+        })?;
+        Ok((slot, outbox))
+    }
+}
+
+fn now_ms() -> WallMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let ms = since.map_or(0, |since| since.as_millis());
+    WallMs(i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
+/// Message ids that no other generator makes: time, a counter, and 62 bits that differ per generator.
+#[derive(Debug)]
+struct IdGenerator {
+    seed: u64,
+    count: AtomicU64,
+}
+
+impl IdGenerator {
+    fn new() -> Self {
+        // Without the system's randomness, the clock and an address still tell generators apart.
+        let seed = getrandom::u64().unwrap_or_else(|_| {
+            let here = std::ptr::from_ref(&BATCH_BYTES_DEFAULT) as u64;
+            let ms = u64::try_from(now_ms().0).unwrap_or(0);
+            ms.rotate_left(32) ^ here ^ u64::from(std::process::id())
+        });
+        Self {
+            seed,
+            count: AtomicU64::new(0),
+        }
+    }
+
+    fn next(&self, at: WallMs) -> MessageId {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        // SplitMix64: a bijection of the count, so that no two are equal.
+        let mut random = self
+            .seed
+            .wrapping_add(count.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        random = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        random = (random ^ (random >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let [low, high, ..] = (count & 0x0fff).to_le_bytes();
+        message_id(at, u16::from_le_bytes([low, high]), random ^ (random >> 31))
+    }
+}
+
+impl Producer {
+    fn poll_waiting(
+        &mut self,
+        context: &mut Context<'_>,
+        wait: impl FnOnce(Arc<Inner>) -> Waiting,
+    ) -> Poll<Result<(), SendError>> {
+        let inner = &self.inner;
+        let waiting = self.waiting.get_or_insert_with(|| wait(Arc::clone(inner)));
+        let ended = waiting.as_mut().poll(context);
+        if ended.is_ready() {
+            self.waiting = None;
+        }
+        ended
+    }
+}
+
+/// Records go in as with [`Producer::send_one_way`]; flushing reports the first failure.
+impl Sink<Record> for Producer {
+    type Error = SendError;
+
+    fn poll_ready(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), SendError>> {
+        if self.waiting.is_none() && self.inner.has_room()? {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_waiting(context, |inner| {
+            Box::pin(async move { inner.wait_for_room().await })
+        })
+    }
+
+    fn start_send(self: Pin<&mut Self>, record: Record) -> Result<(), SendError> {
+        self.inner.put(None, &record).map(drop)
+    }
+
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), SendError>> {
+        self.poll_waiting(context, |inner| Box::pin(flush(inner)))
+    }
+
+    fn poll_close(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), SendError>> {
+        self.poll_waiting(context, |inner| {
+            Box::pin(async move {
+                inner.shared.close();
+                inner.shared.until_idle().await;
+                inner.shared.take_failure().map_or(Ok(()), Err)
+            })
+        })
+    }
+}

@@ -1,0 +1,344 @@
+//! What breaks, breaks alone: actors that fail, views in any state, rotten bytes, a second broker.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use waterwheel::actors::directory::FailOwner;
+use waterwheel::broker::StartError;
+use waterwheel::domain::batch::BatchStamp;
+use waterwheel::domain::id::{Offset, OwnerId};
+use waterwheel::wire::code::Code;
+use waterwheel::wire::produce::Ack;
+use waterwheel::wire::topic::{At, PartitionInfo, TopicInfo};
+
+use crate::client::{Client, batch, owner_of, push, to, values};
+use crate::rig::{Node, Rig, run};
+
+/// Makes a partition's actor fail and waits until the directory has noticed.
+pub(crate) async fn fail_and_wait(node: &Node, client: &mut Client, owner: OwnerId) {
+    let deaths = |actors: &[waterwheel::wire::status::ActorInfo]| {
+        // The directory handles the request and the notice of the death.
+        actors.iter().find(|actor| actor.kind == "directory").unwrap().handled
+    };
+    let before = deaths(&client.status().await.1);
+    node.shared.directory.tell(FailOwner { owner });
+    while deaths(&client.status().await.1) < before + 2 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Flips a bit in every place of the log where these bytes are.
+pub(crate) fn spoil(data: &Path, needle: &[u8]) {
+    let mut found = 0;
+    for entry in std::fs::read_dir(data.join("log")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let places = bytes.windows(needle.len()).enumerate().filter(|(_, at)| *at == needle);
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        for (at, _) in places {
+            file.write_all_at(&[needle[0] ^ 1], at as u64).unwrap();
+            file.sync_all().unwrap();
+            found += 1;
+        }
+    }
+    assert!(found > 0, "what is to be spoilt is on the disk");
+}
+
+#[test]
+fn a_partition_that_fails_under_load_is_re_created_alone_and_nothing_is_lost_or_twice() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut client = rig.client().await;
+        let topic = client.create("orders", 8).await;
+        let mut producers = Vec::new();
+        for partition in 0..8 {
+            let mut producer = client.producer().await;
+            producer.store(&topic, partition, &["0"]).await;
+            producers.push(producer);
+        }
+        let owner = owner_of(&mut client, "orders", 3).await;
+        let (_, mut reader) =
+            client.open_reader(&push(topic.id, 3, At::Earliest, 1 << 20)).await.unwrap();
+        for round in 1..=40_u64 {
+            if round == 10 || round == 25 {
+                rig.node.shared.directory.tell(FailOwner { owner });
+            }
+            for (partition, producer) in (0..).zip(&mut producers) {
+                send_until_stored(producer, &topic, partition, round).await;
+            }
+        }
+        let expected: Vec<String> = (0..=40).map(|round| round.to_string()).collect();
+        let mut pushed = Vec::new();
+        while pushed.len() < expected.len() {
+            let (deliver, batch) = reader.batch().await;
+            pushed.extend(values(&deliver, &batch));
+        }
+        assert_eq!(pushed, expected, "a reader that was open all the time saw each once");
+        for partition in 0..8 {
+            assert_eq!(client.read_all(topic.id, partition).await, expected);
+        }
+        let actors = client.actors("partition").await;
+        assert_eq!(actors.len(), 8, "eight partitions, eight actors");
+        for actor in actors {
+            let expected = if actor.id == owner.0 { 2 } else { 0 };
+            assert_eq!(actor.restarts, expected, "{}", actor.name);
+        }
+    });
+}
+
+/// Sends one batch again and again, in the same place of the sequence, until it is stored.
+async fn send_until_stored(
+    producer: &mut crate::client::Producer,
+    topic: &TopicInfo,
+    partition: u32,
+    sequence: u64,
+) {
+    let batch = batch(producer.stamp(sequence), &[sequence.to_string()]);
+    loop {
+        let header = to(topic.id, partition, Ack::Durable);
+        match producer.stream.produce(header, batch.clone()).await {
+            Ok(stored) => return assert_eq!(stored.first_offset, Some(Offset(sequence))),
+            Err(refused) => assert_eq!(refused.code(), Code::Retry),
+        }
+    }
+}
+
+#[test]
+fn three_failures_in_a_minute_stop_a_partition_and_nobody_else() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut client = rig.client().await;
+        let topic = client.create("orders", 2).await;
+        let mut producer = client.producer().await;
+        for partition in 0..2 {
+            producer.store(&topic, partition, &["a"]).await;
+        }
+        let (_, mut reader) =
+            client.open_reader(&push(topic.id, 0, At::Latest, 1 << 20)).await.unwrap();
+        let owner = owner_of(&mut client, "orders", 0).await;
+        for _ in 0..3 {
+            fail_and_wait(&rig.node, &mut client, owner).await;
+        }
+        let refused = client.lookup(topic.id, 0, At::Latest).await.unwrap_err();
+        assert_eq!(refused.code(), Code::OwnerStopped);
+        assert!(refused.message.contains("orders/0"), "{}", refused.message);
+        // A reader that waits there is told so.
+        let (_, end) = reader.to_end().await;
+        let waterwheel::wire::reader::EndReason::Refused(refused) = end.reason else {
+            panic!("ended: {end:?}");
+        };
+        assert_eq!(refused.code(), Code::OwnerStopped);
+        producer.store(&topic, 1, &["b"]).await;
+        drop(client);
+        let rig = rig.restart().await;
+        let mut client = rig.client().await;
+        assert_eq!(client.read_all(topic.id, 0).await, ["a"]);
+        assert_eq!(client.read_all(topic.id, 1).await, ["a", "b"]);
+    });
+}
+
+#[test]
+fn a_second_broker_on_one_directory_is_refused() {
+    run(async {
+        let rig = Rig::start().await;
+        let second = Node::try_start(rig.config.clone(), None).await;
+        assert!(matches!(second, Err(StartError::Locked(_))));
+        rig.node.assert_serves().await;
+        // Neither a stop nor a kill leaves the directory locked.
+        let rig = rig.restart().await.kill_and_restart(|_| {}).await;
+        rig.node.assert_serves().await;
+    });
+}
+
+/// What clients can see of a broker, and what it does next with a known producer.
+async fn state(rig: &Rig, topics: &[&str]) -> Vec<(TopicInfo, Vec<PartitionInfo>, Vec<Vec<String>>)> {
+    let mut client = rig.client().await;
+    let mut state = Vec::new();
+    for name in topics {
+        let (topic, partitions) = client.describe(name).await.unwrap();
+        let mut records = Vec::new();
+        for partition in 0..topic.config.partitions {
+            records.push(client.read_all(topic.id, partition).await);
+        }
+        state.push((topic, partitions, records));
+    }
+    state
+}
+
+/// Fills a broker: several topics, a deleted one, several producers. Returns the last batches.
+async fn fill(rig: &Rig, round: u64) -> Vec<(u64, bytes::Bytes)> {
+    let mut client = rig.client().await;
+    let gone = client.create(&format!("gone-{round}"), 2).await;
+    let mut last = Vec::new();
+    for name in ["orders", "returns"] {
+        let topic = match client.describe(name).await {
+            Ok((topic, _)) => topic,
+            Err(_) => client.create(name, 3).await,
+        };
+        let mut producer = client.producer().await;
+        for sequence in 0..30 {
+            let partition = u32::try_from(sequence % 3).unwrap();
+            producer.store(&topic, partition, &[format!("{round}:{sequence}")]).await;
+        }
+        producer.store(&gone, 0, &["gone"]).await;
+        // The tenth batch of this producer in partition 0.
+        let again = batch(producer.stamp(9), &[format!("{round}:27")]);
+        last.push((topic.id.0, again));
+    }
+    let delete = waterwheel::wire::topic::DeleteTopic { name: gone.name };
+    client.ask::<_, waterwheel::wire::topic::TopicOk>(&delete).await.unwrap();
+    last
+}
+
+fn views(data: &Path) -> PathBuf {
+    data.join("views")
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(files(&path));
+        } else {
+            all.push(path);
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn whatever_happens_to_the_views_the_state_is_that_of_the_log() {
+    run(async {
+        let rig = Rig::start().await;
+        fill(&rig, 0).await;
+        // Views as they once were, then more of the log.
+        let old = tempfile::tempdir().unwrap();
+        let rig = rig.restart_after(|data| copy(&views(data), old.path())).await;
+        let mut last = fill(&rig, 1).await;
+        last.truncate(1);
+        let names = ["orders", "returns"];
+        let expected = state(&rig, &names).await;
+        let old = old.path().to_path_buf();
+        type Harm = Box<dyn Fn(&Path)>;
+        let harms: Vec<(&str, Harm)> = vec![
+            ("untouched", Box::new(|_| {})),
+            ("missing", Box::new(|data| std::fs::remove_dir_all(views(data)).unwrap())),
+            ("older", {
+                let old = old.clone();
+                Box::new(move |data| {
+                    std::fs::remove_dir_all(views(data)).unwrap();
+                    copy(&old, &views(data));
+                })
+            }),
+            ("mixed", {
+                let old = old.clone();
+                Box::new(move |data| {
+                    // Some files of then among those of now.
+                    for path in files(&old).iter().step_by(2) {
+                        let name = path.strip_prefix(&old).unwrap();
+                        std::fs::copy(path, views(data).join(name)).unwrap();
+                    }
+                })
+            }),
+            ("truncated", Box::new(|data| {
+                for path in files(&views(data)) {
+                    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+                    let bytes = file.metadata().unwrap().len();
+                    file.set_len(bytes / 2).unwrap();
+                }
+            })),
+            ("rotten", Box::new(|data| {
+                for path in files(&views(data)) {
+                    let mut bytes = std::fs::read(&path).unwrap();
+                    for at in (0..bytes.len()).step_by(509) {
+                        bytes[at] ^= 0x40;
+                    }
+                    std::fs::write(&path, bytes).unwrap();
+                }
+            })),
+        ];
+        let mut rig = rig;
+        for (what, harm) in harms {
+            rig = rig.kill_and_restart(&harm).await;
+            assert_eq!(state(&rig, &names).await, expected, "{what}, after a kill");
+            rig = rig.restart_after(&harm).await;
+            assert_eq!(state(&rig, &names).await, expected, "{what}, after a stop");
+            // The producers are remembered too.
+            let mut client = rig.client().await;
+            for (topic, again) in &last {
+                let header = to(waterwheel::domain::id::TopicId(*topic), 0, Ack::Durable);
+                let stored = client.control.produce(header, again.clone()).await.unwrap();
+                assert_eq!((stored.first_offset, stored.duplicate), (Some(Offset(19)), true), "{what}");
+            }
+            assert!(client.describe("gone-0").await.is_err(), "{what}");
+        }
+    });
+}
+
+#[test]
+fn views_that_are_ahead_of_the_log_are_not_believed() {
+    run(async {
+        let rig = Rig::start().await;
+        fill(&rig, 0).await;
+        let old = tempfile::tempdir().unwrap();
+        let rig = rig.restart_after(|data| copy(&data.join("log"), old.path())).await;
+        let expected = state(&rig, &["orders", "returns"]).await;
+        fill(&rig, 1).await;
+        // The log of then, the views of now.
+        let rig = rig
+            .restart_after(|data| {
+                std::fs::remove_dir_all(data.join("log")).unwrap();
+                copy(old.path(), &data.join("log"));
+            })
+            .await;
+        assert_eq!(state(&rig, &["orders", "returns"]).await, expected);
+        rig.node.assert_serves().await;
+    });
+}
+
+#[test]
+fn a_rotten_record_costs_itself_across_a_restart_too() {
+    run(async {
+        let rig = Rig::start_with(|config| config.tail_cache_bytes = 1).await;
+        let mut client = rig.client().await;
+        let topic = client.create("orders", 1).await;
+        let mut producer = client.producer().await;
+        for value in ["before", "precious", "after"] {
+            producer.store(&topic, 0, &[value]).await;
+        }
+        drop(client);
+        let rig = rig.restart_after(|data| spoil(data, b"precious")).await;
+        let mut client = rig.client().await;
+        let (_, mut reader) =
+            client.open_reader(&push(topic.id, 0, At::Earliest, 1 << 20)).await.unwrap();
+        let (batches, end) = reader.to_end().await;
+        assert_eq!(batches.len(), 1, "what lies before it is delivered");
+        assert_eq!(end.next_offset, Offset(1));
+        let waterwheel::wire::reader::EndReason::Refused(refused) = end.reason else {
+            panic!("not refused: {:?}", end.reason);
+        };
+        assert_eq!(refused.code(), Code::Damaged);
+        let after = At::Offset(Offset(refused.detail["end_offset"].parse().unwrap()));
+        let rest = client.read_from(topic.id, 0, after).await.unwrap();
+        assert_eq!(values(&rest[0].0, &rest[0].1), ["after"]);
+        // Its offset is not given out again.
+        let mut stream = client.stream().await;
+        let more = batch(BatchStamp::default(), &["more"]);
+        let stored = stream.produce(to(topic.id, 0, Ack::Durable), more).await.unwrap();
+        assert_eq!(stored.first_offset, Some(Offset(3)));
+    });
+}
