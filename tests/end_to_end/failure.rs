@@ -1,5 +1,6 @@
 //! What breaks, breaks alone: actors that fail, views in any state, rotten bytes, a second broker.
 
+use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use waterwheel::wire::hello::Ping;
 use waterwheel::wire::produce::Ack;
 use waterwheel::wire::topic::{At, PartitionInfo, TopicInfo};
 
-use crate::client::{Client, batch, owner_of, push, to, values};
+use crate::client::{Client, Producer, batch, owner_of, push, to, values};
 use crate::rig::{Node, Rig, run};
 
 /// Makes a partition's actor fail and waits until the directory has noticed.
@@ -55,7 +56,8 @@ pub(crate) fn spoil(data: &Path, needle: &[u8]) {
 #[test]
 fn a_partition_that_fails_under_load_is_re_created_alone_and_nothing_is_lost_or_twice() {
     run(async {
-        let rig = Rig::start().await;
+        // Checkpoints all the time: it comes back from rows and log, cut anywhere.
+        let rig = Rig::start_with(|config| config.checkpoint_ms = 10).await;
         let mut client = rig.client().await;
         let topic = client.create("orders", 8).await;
         let mut producers = Vec::new();
@@ -69,15 +71,23 @@ fn a_partition_that_fails_under_load_is_re_created_alone_and_nothing_is_lost_or_
             .open_reader(&push(topic.id, 3, At::Earliest, 1 << 20))
             .await
             .unwrap();
-        for round in 1..=40_u64 {
-            if round == 10 || round == 25 {
+        let loads = (0..)
+            .zip(&mut producers)
+            .map(|(partition, producer)| load(producer, &topic, partition));
+        let failures = async {
+            for reached in [LOAD / 4, LOAD / 2] {
+                while !client
+                    .lookup(topic.id, 3, At::Latest)
+                    .await
+                    .is_ok_and(|at| at.high_watermark.0 >= reached)
+                {
+                    tokio::task::yield_now().await;
+                }
                 rig.node.shared.directory.tell(FailOwner { owner });
             }
-            for (partition, producer) in (0..).zip(&mut producers) {
-                send_until_stored(producer, &topic, partition, round).await;
-            }
-        }
-        let expected: Vec<String> = (0..=40).map(|round| round.to_string()).collect();
+        };
+        let (refusals, ()) = futures::join!(futures::future::join_all(loads), failures);
+        let expected: Vec<String> = (0..=LOAD).map(|round| round.to_string()).collect();
         let mut pushed = Vec::new();
         while pushed.len() < expected.len() {
             let (deliver, batch) = reader.batch().await;
@@ -96,24 +106,48 @@ fn a_partition_that_fails_under_load_is_re_created_alone_and_nothing_is_lost_or_
             let expected = if actor.id == owner.0 { 2 } else { 0 };
             assert_eq!(actor.restarts, expected, "{}", actor.name);
         }
+        for (partition, refusals) in refusals.into_iter().enumerate() {
+            assert!(
+                refusals == 0 || partition == 3,
+                "only the one that failed refused anything"
+            );
+        }
     });
 }
 
-/// Sends one batch again and again, in the same place of the sequence, until it is stored.
-async fn send_until_stored(
-    producer: &mut crate::client::Producer,
-    topic: &TopicInfo,
-    partition: u32,
-    sequence: u64,
-) {
-    let batch = batch(producer.stamp(sequence), &[sequence.to_string()]);
-    loop {
-        let header = to(topic.id, partition, Ack::Durable);
-        match producer.stream.produce(header, batch.clone()).await {
-            Ok(stored) => return assert_eq!(stored.first_offset, Some(Offset(sequence))),
-            Err(refused) => assert_eq!(refused.code(), Code::Retry),
+/// Batches of a load, after the first.
+const LOAD: u64 = 400;
+
+/// Keeps sixteen batches under way and sends again, in order, from the first that was refused. Returns how
+/// often that was.
+async fn load(producer: &mut Producer, topic: &TopicInfo, partition: u32) -> u32 {
+    let header = to(topic.id, partition, Ack::Durable);
+    let (mut next, mut refusals) = (1, 0);
+    let mut under_way = VecDeque::new();
+    while next <= LOAD || !under_way.is_empty() {
+        while next <= LOAD && under_way.len() < 16 {
+            let batch = batch(producer.stamp(next), &[next.to_string()]);
+            under_way.push_back((next, producer.stream.request(&header, batch).await));
+            next += 1;
+        }
+        let (sequence, correlation) = under_way.pop_front().unwrap();
+        match producer.stream.stored(correlation).await {
+            Ok(stored) => assert_eq!(stored.first_offset, Some(Offset(sequence))),
+            Err(refused) => {
+                assert_eq!(refused.code(), Code::Retry);
+                refusals += 1;
+                for (_, later) in under_way.drain(..) {
+                    let refused = producer.stream.stored(later).await.unwrap_err();
+                    assert!(
+                        matches!(refused.code(), Code::Retry | Code::SequenceGap),
+                        "{refused:?}"
+                    );
+                }
+                next = sequence;
+            }
         }
     }
+    refusals
 }
 
 #[test]
