@@ -20,6 +20,60 @@ use super::stats::ActorStats;
 use super::store::{StoreActor, WriteMark};
 use crate::domain::id::{LogPosition, OwnerId};
 
+/// What a round waits for.
+///
+/// - K1 A mark is written only when every owner touched before its position has handed over its rows
+///   since it was touched. So a round is not given up before the commit actor has named its owners:
+///   nobody else knows them, and it names each only once.
+#[derive(Debug, Default)]
+struct Rounds {
+    round: u64,
+    /// The commit actor has not named the round's owners yet.
+    asking: bool,
+    position: Option<LogPosition>,
+    /// Owners that have not handed over their rows in this round.
+    waiting: BTreeSet<OwnerId>,
+    /// Those that were quicker than the commit actor's answer.
+    early: BTreeSet<OwnerId>,
+}
+
+impl Rounds {
+    /// Begins another round; gives its number and the owners that did not answer in the one before.
+    fn start(&mut self) -> Option<(u64, BTreeSet<OwnerId>)> {
+        if self.asking {
+            return None;
+        }
+        self.round += 1;
+        self.asking = true;
+        self.position = None;
+        self.early.clear();
+        Some((self.round, std::mem::take(&mut self.waiting)))
+    }
+
+    fn began(&mut self, position: LogPosition, owners: BTreeSet<OwnerId>) {
+        self.asking = false;
+        self.position = Some(position);
+        self.waiting = owners;
+        for owner in std::mem::take(&mut self.early) {
+            self.waiting.remove(&owner);
+        }
+    }
+
+    /// Nobody waits for this owner any more.
+    fn done(&mut self, owner: OwnerId) {
+        if self.asking {
+            self.early.insert(owner);
+        } else {
+            self.waiting.remove(&owner);
+        }
+    }
+
+    /// The round's position, once.
+    fn complete(&mut self) -> Option<LogPosition> {
+        if self.waiting.is_empty() { self.position.take() } else { None }
+    }
+}
+
 /// When views are written.
 #[derive(Debug)]
 pub struct CheckpointActor {
@@ -28,12 +82,7 @@ pub struct CheckpointActor {
     cleaner: Option<Link<CleanerActor>>,
     stats: Arc<ActorStats>,
     every: Duration,
-    round: u64,
-    position: Option<LogPosition>,
-    /// Owners that have not handed over their rows in this round.
-    waiting: BTreeSet<OwnerId>,
-    /// Those that were quicker than the commit actor's answer.
-    early: BTreeSet<OwnerId>,
+    rounds: Rounds,
     timer: Option<SpawnHandle>,
     closing: Option<oneshot::Sender<bool>>,
     /// Something was written while a round was under way.
@@ -56,10 +105,7 @@ impl CheckpointActor {
             cleaner: None,
             stats,
             every,
-            round: 0,
-            position: None,
-            waiting: BTreeSet::new(),
-            early: BTreeSet::new(),
+            rounds: Rounds::default(),
             timer: None,
             closing: None,
             again: false,
@@ -75,13 +121,11 @@ impl CheckpointActor {
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
         }
-        self.round += 1;
-        self.busy = true;
-        self.again = false;
-        self.position = None;
-        self.early.clear();
-        let again = std::mem::take(&mut self.waiting);
-        self.commit.tell(BeginCheckpoint { round: self.round, again });
+        if let Some((round, again)) = self.rounds.start() {
+            self.busy = true;
+            self.again = false;
+            self.commit.tell(BeginCheckpoint { round, again });
+        }
         // If an owner fails in between, the round is never complete: the next one asks again.
         self.arm(ctx);
     }
@@ -96,13 +140,10 @@ impl CheckpointActor {
     }
 
     fn finish_if_complete(&mut self, ctx: &mut Context<Self>) {
-        if let Some(position) = self.position
-            && self.waiting.is_empty()
-        {
-            self.position = None;
+        if let Some(position) = self.rounds.complete() {
             let reply = self.link(ctx);
             let clean = self.closing.is_some();
-            self.store.tell(WriteMark { round: self.round, position, clean, reply });
+            self.store.tell(WriteMark { round: self.rounds.round, position, clean, reply });
         }
     }
 }
@@ -161,8 +202,6 @@ impl Handler<Pressure> for CheckpointActor {
 /// A round has begun.
 #[derive(Debug)]
 pub struct Began {
-    /// The round.
-    pub round: u64,
     /// What lies before it is in the owners' mailboxes.
     pub position: LogPosition,
     /// Who was asked.
@@ -178,15 +217,7 @@ impl Handler<Began> for CheckpointActor {
 
     fn handle(&mut self, message: Began, ctx: &mut Self::Context) {
         self.stats.handled();
-        if message.round != self.round {
-            self.waiting.extend(message.owners);
-            return;
-        }
-        self.position = Some(message.position);
-        self.waiting = message.owners;
-        for owner in std::mem::take(&mut self.early) {
-            self.waiting.remove(&owner);
-        }
+        self.rounds.began(message.position, message.owners);
         self.finish_if_complete(ctx);
     }
 }
@@ -209,13 +240,8 @@ impl Handler<RowsWritten> for CheckpointActor {
 
     fn handle(&mut self, message: RowsWritten, ctx: &mut Self::Context) {
         self.stats.handled();
-        if message.round != self.round {
-            return;
-        }
-        if self.position.is_none() {
-            self.early.insert(message.owner);
-        } else {
-            self.waiting.remove(&message.owner);
+        if message.round == self.rounds.round {
+            self.rounds.done(message.owner);
             self.finish_if_complete(ctx);
         }
     }
@@ -237,7 +263,7 @@ impl Handler<Gone> for CheckpointActor {
 
     fn handle(&mut self, message: Gone, ctx: &mut Self::Context) {
         self.stats.handled();
-        self.waiting.remove(&message.owner);
+        self.rounds.done(message.owner);
         self.finish_if_complete(ctx);
     }
 }
@@ -266,7 +292,7 @@ impl Handler<Marked> for CheckpointActor {
                 self.commit.tell(NoteMark(position));
             }
         }
-        if message.round != self.round {
+        if message.round != self.rounds.round {
             return;
         }
         self.busy = false;
@@ -300,5 +326,44 @@ impl Handler<Close> for CheckpointActor {
         self.stats.handled();
         self.closing = Some(message.reply);
         self.start_round(ctx);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owners(ids: &[u64]) -> BTreeSet<OwnerId> {
+        ids.iter().copied().map(OwnerId).collect()
+    }
+
+    #[test]
+    fn k1_a_round_that_is_late_is_not_overtaken_before_its_owners_are_named() {
+        let mut rounds = Rounds::default();
+        assert_eq!(rounds.start(), Some((1, owners(&[]))));
+        // The log is busy for longer than a round may take, or the broker stops at this moment.
+        assert_eq!(rounds.start(), None);
+        rounds.began(LogPosition(10), owners(&[7]));
+        assert_eq!(rounds.complete(), None, "7 has not handed over its rows");
+        assert_eq!(rounds.start(), Some((2, owners(&[7]))), "it is asked again");
+        rounds.began(LogPosition(20), owners(&[7]));
+        assert_eq!(rounds.complete(), None);
+        rounds.done(OwnerId(7));
+        assert_eq!(rounds.complete(), Some(LogPosition(20)));
+        assert_eq!(rounds.complete(), None, "once");
+    }
+
+    #[test]
+    fn an_owner_that_is_done_or_gone_before_it_is_named_is_not_waited_for() {
+        let mut rounds = Rounds::default();
+        rounds.start();
+        rounds.done(OwnerId(7));
+        rounds.done(OwnerId(8));
+        rounds.began(LogPosition(10), owners(&[7, 8]));
+        assert_eq!(rounds.complete(), Some(LogPosition(10)));
+        // What was early in one round says nothing about the next.
+        rounds.start();
+        rounds.began(LogPosition(20), owners(&[7]));
+        assert_eq!(rounds.complete(), None);
     }
 }

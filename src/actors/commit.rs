@@ -500,7 +500,7 @@ impl Handler<BeginCheckpoint> for CommitActor {
             }
         }
         let position = self.log.end();
-        others.checkpoint.tell(Began { round: message.round, position, owners });
+        others.checkpoint.tell(Began { position, owners });
         self.show();
     }
 }

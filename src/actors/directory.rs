@@ -326,8 +326,11 @@ impl Handler<StartOwner> for DirectoryActor {
 
     fn handle(&mut self, message: StartOwner, ctx: &mut Self::Context) {
         self.stats.handled();
-        if self.start_owner(message.owner, ctx).is_none() {
-            // Deleted meanwhile, or stopped: no round of the checkpoint need wait for it.
+        let exists = self.machine.iter().any(|topic| topic.partition_of(message.owner).is_some());
+        if exists {
+            let _ = self.start_owner(message.owner, ctx);
+        } else {
+            // Deleted meanwhile: no round of the checkpoint need wait for it.
             self.house.checkpoint.tell(Gone { owner: message.owner });
         }
     }
@@ -437,7 +440,7 @@ impl Handler<Died> for DirectoryActor {
                 target: "waterwheel::directory",
                 partition = name, "failed {FAILURES_MAX} times within a minute: it stays down until a restart"
             );
-            self.house.checkpoint.tell(Gone { owner });
+            // Not gone: the log has what its rows do not, so that the mark must not pass it.
         } else {
             tracing::warn!(
                 target: "waterwheel::directory",

@@ -59,10 +59,32 @@ impl Control {
         self.changed.notify_one();
     }
 
+    /// What may still be sent: nothing while it is overdrawn.
+    fn balance(&self) -> u64 {
+        u64::try_from(self.credit.get()).unwrap_or(0)
+    }
+
+    /// By how much a grant would raise the balance: less than itself where it settles an overdraft.
+    fn raised_by(&self, bytes: u64) -> u64 {
+        u64::try_from(self.with(bytes)).unwrap_or(0) - self.balance()
+    }
+
     fn grant(&self, bytes: u64) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.credit.set(self.credit.get().saturating_add(bytes));
+        self.credit.set(self.with(bytes));
         self.changed.notify_one();
+    }
+
+    fn with(&self, bytes: u64) -> i64 {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit.get().saturating_add(bytes)
+    }
+
+    /// Takes what is sent, and says by how much that lowers the balance: an overdraft never counted.
+    fn spend(&self, bytes: u64) -> u64 {
+        let before = self.balance();
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit.set(self.credit.get().saturating_sub(bytes));
+        before - self.balance()
     }
 }
 
@@ -73,7 +95,7 @@ impl Control {
 pub(super) fn credit(session: &Session, credit: Credit) -> Result<(), Refused> {
     let reader = session.readers.borrow().get(&credit.reader).cloned();
     if let Some(reader) = reader {
-        take_credit(session, credit.bytes)?;
+        take_credit(session, reader.raised_by(credit.bytes))?;
         reader.grant(credit.bytes);
     }
     Ok(())
@@ -131,8 +153,7 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
                 out.refuse(&refused, correlation);
             }
             session.readers.borrow_mut().remove(&open.reader);
-            let left = u64::try_from(control.credit.get()).unwrap_or(0);
-            give_back(&session, left);
+            give_back(&session, control.balance());
         }
         .instrument(span),
     );
@@ -252,8 +273,7 @@ async fn fetch(
             }
             control.changed.notified().await;
         }
-        let credit = u64::try_from(control.credit.get()).unwrap_or(0);
-        let bytes_max = credit.min(GROUP_BYTES);
+        let bytes_max = control.balance().min(GROUP_BYTES);
         let wanted = Wanted { from: next, bytes_max, records_left, deadline };
         let Group { answer, bodies } = match group(session, control, open, wanted).await {
             Ok(group) => group,
@@ -269,10 +289,7 @@ async fn fetch(
         };
         tries = 0;
         let bytes: u64 = bodies.iter().map(|body| body.len() as u64).sum();
-        control.credit.set(
-            control.credit.get().saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX)),
-        );
-        give_back(session, bytes.min(credit));
+        give_back(session, control.spend(bytes));
         if let Some(last) = answer.batches.last() {
             records_left = records_left.saturating_sub(last.end().0.saturating_sub(next.0));
             next = last.end();
@@ -429,4 +446,47 @@ async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>,
         }
     }
     Ok(bodies)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Control;
+
+    #[test]
+    fn an_overdraft_counts_neither_when_it_is_made_nor_when_it_is_settled() {
+        let control = Control::default();
+        let mut total = control.raised_by(100);
+        control.grant(100);
+        // A batch may overdraw once; the client gives back all of what it was sent.
+        for sent in [60, 90, 1, 250] {
+            total -= control.spend(sent);
+            total += control.raised_by(sent);
+            control.grant(sent);
+            assert_eq!((total, control.balance()), (100, 100));
+        }
+        total -= control.spend(150);
+        assert_eq!((total, control.balance()), (0, 0));
+        total += control.raised_by(30);
+        control.grant(30);
+        assert_eq!((total, control.balance()), (0, 0));
+    }
+
+    #[test]
+    fn a_grant_that_comes_while_a_batch_is_fetched_is_counted_once() {
+        let control = Control::default();
+        let mut total = control.raised_by(10);
+        control.grant(10);
+        total += control.raised_by(40);
+        control.grant(40);
+        total -= control.spend(50);
+        assert_eq!((total, control.balance()), (0, 0));
+    }
+
+    #[test]
+    fn no_grant_is_too_large_to_be_counted() {
+        let control = Control::default();
+        assert!(control.raised_by(u64::MAX) >= u64::MAX / 2);
+        control.grant(u64::MAX);
+        assert!(control.raised_by(u64::MAX) == 0);
+    }
 }
