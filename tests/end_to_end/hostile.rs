@@ -5,7 +5,7 @@ use waterwheel::domain::batch::{BatchBuilder, BatchStamp, Compression, Delivery}
 use waterwheel::domain::id::{MessageId, Offset, TopicId, TransactionNumber};
 use waterwheel::domain::record::Record;
 use waterwheel::domain::time::WallMs;
-use waterwheel::net::tls::ALPN;
+use waterwheel::wire::ALPN;
 use waterwheel::wire::code::{Code, Refused};
 use waterwheel::wire::frame::{FrameKind, PREFIX_BYTES};
 use waterwheel::wire::hello::{Ping, Pong};

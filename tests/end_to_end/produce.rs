@@ -1,5 +1,7 @@
 //! Sending: each batch once, in order, and an answer that says exactly what is on the disk.
 
+use std::sync::atomic::Ordering;
+
 use waterwheel::domain::batch::BatchStamp;
 use waterwheel::domain::id::{Offset, ProducerEpoch, ProducerId};
 use waterwheel::wire::code::Code;
@@ -151,6 +153,53 @@ fn memory_is_answered_before_the_disk_and_durable_after_it() {
         assert_eq!(stored.first_offset, Some(Offset(1)));
         assert_eq!(client.read_all(topic.id, 0).await, ["warm", "quick"]);
         node.stop().await;
+    });
+}
+
+#[test]
+fn what_was_only_accepted_is_sent_again_after_the_broker_died_and_stored_once() {
+    run(async {
+        // The write under way fails, or gets through and is not told of: the sender cannot know.
+        for is_written in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let (disk, faults) = FaultyDisk::of(dir.path());
+            let node = Node::try_start(config(dir.path()), Some(disk))
+                .await
+                .unwrap();
+            let mut client = node.client().await;
+            let topic = client.create("orders", 1).await;
+            let mut producer = client.producer().await;
+            producer.store(&topic, 0, &["0"]).await;
+            faults.hold();
+            for sequence in 1..=10_u64 {
+                let sent = producer
+                    .offer(&topic, 0, &[sequence.to_string()], Ack::Memory)
+                    .await;
+                producer.stream.accepted(sent).await;
+            }
+            client.connection.close(0_u32.into(), b"");
+            faults.writes_fail.store(!is_written, Ordering::SeqCst);
+            faults.release();
+            node.kill().await;
+            let node = Node::try_start(config(dir.path()), None).await.unwrap();
+            let mut client = node.client().await;
+            let mut stream = client.stream().await;
+            for sequence in 1..=10_u64 {
+                let again = batch(producer.stamp(sequence), &[sequence.to_string()]);
+                let stored = stream
+                    .produce(to(topic.id, 0, Ack::Durable), again)
+                    .await
+                    .unwrap();
+                assert_eq!(stored.first_offset, Some(Offset(sequence)));
+                assert!(
+                    is_written || !stored.duplicate,
+                    "what was not written is not known"
+                );
+            }
+            let expected: Vec<_> = (0..=10).map(|value| value.to_string()).collect();
+            assert_eq!(client.read_all(topic.id, 0).await, expected);
+            node.stop().await;
+        }
     });
 }
 
