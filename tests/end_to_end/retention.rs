@@ -7,7 +7,7 @@ use waterwheel::config::Config;
 use waterwheel::domain::id::Offset;
 use waterwheel::wire::code::Code;
 use waterwheel::wire::produce::Ack;
-use waterwheel::wire::topic::{AlterTopic, At, TopicConfig, TopicInfo, TopicOk};
+use waterwheel::wire::topic::{AlterTopic, At, DeleteTopic, TopicConfig, TopicInfo, TopicOk};
 
 use crate::client::{Client, Producer, batch, to};
 use crate::rig::{Rig, run};
@@ -300,4 +300,30 @@ fn rig_first_segment(data: &Path) -> FirstSegment {
     let name = names.into_iter().next().unwrap();
     let head = head(&data.join("log").join(&name)).unwrap();
     FirstSegment { name, head }
+}
+
+#[test]
+fn a_deleted_topic_gives_its_segments_back() {
+    run(async {
+        let rig = Rig::start_with(small).await;
+        let mut client = rig.client().await;
+        let topic = client.create("orders", 1).await;
+        let mut producer = client.producer().await;
+        fill(&mut producer, &topic, 120).await;
+        let before = segments(rig.dir.path());
+        assert!(before > 6, "{before} segments of seven megabytes");
+        let question = DeleteTopic {
+            name: "orders".to_owned(),
+        };
+        client.ask::<_, TopicOk>(&question).await.unwrap();
+        while segments(rig.dir.path()) > 5 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(client);
+        rig.kill_and_restart(|_| {})
+            .await
+            .node
+            .assert_serves()
+            .await;
+    });
 }

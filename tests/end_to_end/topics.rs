@@ -178,6 +178,58 @@ fn a_topic_made_again_under_an_old_name_is_another_topic() {
 }
 
 #[test]
+fn a_topic_deleted_under_load_answers_every_batch_and_stays_gone() {
+    run(async {
+        let rig = Rig::start_with(|config| config.checkpoint_ms = 10).await;
+        let mut client = rig.client().await;
+        let kept = client.create("kept", 1).await;
+        let mut keeper = client.producer().await;
+        for round in 0..5_u64 {
+            let topic = client.create("orders", 4).await;
+            let mut producer = client.producer().await;
+            let mut sent = Vec::new();
+            for at in 0..60_u32 {
+                sent.push(producer.offer(&topic, at % 4, &["x"], Ack::Durable).await);
+                if at == 30 {
+                    delete(&mut client, "orders").await.unwrap();
+                }
+            }
+            for correlation in sent {
+                match producer.stream.stored(correlation).await {
+                    Ok(_) => {}
+                    // On its way when its partition went, or behind one that was.
+                    Err(refused) => assert!(
+                        matches!(
+                            refused.code(),
+                            Code::UnknownTopic | Code::Retry | Code::SequenceGap
+                        ),
+                        "{refused:?}"
+                    ),
+                }
+            }
+            assert_eq!(
+                keeper.store(&kept, 0, &[round.to_string()]).await,
+                Offset(round)
+            );
+        }
+        drop(client);
+        let rig = rig.kill_and_restart(|_| {}).await;
+        assert_eq!(
+            list(&mut rig.client().await, &[]).await,
+            std::slice::from_ref(&kept)
+        );
+        let rig = rig
+            .restart_after(|data| std::fs::remove_dir_all(data.join("views")).unwrap())
+            .await;
+        let mut client = rig.client().await;
+        assert_eq!(list(&mut client, &[]).await, std::slice::from_ref(&kept));
+        assert_eq!(client.read_all(kept.id, 0).await, ["0", "1", "2", "3", "4"]);
+        let again = client.create("orders", 4).await;
+        assert!(client.read_all(again.id, 0).await.is_empty());
+    });
+}
+
+#[test]
 fn a_topic_of_ten_thousand_partitions_is_described_whole() {
     run(async {
         let rig = Rig::start().await;
