@@ -57,10 +57,9 @@ impl Control {
         self.changed.notify_one();
     }
 
-    fn grant(&self, bytes: u64) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.credit.set(self.credit.get().saturating_add(bytes));
-        self.changed.notify_one();
+    /// What may still be sent.
+    fn left(&self) -> u64 {
+        u64::try_from(self.credit.get()).unwrap_or(0)
     }
 }
 
@@ -70,28 +69,30 @@ impl Control {
 /// More than a connection may have outstanding: the connection ends.
 pub(super) fn credit(session: &Session, credit: Credit) -> Result<(), Refused> {
     let reader = session.readers.borrow().get(&credit.reader).cloned();
-    if let Some(reader) = reader {
-        take_credit(session, credit.bytes)?;
-        reader.grant(credit.bytes);
-    }
-    Ok(())
+    reader.map_or(Ok(()), |reader| grant(session, &reader, credit.bytes))
 }
 
-fn take_credit(session: &Session, bytes: u64) -> Result<(), Refused> {
-    let total = session.credit.get().saturating_add(bytes);
+fn grant(session: &Session, reader: &Control, bytes: u64) -> Result<(), Refused> {
+    let credit = i64::try_from(bytes).unwrap_or(i64::MAX).saturating_add(reader.credit.get());
+    let granted = u64::try_from(credit).unwrap_or(0).saturating_sub(reader.left());
     let max = session.shared.limits.credit_bytes_max;
-    if total > max {
+    if session.credit.get().saturating_add(granted) > max {
         return Err(Refused::new(
             Code::CreditExceeded,
             format!("the credit of a connection's readers may sum up to {max} bytes"),
         ));
     }
-    session.credit.set(total);
+    settle(session, reader, credit);
+    reader.changed.notify_one();
     Ok(())
 }
 
-fn give_back(session: &Session, bytes: u64) {
-    session.credit.set(session.credit.get().saturating_sub(bytes));
+/// Changes a reader's credit and with it the connection's, which is the sum of what its readers may
+/// still send: what one has overdrawn is paid back out of its next grant, not out of the sum.
+fn settle(session: &Session, reader: &Control, credit: i64) {
+    let before = reader.left();
+    reader.credit.set(credit);
+    session.credit.set(session.credit.get().saturating_sub(before).saturating_add(reader.left()));
 }
 
 /// Closes a reader; one that has ended already is none.
@@ -104,6 +105,7 @@ pub(super) fn close(session: &Session, reader: u64) {
 /// Opens a reader.
 pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, out: Out) {
     let limit = session.shared.limits.readers_max as usize;
+    let control = Rc::new(Control::default());
     let refusal = if session.readers.borrow().len() >= limit {
         Some(Refused::new(Code::TooManyReaders, format!("a connection may have {limit} readers")))
     } else if session.readers.borrow().contains_key(&open.reader) {
@@ -111,13 +113,11 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
     } else if open.leader_epoch != 0 {
         Some(Refused::new(Code::StaleEpoch, "the leader epoch is 0; ask for the metadata"))
     } else {
-        take_credit(session, open.credit_bytes).err()
+        grant(session, &control, open.credit_bytes).err()
     };
     if let Some(refused) = refusal {
         return out.refuse(&refused, correlation);
     }
-    let control = Rc::new(Control::default());
-    control.grant(open.credit_bytes);
     session.readers.borrow_mut().insert(open.reader, Rc::clone(&control));
     let session = Rc::clone(session);
     let span = tracing::debug_span!(
@@ -129,8 +129,7 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
                 out.refuse(&refused, correlation);
             }
             session.readers.borrow_mut().remove(&open.reader);
-            let left = u64::try_from(control.credit.get()).unwrap_or(0);
-            give_back(&session, left);
+            settle(&session, &control, 0);
         }
         .instrument(span),
     );
@@ -250,8 +249,7 @@ async fn fetch(
             }
             control.changed.notified().await;
         }
-        let credit = u64::try_from(control.credit.get()).unwrap_or(0);
-        let bytes_max = credit.min(GROUP_BYTES);
+        let bytes_max = control.left().min(GROUP_BYTES);
         let wanted = Wanted { from: next, bytes_max, records_left, deadline };
         let Group { answer, bodies } = match group(session, control, open, wanted).await {
             Ok(group) => group,
@@ -267,10 +265,8 @@ async fn fetch(
         };
         tries = 0;
         let bytes: u64 = bodies.iter().map(|body| body.len() as u64).sum();
-        control.credit.set(
-            control.credit.get().saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX)),
-        );
-        give_back(session, bytes.min(credit));
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        settle(session, control, control.credit.get().saturating_sub(bytes));
         if let Some(last) = answer.batches.last() {
             records_left = records_left.saturating_sub(last.end().0.saturating_sub(next.0));
             next = last.end();

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use waterwheel::actors::directory::FailOwner;
+use waterwheel::actors::directory::{FailOwner, StartOwner};
 use waterwheel::broker::StartError;
 use waterwheel::domain::batch::BatchStamp;
 use waterwheel::domain::id::{Offset, OwnerId};
@@ -134,6 +134,34 @@ fn three_failures_in_a_minute_stop_a_partition_and_nobody_else() {
         let mut client = rig.client().await;
         assert_eq!(client.read_all(topic.id, 0).await, ["a"]);
         assert_eq!(client.read_all(topic.id, 1).await, ["a", "b"]);
+    });
+}
+
+#[test]
+fn the_mark_does_not_pass_what_a_stopped_partition_has_not_folded() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut client = rig.client().await;
+        let topic = client.create("orders", 1).await;
+        let mut producer = client.producer().await;
+        producer.store(&topic, 0, &["a"]).await;
+        let owner = owner_of(&mut client, "orders", 0).await;
+        for _ in 0..3 {
+            fail_and_wait(&rig.node, &mut client, owner).await;
+        }
+        // While the last checkpoint waits for it, the log asks for the owner.
+        let directory = rig.node.shared.directory.clone();
+        let asking = tokio::spawn(async move {
+            loop {
+                directory.tell(StartOwner { owner });
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        });
+        drop(client);
+        let rig = rig.restart().await;
+        asking.abort();
+        let mut client = rig.client().await;
+        assert_eq!(client.read_all(topic.id, 0).await, ["a"]);
     });
 }
 

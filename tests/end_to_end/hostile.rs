@@ -363,6 +363,30 @@ fn more_credit_than_allowed_is_refused_or_costs_the_connection() {
 }
 
 #[test]
+fn credit_that_is_overdrawn_again_and_again_is_not_counted_twice() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut client = rig.client().await;
+        let topic = client.create("orders", 1).await;
+        let mut producer = client.producer().await;
+        let value = [vec![b'v'; 200_000]];
+        let rounds = client.hello.limits.credit_bytes_max / 200_000 + 2;
+        for _ in 0..rounds {
+            producer.store(&topic, 0, &value).await;
+        }
+        // Every batch is more than is left, and what came is given back: never more than 1000 are open.
+        let open = push(topic.id, 0, At::Earliest, 1000);
+        let (_, mut reader) = client.open_reader(&open).await.unwrap();
+        for _ in 0..rounds {
+            let (_, batch) = reader.batch().await;
+            let credit = Credit { reader: reader.id, bytes: batch.len() as u64 };
+            client.control.event(&credit).await;
+        }
+        pings(&mut client.control).await;
+    });
+}
+
+#[test]
 fn readers_are_counted_and_their_ids_are_theirs() {
     run(async {
         let rig = Rig::start().await;
