@@ -66,6 +66,7 @@ pub(super) fn handle(
         | FrameKind::LookupOffset
         | FrameKind::OpenProducer
         | FrameKind::Status => {
+            let working = out.working(&frame);
             let (session, out) = (Rc::clone(session), out.clone());
             let request = tracing::debug_span!(target: "waterwheel::request", "request", ?kind);
             actix_rt::spawn(
@@ -77,6 +78,7 @@ pub(super) fn handle(
                         );
                         out.refuse(&refused, correlation);
                     }
+                    drop(working);
                 }
                 .instrument(request),
             );

@@ -10,6 +10,9 @@
 //!   A connection may hold only a share ([`ARRIVING_SHARE`]) of all in frames that are still arriving: one
 //!   that begins many large frames waits for itself.
 //! - N3 Batches of one stream reach their partitions in the order they came in.
+//! - N6 Nothing more is taken from a stream while more than [`OWED_BYTES_MAX`] of answers to what came on
+//!   it are being worked on or have not been taken by the client: one that asks and never reads waits for
+//!   itself.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -20,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
 use super::endpoint::Listening;
@@ -56,6 +59,12 @@ const SMALL_BYTES: usize = 32 * 1024;
 const ARRIVING_SHARE: u64 = 16;
 /// Answers written with one call.
 const ANSWERS_AT_ONCE: usize = 256;
+/// Answers a stream may owe, in bytes; the last may overdraw it.
+const OWED_BYTES_MAX: usize = 1 << 20;
+/// What an answer is counted at beside its bytes: its way through the channels.
+const ANSWER_COST_BYTES: usize = 256;
+/// What a request is counted at while it is worked on, beside its bytes.
+const REQUEST_COST_BYTES: usize = 16 * 1024;
 
 /// What every session shares.
 pub struct Shared {
@@ -148,9 +157,66 @@ pub(super) type OutFrame = (Bytes, Bytes);
 pub(super) struct Out {
     mails: UnboundedSender<Mail>,
     frames: UnboundedSender<OutFrame>,
+    owed: Rc<Owed>,
+}
+
+/// What the answers take that a stream owes (N6).
+#[derive(Debug, Default)]
+struct Owed {
+    bytes: Cell<usize>,
+    /// Nothing is written any more: nobody need wait.
+    over: Cell<bool>,
+    changed: Notify,
+}
+
+impl Owed {
+    fn add(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get().saturating_add(bytes));
+    }
+
+    fn pay(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get().saturating_sub(bytes));
+        self.changed.notify_one();
+    }
+
+    fn end(&self) {
+        self.over.set(true);
+        self.changed.notify_one();
+    }
+
+    /// Waits until something more may be asked.
+    async fn room(&self) {
+        while self.bytes.get() >= OWED_BYTES_MAX && !self.over.get() {
+            self.changed.notified().await;
+        }
+    }
+}
+
+/// A request that is being worked on, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Working {
+    owed: Rc<Owed>,
+    bytes: usize,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.owed.pay(self.bytes);
+    }
+}
+
+fn cost((head, body): &OutFrame) -> usize {
+    ANSWER_COST_BYTES + head.len() + body.len()
 }
 
 impl Out {
+    /// Counts a request as long as it is worked on.
+    pub(super) fn working(&self, frame: &Frame) -> Working {
+        let bytes = REQUEST_COST_BYTES + frame.header.len() + frame.body.len();
+        self.owed.add(bytes);
+        Working { owed: Rc::clone(&self.owed), bytes }
+    }
+
     /// Sends a frame.
     pub(super) fn send<H: Header>(&self, header: &H, correlation: u64, body: Bytes) {
         let mut out = BytesMut::with_capacity(128);
@@ -163,6 +229,7 @@ impl Out {
             let _ = encode(&refused, correlation, 0, &mut out);
             (out.freeze(), Bytes::new())
         };
+        self.owed.add(cost(&frame));
         // A stream whose writer is gone has nobody to tell.
         let _ = self.frames.send(frame);
     }
@@ -173,6 +240,7 @@ impl Out {
     }
 
     fn reply(&self, correlation: u64) -> ReplyTo {
+        self.owed.add(ANSWER_COST_BYTES);
         ReplyTo::new(self.mails.clone(), correlation)
     }
 }
@@ -266,9 +334,14 @@ impl Session {
     fn open_stream(self: &Rc<Self>, send: quinn::SendStream, recv: quinn::RecvStream) {
         let (mails, mails_rx) = mpsc::unbounded_channel();
         let (frames, frames_rx) = mpsc::unbounded_channel();
-        actix_rt::spawn(write_stream(send, mails_rx, frames_rx).in_current_span());
+        let owed = Rc::new(Owed::default());
+        let out = Out { mails, frames, owed: Rc::clone(&owed) };
+        let write = async move {
+            write_stream(send, mails_rx, frames_rx, &owed).await;
+            owed.end();
+        };
+        actix_rt::spawn(write.in_current_span());
         let session = Rc::clone(self);
-        let out = Out { mails, frames };
         actix_rt::spawn(
             async move {
                 if let Err(refused) = session.read_stream(recv, &out).await {
@@ -309,6 +382,10 @@ impl Session {
                 while let Some(frame) = decoder.feed(&mut piece).map_err(bad_frame)? {
                     deadline = None;
                     drop(arriving.take());
+                    // What others wait for is not held while this client is waited for.
+                    if permit.is_none() {
+                        out.owed.room().await;
+                    }
                     self.dispatch(frame, permit.take(), out).await?;
                 }
             }
@@ -317,9 +394,11 @@ impl Session {
             if deadline.is_none()
                 && let Some(pending) = decoder.pending()
             {
-                if permit.is_none() && pending.body_bytes > SMALL_BYTES {
-                    arriving = acquire(&self.arriving, pending.body_bytes).await;
-                    permit = self.admit(pending.body_bytes).await;
+                let bytes = pending.body_bytes;
+                if permit.is_none() && bytes > SMALL_BYTES {
+                    out.owed.room().await;
+                    arriving = acquire(&self.arriving, bytes).await;
+                    permit = self.admit(bytes).await;
                 }
                 deadline = Some(tokio::time::Instant::now() + FRAME_TIMEOUT);
             }
@@ -466,23 +545,29 @@ async fn write_stream(
     mut send: quinn::SendStream,
     mut mails: UnboundedReceiver<Mail>,
     mut frames: UnboundedReceiver<OutFrame>,
+    owed: &Owed,
 ) {
     let mut batch = Vec::with_capacity(ANSWERS_AT_ONCE);
     let (mut mails_open, mut frames_open) = (true, true);
     while mails_open || frames_open {
         let mut out = BytesMut::new();
         let mut body = Bytes::new();
+        let mut paid = 0;
         tokio::select! {
             count = mails.recv_many(&mut batch, ANSWERS_AT_ONCE), if mails_open => {
                 mails_open = count > 0;
                 for mail in batch.drain(..) {
+                    if !matches!(mail.answer, Answer::Accepted) {
+                        paid += ANSWER_COST_BYTES;
+                    }
                     encode_mail(mail, &mut out);
                 }
             }
             frame = frames.recv(), if frames_open => match frame {
-                Some((head, rest)) => {
-                    out.extend_from_slice(&head);
-                    body = rest;
+                Some(frame) => {
+                    paid = cost(&frame);
+                    out.extend_from_slice(&frame.0);
+                    body = frame.1;
                 }
                 None => frames_open = false,
             }
@@ -491,6 +576,7 @@ async fn write_stream(
         if send.write_all_chunks(&mut pieces).await.is_err() {
             return;
         }
+        owed.pay(paid);
     }
     let _ = send.finish();
 }
