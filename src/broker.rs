@@ -160,7 +160,7 @@ impl Broker {
             registry: Registry::default(),
             cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
         };
-        let house = standing.actors(opened, &recovered.counters, &commit_arbiter, &store_arbiter, recovered.views, recovered.mark, recovered.starts)?;
+        let house = standing.actors(opened, &recovered.counters, &commit_arbiter, &store_arbiter, recovered.views, recovered.mark, recovered.found)?;
         let stats = house.registry.enter("directory", OwnerId::DIRECTORY, "directory".into(), house.settings.standing_mailbox);
         let (topics, directory_house, spread, shared_stats) =
             (recovered.topics, house.clone(), handles.clone(), Arc::clone(&stats));
@@ -357,7 +357,7 @@ impl Standing<'_> {
         store_arbiter: &Arbiter,
         views: crate::store::Views,
         mark: crate::domain::id::LogPosition,
-        starts: Vec<(OwnerId, crate::domain::id::Offset)>,
+        found: cleaner::Found,
     ) -> Result<House, StartError> {
         let config = self.config;
         let reader = opened.log.reader();
@@ -394,7 +394,7 @@ impl Standing<'_> {
             (reader.clone(), commit.clone(), Arc::clone(&stats), self.clock);
         let every = Duration::from_millis(config.retention_check_ms);
         let addr = CleanerActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
-            CleanerActor::new(reader_link, commit_link, shared, clock, every, starts, mark)
+            CleanerActor::new(reader_link, commit_link, shared, clock, every, found)
         });
         let cleaner = Link::new(addr, stats);
         Ok(House {
