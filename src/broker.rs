@@ -311,7 +311,7 @@ fn lay_ground(
     for damage in &opened.damage {
         tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
     }
-    let limits = Limits { producers_max: config.producers_per_partition_max };
+    let limits = Limits { producers_max: config.producers_per_partition_effective() };
     let views = data.join("views");
     let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
     let fold = || {
@@ -407,7 +407,7 @@ impl Standing<'_> {
             registry: self.registry.clone(),
             clock: self.clock,
             settings: Settings {
-                producers_per_partition_max: config.producers_per_partition_max,
+                producers_per_partition_max: config.producers_per_partition_effective(),
                 producer_state_ms: config.producer_state_ms,
                 checkpoint_bytes: config.checkpoint_bytes,
                 checkpoint_ms: config.checkpoint_ms,

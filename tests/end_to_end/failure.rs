@@ -14,17 +14,24 @@ use waterwheel::wire::topic::{At, PartitionInfo, TopicInfo};
 use crate::client::{Client, batch, owner_of, push, to, values};
 use crate::rig::{Node, Rig, run};
 
-/// Makes a partition's actor fail and waits until the directory has noticed.
+/// Makes a partition's actor fail and waits until the directory has made another, or given it up.
 pub(crate) async fn fail_and_wait(node: &Node, client: &mut Client, owner: OwnerId) {
-    let deaths = |actors: &[waterwheel::wire::status::ActorInfo]| {
-        // The directory handles the request and the notice of the death.
-        actors.iter().find(|actor| actor.kind == "directory").unwrap().handled
-    };
-    let before = deaths(&client.status().await.1);
+    let before = restarts(client, owner).await.1;
     node.shared.directory.tell(FailOwner { owner });
-    while deaths(&client.status().await.1) < before + 2 {
-        tokio::task::yield_now().await;
+    loop {
+        let (topic, restarts) = restarts(client, owner).await;
+        let stopped = |refused: waterwheel::wire::code::Refused| refused.code() == Code::OwnerStopped;
+        if restarts > before || client.describe(&topic).await.is_err_and(stopped) {
+            return;
+        }
     }
+}
+
+/// The topic of a partition's actor, and how often it was made again.
+async fn restarts(client: &mut Client, owner: OwnerId) -> (String, u64) {
+    let actors = client.actors("partition").await;
+    let actor = actors.into_iter().find(|actor| actor.id == owner.0).expect("it was started");
+    (actor.name.rsplit_once('/').unwrap().0.to_owned(), actor.restarts)
 }
 
 /// Flips a bit in every place of the log where these bytes are.

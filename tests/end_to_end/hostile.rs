@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use tokio::time::timeout;
 use waterwheel::domain::batch::{BatchStamp, Compression};
 use waterwheel::domain::id::{Offset, TopicId};
 use waterwheel::net::tls::ALPN;
 use waterwheel::wire::code::{Code, Refused};
-use waterwheel::wire::frame::{FrameKind, PREFIX_BYTES};
+use waterwheel::wire::frame::{FrameKind, PREFIX_BYTES, encode};
 use waterwheel::wire::hello::{Ping, Pong};
 use waterwheel::wire::produce::{Ack, Stored};
 use waterwheel::wire::reader::{CloseReader, Credit, EndReason, OpenReader};
@@ -337,6 +338,36 @@ fn a_client_that_never_reads_holds_up_nobody() {
         // Its own control stream goes on too: what it does not read is bounded by its stream's window.
         pings(&mut deaf.control).await;
         rig.node.assert_serves().await;
+    });
+}
+
+/// What it asked for and does not take must not wait in the broker's memory: it is held up itself.
+#[test]
+fn a_client_that_asks_and_never_reads_is_not_heard_any_further() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut deaf = rig.client().await;
+        let name = "t".repeat(200);
+        deaf.create(&name, 1).await;
+        let mut questions = BytesMut::new();
+        for correlation in 1..=1000 {
+            let question = DescribeTopic { name: name.clone() };
+            encode(&question, correlation, 0, &mut questions).unwrap();
+        }
+        // Far more than the windows of both sides and what the broker owes a stream take together.
+        let most = (32 << 20) / questions.len();
+        let mut asked = 0;
+        while asked < most
+            && timeout(Duration::from_secs(2), deaf.control.raw(&questions)).await.is_ok()
+        {
+            asked += 1;
+        }
+        assert!(asked < most, "{asked} thousand questions were taken and not one answer");
+        rig.node.assert_serves().await;
+        // It was only waited for: once it reads, it is answered.
+        for correlation in 1..=1000 {
+            deaf.control.answer(correlation).await;
+        }
     });
 }
 
