@@ -145,7 +145,7 @@ macro_rules! knobs {
 }
 
 knobs! {
-    /// Threads that serve sessions and partitions; 0 takes one per core.
+    /// Threads that serve sessions and partitions; 0 takes one for every two cores.
     arbiters: u32 = 0, 0, 64;
     /// Bytes the broker may hold for its clients at a time: the budget the next few are cut from.
     memory_bytes: u64 = 512 << 20, 64 << 20, 1 << 40;
@@ -290,9 +290,9 @@ impl Config {
     pub fn arbiters_effective(&self) -> usize {
         match usize::try_from(self.arbiters) {
             Ok(given) if given > 0 => given,
+            // The other half is for the commit actor, the store and whoever else lives here.
             _ => std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .min(ARBITERS_AUTO_MAX),
+                .map_or(1, |cores| (cores.get() / 2).clamp(1, ARBITERS_AUTO_MAX)),
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod actors;
 pub mod broker;
 pub mod config;
+pub mod cli;
 pub mod client;
 pub mod domain;
 pub mod log;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `waterwheel` binary: hands over to [`waterwheel::cli`].
+
+fn main() -> std::process::ExitCode {
+    waterwheel::cli::run()
+}

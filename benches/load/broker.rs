@@ -12,6 +12,9 @@ use super::{Bench, Outcome};
 /// A clean stop takes no longer.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
+/// The broker's budget, in every scenario the same.
+pub(crate) const MEMORY_BYTES: u64 = 512_000_000;
+
 /// A running broker.
 #[derive(Debug)]
 pub(crate) struct Broker {
@@ -38,7 +41,11 @@ impl Home {
             fs::remove_dir_all(&data)?;
         }
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Ok(Self { data, address, ready_within: READY_WITHIN })
+        Ok(Self {
+            data,
+            address,
+            ready_within: READY_WITHIN,
+        })
     }
 
     /// Starts the broker on it.
@@ -46,10 +53,14 @@ impl Home {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waterwheel"));
         command.arg("serve").arg("--data").arg(&self.data);
         command.arg("--listen").arg(self.address.to_string());
+        command.env("WATERWHEEL_MEMORY_BYTES", MEMORY_BYTES.to_string());
         // Warnings are wanted: a harness that hides them measures something else unawares.
         command.env("RUST_LOG", "warn");
         let process = Process::start(command, self.ready_within)?;
-        let home = Self { address: process.address, ..self };
+        let home = Self {
+            address: process.address,
+            ..self
+        };
         Ok(Broker { process, home })
     }
 
@@ -118,7 +129,11 @@ fn bytes_below(dir: &Path) -> Outcome<u64> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let facts = entry.metadata()?;
-        total += if facts.is_dir() { bytes_below(&entry.path())? } else { facts.len() };
+        total += if facts.is_dir() {
+            bytes_below(&entry.path())?
+        } else {
+            facts.len()
+        };
     }
     Ok(total)
 }

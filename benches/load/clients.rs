@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use waterwheel::client::{Ack, Client, PendingRun, Producer, Reader, Record, SendStatus, Start, TopicConfig};
+use waterwheel::client::{
+    Ack, Client, PendingRun, Producer, Reader, Record, SendStatus, Start, TopicConfig,
+};
 
 use super::broker::Home;
 use super::crew::{Line, bounded, muster};
@@ -19,7 +21,9 @@ const RUNS_OPEN: usize = 16;
 
 /// A connection of its own.
 pub(crate) async fn connect(home: &Home) -> Outcome<Client> {
-    Ok(Client::connect(&home.address.to_string()).ca_file(home.authority()).await?)
+    Ok(Client::connect(&home.address.to_string())
+        .ca_file(home.authority())
+        .await?)
 }
 
 /// Makes a topic.
@@ -66,13 +70,22 @@ impl Poured {
         let ended = members.iter().map(|(_, _, ended)| *ended).max();
         Self {
             sent: members.iter().map(|(sent, _, _)| *sent).collect(),
-            took: begun.zip(ended).map(|(begun, ended)| ended - begun).unwrap_or_default(),
+            took: begun
+                .zip(ended)
+                .map(|(begun, ended)| ended - begun)
+                .unwrap_or_default(),
         }
     }
 }
 
 /// Durable, flat out, 100 kB batches: stream `n` goes to partition `n`, each over its own connection.
-pub(crate) fn pour(home: &Home, topic: &str, pool: &Pool, streams: usize, until: Until) -> Outcome<Poured> {
+pub(crate) fn pour(
+    home: &Home,
+    topic: &str,
+    pool: &Pool,
+    streams: usize,
+    until: Until,
+) -> Outcome<Poured> {
     let line = Line::of(streams);
     let within = match until {
         Until::Elapsed(span) => span + PATIENCE,
@@ -115,7 +128,8 @@ async fn pour_stream(
             Until::Sent(records) if sent < records => RUN_RECORDS.min(records - sent),
             Until::Sent(_) => break,
         };
-        let records = (sent..sent + run).map(|number| Record::new(pool.value(stream.into(), number)));
+        let records =
+            (sent..sent + run).map(|number| Record::new(pool.value(stream.into(), number)));
         open.push_back(producer.enqueue_run(stream, records).await?);
         sent += run;
         if open.len() > RUNS_OPEN
@@ -175,24 +189,43 @@ pub(crate) fn read_back(home: &Home, topic: &str, pool: &Pool, sent: &[u64]) -> 
         }
     })?;
     let all = Poured::of(&members);
-    Ok(ReadBack { gigabytes: all.gigabytes(), took: all.took })
+    Ok(ReadBack {
+        gigabytes: all.gigabytes(),
+        took: all.took,
+    })
 }
 
 /// A reader of a partition from its first record.
 pub(crate) async fn open_reader(client: &Client, topic: &str, partition: u32) -> Outcome<Reader> {
-    Ok(client.reader(topic).partition(partition).from(Start::Earliest).open().await?)
+    Ok(client
+        .reader(topic)
+        .partition(partition)
+        .from(Start::Earliest)
+        .open()
+        .await?)
 }
 
 /// Takes what has come, or waits for it, and compares it; says how many records it was.
 pub(crate) async fn take(reader: &mut Reader, check: &mut Check, wait: Duration) -> Outcome<usize> {
+    take_some(reader, check, usize::MAX, wait).await
+}
+
+/// The same, but at most `most` of the next batch; what is left of it is dropped.
+pub(crate) async fn take_some(
+    reader: &mut Reader,
+    check: &mut Check,
+    most: usize,
+    wait: Duration,
+) -> Outcome<usize> {
     let deliveries = tokio::time::timeout(wait, reader.next_deliveries())
         .await
         .map_err(|_| format!("no record came within {wait:?}"))??
         .ok_or("the reader ended")?;
-    for delivery in &deliveries {
-        check.take(delivery.offset, &delivery.value)?;
-    }
-    Ok(deliveries.len())
+    let wanted = deliveries.iter().take(most);
+    wanted
+        .map(|delivery| check.take(delivery.offset, &delivery.value))
+        .collect::<Outcome<Vec<()>>>()
+        .map(|all| all.len())
 }
 
 /// Waits until the broker serves: a durable acknowledgement, and the first byte of a read from the
@@ -200,7 +233,12 @@ pub(crate) async fn take(reader: &mut Reader, check: &mut Check, wait: Duration)
 pub(crate) fn await_serving(home: &Home, topic: &str) -> Outcome<()> {
     bounded(PATIENCE, async {
         let client = connect(home).await?;
-        let producer = client.producer(topic).ack(Ack::Durable).linger(Duration::ZERO).open().await?;
+        let producer = client
+            .producer(topic)
+            .ack(Ack::Durable)
+            .linger(Duration::ZERO)
+            .open()
+            .await?;
         let last = producer.partitions().saturating_sub(1);
         producer.send_to(last, Record::new("serving?")).await?;
         let mut reader = open_reader(&client, topic, 0).await?;

@@ -15,7 +15,9 @@ mod clients;
 mod crew;
 mod disk;
 mod environment;
+mod hostile;
 mod latency;
+mod pace;
 mod payload;
 mod process;
 mod quic;
@@ -31,7 +33,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use arguments::{Arguments, Asked};
-use report::Report;
+use report::{Report, Samples};
 use scenario::Scenario;
 
 /// What can go wrong here ends up as a line for whoever runs the harness.
@@ -57,6 +59,15 @@ impl Bench {
     /// How long a throughput measurement lasts.
     pub(crate) fn span(&self) -> Duration {
         self.size(Duration::from_secs(4), Duration::from_millis(300))
+    }
+}
+
+impl Bench {
+    /// H3, where the sizes are such that a figure means anything.
+    pub(crate) fn defend(&self, sound: bool, fault: &str, samples: &mut Samples) {
+        if !sound && !self.quick {
+            samples.fault(fault);
+        }
     }
 }
 

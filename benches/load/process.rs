@@ -133,6 +133,19 @@ impl Process {
         }
     }
 
+    /// Waits for it to end by itself, which has to be a success.
+    pub(crate) fn finish(mut self, within: Duration) -> Outcome<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < within {
+            match self.child.0.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(format!("a process ended with {status}").into()),
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        Err(format!("a process did not end within {within:?}").into())
+    }
+
     /// `kill -9`, and waits until it is gone.
     pub(crate) fn kill(mut self) -> Outcome<()> {
         self.child.0.kill()?;

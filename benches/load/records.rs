@@ -47,17 +47,26 @@ pub(crate) struct Check {
 impl Check {
     /// A reader of this stream, from its first record.
     pub(crate) fn new(pool: &Pool, stream: u64) -> Self {
-        Self { pool: pool.clone(), stream, next: 0 }
+        Self {
+            pool: pool.clone(),
+            stream,
+            next: 0,
+        }
     }
 
     /// Takes the next record.
     pub(crate) fn take(&mut self, offset: u64, value: &[u8]) -> Outcome<()> {
         let (stream, next) = (self.stream, self.next);
         if offset != next {
-            return Err(format!("stream {stream}: offset {offset} came where {next} was due").into());
+            return Err(
+                format!("stream {stream}: offset {offset} came where {next} was due").into(),
+            );
         }
         if *self.pool.value(stream, next) != *value {
-            return Err(format!("stream {stream}: the record at offset {offset} is not the one sent").into());
+            return Err(format!(
+                "stream {stream}: the record at offset {offset} is not the one sent"
+            )
+            .into());
         }
         self.next += 1;
         Ok(())
@@ -73,6 +82,10 @@ impl Check {
         if self.next == sent {
             return Ok(());
         }
-        Err(format!("stream {}: {} records came back of {sent} acknowledged", self.stream, self.next).into())
+        Err(format!(
+            "stream {}: {} records came back of {sent} acknowledged",
+            self.stream, self.next
+        )
+        .into())
     }
 }

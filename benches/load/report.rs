@@ -63,6 +63,7 @@ impl Bound {
 pub(crate) struct Samples {
     samples: Vec<(String, &'static str, Vec<f64>)>,
     notes: Vec<String>,
+    faults: Vec<String>,
 }
 
 impl Samples {
@@ -83,25 +84,37 @@ impl Samples {
         }
     }
 
+    /// The measurement itself is not sound: the scenario fails, and goes on for what else it shows.
+    pub(crate) fn fault(&mut self, fault: impl Into<String>) {
+        let fault = fault.into();
+        if !self.faults.contains(&fault) {
+            self.faults.push(fault);
+        }
+    }
+
     /// The figures: medians beside their goals. A goal whose figure is missing, or has fewer than
-    /// `runs_min` runs, could not be measured (H1).
+    /// `runs_min` runs, could not be measured (H1); without `runs_min` none is judged.
     pub(crate) fn figures(
         self,
         scenario: &'static str,
         goals: &[Goal],
-        runs_min: usize,
-        fault: Option<String>,
+        runs_min: Option<usize>,
+        ended: Outcome<()>,
     ) -> Figures {
+        let mut faults = self.faults;
+        faults.extend(ended.err().map(|fault| fault.to_string()));
+        let fault = (!faults.is_empty()).then(|| format!("{scenario}: {}", faults.join("; ")));
         let mut figures: Vec<Figure> = Vec::new();
         for (name, unit, mut values) in self.samples {
             let goal = goals.iter().find(|goal| goal.figure == name);
             values.sort_by(f64::total_cmp);
             let value = median(&values);
-            let measured = values.len() >= runs_min && fault.is_none();
+            let measured = runs_min.is_some_and(|min| values.len() >= min) && fault.is_none();
             figures.push(Figure {
                 scenario,
                 unit,
                 held: goal
+                    .filter(|_| runs_min.is_some())
                     .map(|goal| measured && value.is_some_and(|value| goal.bound.holds(value))),
                 goal: goal.map(|goal| goal.bound),
                 spread: values.first().copied().zip(values.last().copied()),
@@ -110,7 +123,7 @@ impl Samples {
                 name,
             });
         }
-        for goal in goals {
+        for goal in goals.iter().filter(|_| runs_min.is_some()) {
             if !figures.iter().any(|figure| figure.name == goal.figure) {
                 figures.push(Figure::missing(scenario, goal));
             }
@@ -160,14 +173,14 @@ impl Figure {
         }
     }
 
-    fn json(&self, judged: bool) -> Value {
+    fn json(&self) -> Value {
         json!({
             "scenario": self.scenario,
             "name": self.name,
             "value": self.value,
             "unit": self.unit,
             "goal": self.goal.map(Bound::text),
-            "held": self.held.filter(|_| judged),
+            "held": self.held,
             "least": self.spread.map(|(least, _)| least),
             "most": self.spread.map(|(_, most)| most),
             "runs": self.runs,
@@ -287,11 +300,7 @@ impl Report {
     /// The list of {scenario, name, value, unit, goal, held, least, most, runs}; in a quick report no
     /// goal is judged, so `held` is null.
     pub(crate) fn json(&self) -> Outcome<String> {
-        let list: Vec<Value> = self
-            .figures
-            .iter()
-            .map(|figure| figure.json(!self.quick))
-            .collect();
+        let list: Vec<Value> = self.figures.iter().map(Figure::json).collect();
         Ok(serde_json::to_string_pretty(&list)?)
     }
 }

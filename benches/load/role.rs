@@ -4,14 +4,21 @@
 //! |---|---|---|
 //! | `quic-server` | settings, directory | raw quinn: discards, answers and pumps ([`super::quic::server`]) |
 //! | `quic-flood` | settings, directory, address, connections | raw quinn, flat out, until it is ended |
+//! | `pour` | data directory, address, topic, producers, milliseconds | the product's producers, flat out |
 //!
 //! A role ends when its standard input does: the harness is gone then.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
+use super::broker::Home;
+use super::clients::{self, Until};
+use super::process::READY_WITHIN;
 use super::quic::{self, Settings};
+use super::records::{Pool, VALUE_BYTES};
 use super::{Outcome, say};
 
 /// The word that tells a role from a command line.
@@ -21,6 +28,9 @@ const ROLE: &str = "role";
 pub(crate) const QUIC_SERVER: &str = "quic-server";
 /// The raw quinn source that never stops.
 pub(crate) const QUIC_FLOOD: &str = "quic-flood";
+
+/// The product's producers, flat out.
+pub(crate) const POUR: &str = "pour";
 
 /// This binary in another role.
 pub(crate) fn command(role: &str) -> Outcome<Command> {
@@ -60,8 +70,27 @@ fn perform(role: &str, rest: &[String]) -> Outcome<()> {
             };
             quic::source::flood(&target, connections.parse()?)
         }
+        (POUR, [data, address, topic, producers, span_ms]) => {
+            let home = Home {
+                data: PathBuf::from(data),
+                address: address.parse()?,
+                ready_within: READY_WITHIN,
+            };
+            announce(home.address)?;
+            let until = Until::Elapsed(Duration::from_millis(span_ms.parse()?));
+            let pool = Pool::new(VALUE_BYTES);
+            clients::pour(&home, topic, &pool, producers.parse()?, until)?;
+            Ok(())
+        }
         _ => Err("no such role".into()),
     }
+}
+
+/// The line by which a process says that it is under way.
+pub(crate) fn announce(address: SocketAddr) -> Outcome<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "listening on {address}")?;
+    Ok(out.flush()?)
 }
 
 fn end_with_standard_input() {

@@ -1,6 +1,10 @@
 //! The scenarios by name, each with what it promises.
 
+mod budget;
+mod idle;
 mod produce;
+mod read;
+mod restart;
 
 use std::fmt::Write as _;
 
@@ -49,6 +53,75 @@ pub(crate) const ALL: &[Scenario] = &[
         goals: &[Goal::at_least("records a second, flat out", 400_000.0)],
         perform: produce::singles,
     },
+    Scenario {
+        name: "backlog-read",
+        about: "20 times the cache, after a restart, 8 readers, beside the raw transport",
+        goals: &[Goal::at_least("share of the raw transport", 0.7)],
+        perform: read::backlog,
+    },
+    Scenario {
+        name: "push-latency",
+        about: "10 000 records a second, open loop, produced and read live",
+        goals: &[Goal::at_most("end to end over produce, p50", 1.3)],
+        perform: read::push,
+    },
+    Scenario {
+        name: "idle",
+        about: "memory of an idle broker, CPU of 100 idle readers",
+        goals: &[
+            Goal::at_most("RSS, idle", 60.0),
+            Goal::at_most("CPU, 100 idle readers", 0.5),
+        ],
+        perform: idle::idle,
+    },
+    Scenario {
+        name: "topic-10k",
+        about: "10 000 partitions, each written once: memory and restart",
+        goals: &[
+            Goal::at_most("RSS, each partition written once", 500.0),
+            Goal::at_most("restart", 5.0),
+        ],
+        perform: restart::wide_topic,
+    },
+    Scenario {
+        name: "fresh-start",
+        about: "exec to listening on an empty directory, and its size",
+        goals: &[
+            Goal::at_most("exec to listening", 1.0),
+            Goal::at_most("data directory", 256.0),
+        ],
+        perform: idle::fresh_start,
+    },
+    Scenario {
+        name: "recover-10gb",
+        about: "10 GB in the log: serving after kill -9, and with the views gone",
+        goals: &[
+            Goal::at_most("serving after kill -9", 3.0),
+            Goal::at_most("serving after kill -9 without views", 15.0),
+        ],
+        perform: restart::recover,
+    },
+    Scenario {
+        name: "reconnect-storm",
+        about: "100 clients, kill -9, restart: listening to the first new acknowledgement",
+        goals: &[Goal::at_most("listening to first new ack, p99", 1_000.0)],
+        perform: restart::storm,
+    },
+    Scenario {
+        name: "budget",
+        about: "512 MB: flat-out producers, stalled readers, silence, 4-GiB frames",
+        goals: &[
+            Goal::at_most("flat out: RSS", 512.0),
+            Goal::at_most("flat out: p99 over (round trip + two flushes)", 2.0),
+            Goal::at_most("100 stalled readers: RSS", 512.0),
+            Goal::at_most("100 stalled readers: p99 over before", 2.0),
+            Goal::at_most("1 000 silent connections: RSS", 512.0),
+            Goal::at_most("1 000 silent connections: p99 over before", 2.0),
+            Goal::at_most("frames of 4 GiB: RSS", 512.0),
+            Goal::at_most("frames of 4 GiB: p99 over before", 2.0),
+        ],
+        perform: budget::budget,
+    },
 ];
 
 impl Scenario {
@@ -56,10 +129,9 @@ impl Scenario {
     pub(crate) fn measure(&self, bench: &Bench) -> Figures {
         say(&format!("measuring {}", self.name));
         let mut samples = Samples::default();
-        let fault = (self.perform)(bench, &mut samples).err();
-        let runs_min = if bench.quick { 1 } else { RUNS_MIN };
-        let fault = fault.map(|fault| format!("{}: {fault}", self.name));
-        samples.figures(self.name, self.goals, runs_min, fault)
+        let ended = (self.perform)(bench, &mut samples);
+        let runs_min = (!bench.quick).then_some(RUNS_MIN);
+        samples.figures(self.name, self.goals, runs_min, ended)
     }
 }
 

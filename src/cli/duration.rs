@@ -38,13 +38,26 @@ mod tests {
             ("7d", 604_800_000),
         ];
         for (text, ms) in cases {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_millis(ms)),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn anything_else_is_refused_with_an_example() {
-        for text in ["", "s", "-1s", "1.5s", "1 s", "1w", "99999999999999999999s", "18446744073709551615d"] {
+        for text in [
+            "",
+            "s",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "1w",
+            "99999999999999999999s",
+            "18446744073709551615d",
+        ] {
             let said = parse_duration(text).unwrap_err();
             assert!(said.contains("120s"), "{text}: {said}");
         }

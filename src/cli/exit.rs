@@ -160,7 +160,10 @@ mod tests {
     fn what_cannot_be_reached_or_trusted_is_3_and_damage_is_1() {
         let address = "127.0.0.1:1".to_owned();
         let reason = "no".to_owned();
-        let tls = ConnectError::Tls { address: address.clone(), reason: reason.clone() };
+        let tls = ConnectError::Tls {
+            address: address.clone(),
+            reason: reason.clone(),
+        };
         let wrong = ConnectError::Address { address, reason };
         assert_eq!(CliError::from(tls).exit_code(), 3);
         assert_eq!(CliError::from(wrong).exit_code(), 2);

@@ -18,7 +18,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::error::ConnectError;
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
-use crate::wire::{ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, STREAM_WINDOW_BYTES};
+use crate::wire::{
+    ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
+};
 
 /// What all streams of a connection may have under way unread: the sum of all credit fits in.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024 * 1024;
@@ -143,7 +145,8 @@ impl Dialer {
             .server_name
             .clone()
             .unwrap_or_else(|| host.to_owned());
-        let config = client_config(&options)?;
+        let loopback = remotes.iter().all(|remote| remote.ip().is_loopback());
+        let config = client_config(&options, loopback)?;
         let any: IpAddr = if is_ipv4 {
             Ipv4Addr::UNSPECIFIED.into()
         } else {
@@ -222,7 +225,10 @@ impl Dialer {
     }
 }
 
-fn client_config(options: &ConnectOptions) -> Result<quinn::ClientConfig, ConnectError> {
+fn client_config(
+    options: &ConnectOptions,
+    loopback: bool,
+) -> Result<quinn::ClientConfig, ConnectError> {
     let mut roots = rustls::RootCertStore::empty();
     let Some(ca) = &options.ca else {
         return Err(ConnectError::CertificateFile {
@@ -255,13 +261,19 @@ fn client_config(options: &ConnectOptions) -> Result<quinn::ClientConfig, Connec
     crypto.enable_early_data = false;
     let crypto = QuicClientConfig::try_from(crypto).map_err(|error| tls(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport_config(options.datagram_bytes_max)));
+    config.transport_config(Arc::new(transport_config(
+        options.datagram_bytes_max,
+        loopback,
+    )));
     Ok(config)
 }
 
-fn transport_config(datagram_bytes_max: u16) -> quinn::TransportConfig {
+fn transport_config(datagram_bytes_max: u16, loopback: bool) -> quinn::TransportConfig {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
-    discovery.upper_bound(datagram_bytes_max);
+    discovery.upper_bound(match loopback {
+        true => datagram_bytes_max,
+        false => datagram_bytes_max.min(SEGMENT_BYTES_MAX),
+    });
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_idle_timeout(Some(quinn::IdleTimeout::from(quinn::VarInt::from_u32(
@@ -272,6 +284,7 @@ fn transport_config(datagram_bytes_max: u16) -> quinn::TransportConfig {
         .stream_receive_window(quinn::VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(quinn::VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
+        .enable_segmentation_offload(!loopback)
         .max_concurrent_bidi_streams(quinn::VarInt::from_u32(0))
         .max_concurrent_uni_streams(quinn::VarInt::from_u32(READERS_MAX))
         .mtu_discovery_config(Some(discovery));

@@ -50,7 +50,7 @@ pub struct TopicConfig {
     pub flush: Flush,
     /// Records older than this many milliseconds may be dropped; none: kept for ever.
     pub retention_ms: Option<u64>,
-    /// A partition above this many bytes may drop its oldest records; none: unbounded.
+    /// A partition keeps at least this many bytes and may drop what is older; none: unbounded.
     pub retention_bytes: Option<u64>,
 }
 

@@ -26,10 +26,10 @@ use quinn::{
 use quinn_proto::InvalidCid;
 use ring::{hkdf, hmac};
 
+use crate::wire::{DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, SEGMENT_BYTES_MAX};
+
 use super::tls::{Certificates, TlsError, server_config, write_whole};
 
-/// A connection nothing was heard on for this long is gone.
-pub const IDLE_TIMEOUT_MS: u32 = 30_000;
 /// What one stream may have under way towards this side, in bytes.
 pub const STREAM_RECEIVE_WINDOW_BYTES: u32 = 2 << 20;
 /// What one connection may have under way towards this side, in bytes.
@@ -40,11 +40,6 @@ pub const SEND_WINDOW_BYTES: u64 = 4 << 20;
 pub const BIDIRECTIONAL_STREAMS_MAX: u32 = 256;
 /// Streams in one direction a peer may have open: a reader's deliveries each.
 pub const UNIDIRECTIONAL_STREAMS_MAX: u32 = 1024;
-/// The largest UDP payload that is taken, and that path discovery tries on [`Path::Loopback`].
-pub const UDP_PAYLOAD_BYTES_MAX: u16 = 65_527;
-/// The largest UDP payload that path discovery tries on [`Path::Network`]: quinn hands the kernel ten
-/// segments at a time, and all ten together must fit into what UDP carries.
-pub const SEGMENT_BYTES_MAX: u16 = 6_550;
 /// What the socket's buffers are asked to hold, in bytes.
 pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// The least time between two stateless resets: a hundred clients of a restarted broker hear of it
@@ -184,7 +179,7 @@ fn endpoint_config(secret: &Secret, number: u8) -> Result<EndpointConfig, NetErr
     let mut config = EndpointConfig::new(Arc::new(secret.reset_key()));
     let ids = ConnectionIds::new(secret, number)?;
     config
-        .max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX)
+        .max_udp_payload_size(DATAGRAM_BYTES_MAX)
         .map_err(|why| NetError::Settings(why.to_string()))?
         .min_reset_interval(RESET_INTERVAL)
         .cid_generator(move || Box::new(ids.clone()));
@@ -195,7 +190,7 @@ fn endpoint_config(secret: &Secret, number: u8) -> Result<EndpointConfig, NetErr
 #[must_use]
 pub fn transport(path: Path) -> TransportConfig {
     let upper_bound = match path {
-        Path::Loopback => UDP_PAYLOAD_BYTES_MAX,
+        Path::Loopback => DATAGRAM_BYTES_MAX,
         Path::Network => SEGMENT_BYTES_MAX,
     };
     let mut discovery = MtuDiscoveryConfig::default();
@@ -353,7 +348,8 @@ mod tests {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
 
-    use crate::net::tls::{ALPN, provider};
+    use crate::net::tls::provider;
+    use crate::wire::ALPN;
 
     fn options(data: &std::path::Path) -> EndpointOptions {
         EndpointOptions {

@@ -1,6 +1,7 @@
 //! Clients over QUIC: with `client/connection.rs` the only place that knows quinn and rustls.
 
 pub mod endpoint;
+mod out;
 mod reader;
 mod refusal;
 mod requests;

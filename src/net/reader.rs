@@ -18,9 +18,11 @@ use tracing::Instrument;
 
 use super::refusal::refused;
 use super::requests::{bounds, read_from, unexpected};
-use super::session::{Out, Session, first, question};
-use crate::actors::partition::Read;
-use crate::actors::reply::Answer;
+use super::out::Out;
+use super::session::{Session, first, question};
+use crate::actors::Link;
+use crate::actors::partition::{PartitionActor, Read};
+use crate::actors::reply::{Answer, ReplyTo};
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::Offset;
 use crate::domain::partition::ReadAnswer;
@@ -57,9 +59,32 @@ impl Control {
         self.changed.notify_one();
     }
 
-    /// What may still be sent.
-    fn left(&self) -> u64 {
+    /// What may still be sent: nothing while it is overdrawn.
+    fn balance(&self) -> u64 {
         u64::try_from(self.credit.get()).unwrap_or(0)
+    }
+
+    /// By how much a grant would raise the balance: less than itself where it settles an overdraft.
+    fn raised_by(&self, bytes: u64) -> u64 {
+        u64::try_from(self.with(bytes)).unwrap_or(0) - self.balance()
+    }
+
+    fn grant(&self, bytes: u64) {
+        self.credit.set(self.with(bytes));
+        self.changed.notify_one();
+    }
+
+    fn with(&self, bytes: u64) -> i64 {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit.get().saturating_add(bytes)
+    }
+
+    /// Takes what is sent, and says by how much that lowers the balance: an overdraft never counted.
+    fn spend(&self, bytes: u64) -> u64 {
+        let before = self.balance();
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.credit.set(self.credit.get().saturating_sub(bytes));
+        before - self.balance()
     }
 }
 
@@ -69,30 +94,28 @@ impl Control {
 /// More than a connection may have outstanding: the connection ends.
 pub(super) fn credit(session: &Session, credit: Credit) -> Result<(), Refused> {
     let reader = session.readers.borrow().get(&credit.reader).cloned();
-    reader.map_or(Ok(()), |reader| grant(session, &reader, credit.bytes))
+    if let Some(reader) = reader {
+        take_credit(session, reader.raised_by(credit.bytes))?;
+        reader.grant(credit.bytes);
+    }
+    Ok(())
 }
 
-fn grant(session: &Session, reader: &Control, bytes: u64) -> Result<(), Refused> {
-    let credit = i64::try_from(bytes).unwrap_or(i64::MAX).saturating_add(reader.credit.get());
-    let granted = u64::try_from(credit).unwrap_or(0).saturating_sub(reader.left());
+fn take_credit(session: &Session, bytes: u64) -> Result<(), Refused> {
+    let total = session.credit.get().saturating_add(bytes);
     let max = session.shared.limits.credit_bytes_max;
-    if session.credit.get().saturating_add(granted) > max {
+    if total > max {
         return Err(Refused::new(
             Code::CreditExceeded,
             format!("the credit of a connection's readers may sum up to {max} bytes"),
         ));
     }
-    settle(session, reader, credit);
-    reader.changed.notify_one();
+    session.credit.set(total);
     Ok(())
 }
 
-/// Changes a reader's credit and with it the connection's, which is the sum of what its readers may
-/// still send: what one has overdrawn is paid back out of its next grant, not out of the sum.
-fn settle(session: &Session, reader: &Control, credit: i64) {
-    let before = reader.left();
-    reader.credit.set(credit);
-    session.credit.set(session.credit.get().saturating_sub(before).saturating_add(reader.left()));
+fn give_back(session: &Session, bytes: u64) {
+    session.credit.set(session.credit.get().saturating_sub(bytes));
 }
 
 /// Closes a reader; one that has ended already is none.
@@ -105,7 +128,6 @@ pub(super) fn close(session: &Session, reader: u64) {
 /// Opens a reader.
 pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, out: Out) {
     let limit = session.shared.limits.readers_max as usize;
-    let control = Rc::new(Control::default());
     let refusal = if session.readers.borrow().len() >= limit {
         Some(Refused::new(Code::TooManyReaders, format!("a connection may have {limit} readers")))
     } else if session.readers.borrow().contains_key(&open.reader) {
@@ -113,11 +135,13 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
     } else if open.leader_epoch != 0 {
         Some(Refused::new(Code::StaleEpoch, "the leader epoch is 0; ask for the metadata"))
     } else {
-        grant(session, &control, open.credit_bytes).err()
+        take_credit(session, open.credit_bytes).err()
     };
     if let Some(refused) = refusal {
         return out.refuse(&refused, correlation);
     }
+    let control = Rc::new(Control::default());
+    control.grant(open.credit_bytes);
     session.readers.borrow_mut().insert(open.reader, Rc::clone(&control));
     let session = Rc::clone(session);
     let span = tracing::debug_span!(
@@ -129,7 +153,7 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
                 out.refuse(&refused, correlation);
             }
             session.readers.borrow_mut().remove(&open.reader);
-            settle(&session, &control, 0);
+            give_back(&session, control.balance());
         }
         .instrument(span),
     );
@@ -249,7 +273,7 @@ async fn fetch(
             }
             control.changed.notified().await;
         }
-        let bytes_max = control.left().min(GROUP_BYTES);
+        let bytes_max = control.balance().min(GROUP_BYTES);
         let wanted = Wanted { from: next, bytes_max, records_left, deadline };
         let Group { answer, bodies } = match group(session, control, open, wanted).await {
             Ok(group) => group,
@@ -265,8 +289,7 @@ async fn fetch(
         };
         tries = 0;
         let bytes: u64 = bodies.iter().map(|body| body.len() as u64).sum();
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        settle(session, control, control.credit.get().saturating_sub(bytes));
+        give_back(session, control.spend(bytes));
         if let Some(last) = answer.batches.last() {
             records_left = records_left.saturating_sub(last.end().0.saturating_sub(next.0));
             next = last.end();
@@ -345,8 +368,25 @@ async fn ask(
         Err(rejection @ Rejection::Retry) => return Err(Stop::Passing(refused(&rejection))),
         Err(rejection) => return Err(Stop::End(EndReason::Refused(refused(&rejection)))),
     };
+    let Some(deadline) = deadline else {
+        return answer_to(control, &partition, |reply| Read { from, bytes_max, wait: true, reply }, None).await;
+    };
+    // What is there is given, however long it takes to find: only waiting for more has an end.
+    let found = answer_to(control, &partition, |reply| Read { from, bytes_max, wait: false, reply }, None).await?;
+    if !found.batches.is_empty() {
+        return Ok(found);
+    }
+    answer_to(control, &partition, |reply| Read { from, bytes_max, wait: true, reply }, Some(deadline)).await
+}
+
+async fn answer_to(
+    control: &Control,
+    partition: &Link<PartitionActor>,
+    read: impl FnOnce(ReplyTo) -> Read,
+    deadline: Option<tokio::time::Instant>,
+) -> Result<ReadAnswer, Stop> {
     let (reply, mut answer) = question();
-    partition.tell(Read { from, bytes_max, wait: true, reply });
+    partition.tell(read(reply));
     loop {
         if control.closed.get() {
             return Err(Stop::End(EndReason::Closed));
@@ -406,4 +446,47 @@ async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>,
         }
     }
     Ok(bodies)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Control;
+
+    #[test]
+    fn an_overdraft_counts_neither_when_it_is_made_nor_when_it_is_settled() {
+        let control = Control::default();
+        let mut total = control.raised_by(100);
+        control.grant(100);
+        // A batch may overdraw once; the client gives back all of what it was sent.
+        for sent in [60, 90, 1, 250] {
+            total -= control.spend(sent);
+            total += control.raised_by(sent);
+            control.grant(sent);
+            assert_eq!((total, control.balance()), (100, 100));
+        }
+        total -= control.spend(150);
+        assert_eq!((total, control.balance()), (0, 0));
+        total += control.raised_by(30);
+        control.grant(30);
+        assert_eq!((total, control.balance()), (0, 0));
+    }
+
+    #[test]
+    fn a_grant_that_comes_while_a_batch_is_fetched_is_counted_once() {
+        let control = Control::default();
+        let mut total = control.raised_by(10);
+        control.grant(10);
+        total += control.raised_by(40);
+        control.grant(40);
+        total -= control.spend(50);
+        assert_eq!((total, control.balance()), (0, 0));
+    }
+
+    #[test]
+    fn no_grant_is_too_large_to_be_counted() {
+        let control = Control::default();
+        assert!(control.raised_by(u64::MAX) >= u64::MAX / 2);
+        control.grant(u64::MAX);
+        assert!(control.raised_by(u64::MAX) == 0);
+    }
 }

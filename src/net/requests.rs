@@ -8,7 +8,8 @@ use tracing::Instrument;
 
 use super::reader;
 use super::refusal::{refused, unknown_topic};
-use super::session::{Out, Session, bad_frame, first, question};
+use super::out::Out;
+use super::session::{Session, bad_frame, first, question};
 use crate::actors::directory::{Do, List};
 use crate::actors::partition::Lookup;
 use crate::actors::reply::Answer;
@@ -66,11 +67,11 @@ pub(super) fn handle(
         | FrameKind::LookupOffset
         | FrameKind::OpenProducer
         | FrameKind::Status => {
-            let working = out.working(&frame);
             let (session, out) = (Rc::clone(session), out.clone());
             let request = tracing::debug_span!(target: "waterwheel::request", "request", ?kind);
             actix_rt::spawn(
                 async move {
+                    let out = out.for_long(&session.long_answers).await;
                     if let Err(refused) = answer(&session, kind, &frame, &out).await {
                         tracing::debug!(
                             target: "waterwheel::request",
@@ -78,7 +79,6 @@ pub(super) fn handle(
                         );
                         out.refuse(&refused, correlation);
                     }
-                    drop(working);
                 }
                 .instrument(request),
             );

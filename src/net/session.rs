@@ -10,9 +10,6 @@
 //!   A connection may hold only a share ([`ARRIVING_SHARE`]) of all in frames that are still arriving: one
 //!   that begins many large frames waits for itself.
 //! - N3 Batches of one stream reach their partitions in the order they came in.
-//! - N6 Nothing more is taken from a stream while more than [`OWED_BYTES_MAX`] of answers to what came on
-//!   it are being worked on or have not been taken by the client: one that asks and never reads waits for
-//!   itself.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,12 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use bytes::Bytes;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
 use super::endpoint::Listening;
+use super::out::{self, LONG_ANSWERS_MAX, Out};
 use super::refusal;
 use super::requests;
 use crate::actors::commit::LogGauge;
@@ -40,10 +38,10 @@ use crate::domain::rejection::Rejection;
 use crate::log::ReadPool;
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{
-    Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits, Header, encode,
+    Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits,
 };
 use crate::wire::hello::{Goodbye, Limits};
-use crate::wire::produce::{Accepted, Ack, Produce, SendStatus, Stored};
+use crate::wire::produce::{Ack, Produce};
 
 /// Time an admitted frame has to arrive whole.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,15 +55,6 @@ const FRAME_COST_BYTES: usize = 4096;
 const SMALL_BYTES: usize = 32 * 1024;
 /// The part of all that may be admitted which one connection may hold in frames that are still arriving.
 const ARRIVING_SHARE: u64 = 16;
-/// Answers written with one call.
-const ANSWERS_AT_ONCE: usize = 256;
-/// Answers a stream may owe, in bytes; the last may overdraw it.
-const OWED_BYTES_MAX: usize = 1 << 20;
-/// What an answer is counted at beside its bytes: its way through the channels.
-const ANSWER_COST_BYTES: usize = 256;
-/// What a request is counted at while it is worked on, beside its bytes.
-const REQUEST_COST_BYTES: usize = 16 * 1024;
-
 /// What every session shares.
 pub struct Shared {
     /// The actors.
@@ -141,107 +130,13 @@ pub struct Session {
     pub(super) credit: Cell<u64>,
     /// Bytes of frames that may be arriving at a time.
     arriving: Arc<Semaphore>,
+    /// Requests with long answers that may be under way at a time.
+    pub(super) long_answers: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session").finish_non_exhaustive()
-    }
-}
-
-/// What goes out on a stream beside the answers of actors: an encoded frame and its body.
-pub(super) type OutFrame = (Bytes, Bytes);
-
-/// Where a stream's answers go.
-#[derive(Debug, Clone)]
-pub(super) struct Out {
-    mails: UnboundedSender<Mail>,
-    frames: UnboundedSender<OutFrame>,
-    owed: Rc<Owed>,
-}
-
-/// What the answers take that a stream owes (N6).
-#[derive(Debug, Default)]
-struct Owed {
-    bytes: Cell<usize>,
-    /// Nothing is written any more: nobody need wait.
-    over: Cell<bool>,
-    changed: Notify,
-}
-
-impl Owed {
-    fn add(&self, bytes: usize) {
-        self.bytes.set(self.bytes.get().saturating_add(bytes));
-    }
-
-    fn pay(&self, bytes: usize) {
-        self.bytes.set(self.bytes.get().saturating_sub(bytes));
-        self.changed.notify_one();
-    }
-
-    fn end(&self) {
-        self.over.set(true);
-        self.changed.notify_one();
-    }
-
-    /// Waits until something more may be asked.
-    async fn room(&self) {
-        while self.bytes.get() >= OWED_BYTES_MAX && !self.over.get() {
-            self.changed.notified().await;
-        }
-    }
-}
-
-/// A request that is being worked on, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Working {
-    owed: Rc<Owed>,
-    bytes: usize,
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.owed.pay(self.bytes);
-    }
-}
-
-fn cost((head, body): &OutFrame) -> usize {
-    ANSWER_COST_BYTES + head.len() + body.len()
-}
-
-impl Out {
-    /// Counts a request as long as it is worked on.
-    pub(super) fn working(&self, frame: &Frame) -> Working {
-        let bytes = REQUEST_COST_BYTES + frame.header.len() + frame.body.len();
-        self.owed.add(bytes);
-        Working { owed: Rc::clone(&self.owed), bytes }
-    }
-
-    /// Sends a frame.
-    pub(super) fn send<H: Header>(&self, header: &H, correlation: u64, body: Bytes) {
-        let mut out = BytesMut::with_capacity(128);
-        let fits = encode(header, correlation, body.len(), &mut out).is_ok();
-        let frame = if fits {
-            (out.freeze(), body)
-        } else {
-            out.clear();
-            let refused = Refused::new(Code::Internal, "the answer is too large for a frame");
-            let _ = encode(&refused, correlation, 0, &mut out);
-            (out.freeze(), Bytes::new())
-        };
-        self.owed.add(cost(&frame));
-        // A stream whose writer is gone has nobody to tell.
-        let _ = self.frames.send(frame);
-    }
-
-    /// Sends a refusal.
-    pub(super) fn refuse(&self, refused: &Refused, correlation: u64) {
-        self.send(refused, correlation, Bytes::new());
-    }
-
-    fn reply(&self, correlation: u64) -> ReplyTo {
-        self.owed.add(ANSWER_COST_BYTES);
-        ReplyTo::new(self.mails.clone(), correlation)
     }
 }
 
@@ -283,6 +178,7 @@ async fn accept(
     let session = Rc::new(Session {
         shared,
         arriving: Arc::new(Semaphore::new(arriving)),
+        long_answers: Arc::new(Semaphore::new(LONG_ANSWERS_MAX)),
         connection: connection.clone(),
         greeted: Cell::new(false),
         control: RefCell::new(None),
@@ -332,15 +228,8 @@ impl Session {
     }
 
     fn open_stream(self: &Rc<Self>, send: quinn::SendStream, recv: quinn::RecvStream) {
-        let (mails, mails_rx) = mpsc::unbounded_channel();
-        let (frames, frames_rx) = mpsc::unbounded_channel();
-        let owed = Rc::new(Owed::default());
-        let out = Out { mails, frames, owed: Rc::clone(&owed) };
-        let write = async move {
-            write_stream(send, mails_rx, frames_rx, &owed).await;
-            owed.end();
-        };
-        actix_rt::spawn(write.in_current_span());
+        let (out, leaving) = out::out();
+        actix_rt::spawn(out::write(send, leaving).in_current_span());
         let session = Rc::clone(self);
         actix_rt::spawn(
             async move {
@@ -382,10 +271,6 @@ impl Session {
                 while let Some(frame) = decoder.feed(&mut piece).map_err(bad_frame)? {
                     deadline = None;
                     drop(arriving.take());
-                    // What others wait for is not held while this client is waited for.
-                    if permit.is_none() {
-                        out.owed.room().await;
-                    }
                     self.dispatch(frame, permit.take(), out).await?;
                 }
             }
@@ -394,11 +279,10 @@ impl Session {
             if deadline.is_none()
                 && let Some(pending) = decoder.pending()
             {
-                let bytes = pending.body_bytes;
-                if permit.is_none() && bytes > SMALL_BYTES {
-                    out.owed.room().await;
-                    arriving = acquire(&self.arriving, bytes).await;
-                    permit = self.admit(bytes).await;
+                if permit.is_none() && pending.body_bytes > SMALL_BYTES {
+                    out.room().await;
+                    arriving = acquire(&self.arriving, pending.body_bytes).await;
+                    permit = self.admit(pending.body_bytes).await;
                 }
                 deadline = Some(tokio::time::Instant::now() + FRAME_TIMEOUT);
             }
@@ -417,7 +301,7 @@ impl Session {
         out: &Out,
     ) -> Result<(), Refused> {
         let Some(kind) = frame.kind() else {
-            if frame.prefix.class() == FrameClass::Request {
+            if frame.prefix.class() == FrameClass::Request && out.begin().await {
                 let refused = Refused::new(
                     Code::Unsupported,
                     format!("this broker knows no request of kind {:#06x}", frame.prefix.kind),
@@ -436,6 +320,9 @@ impl Session {
             return self.produce(&frame, permit, out).instrument(span).await;
         }
         drop(permit);
+        if frame.prefix.class() == FrameClass::Request && !out.begin().await {
+            return Ok(());
+        }
         requests::handle(self, kind, frame, out)
     }
 
@@ -447,6 +334,9 @@ impl Session {
     ) -> Result<(), Refused> {
         let header: Produce = frame.decode().map_err(bad_frame)?;
         let correlation = frame.correlation();
+        if header.ack != Ack::None && !out.begin().await {
+            return Ok(());
+        }
         let refuse = |refused: Refused| {
             if header.ack == Ack::None {
                 tracing::debug!(target: "waterwheel::session", why = refused.message, "one-way batch refused");
@@ -539,69 +429,4 @@ pub(super) fn bad_frame(error: FrameError) -> Refused {
         _ => Code::FrameMalformed,
     };
     Refused::new(code, error.to_string())
-}
-
-async fn write_stream(
-    mut send: quinn::SendStream,
-    mut mails: UnboundedReceiver<Mail>,
-    mut frames: UnboundedReceiver<OutFrame>,
-    owed: &Owed,
-) {
-    let mut batch = Vec::with_capacity(ANSWERS_AT_ONCE);
-    let (mut mails_open, mut frames_open) = (true, true);
-    while mails_open || frames_open {
-        let mut out = BytesMut::new();
-        let mut body = Bytes::new();
-        let mut paid = 0;
-        tokio::select! {
-            count = mails.recv_many(&mut batch, ANSWERS_AT_ONCE), if mails_open => {
-                mails_open = count > 0;
-                for mail in batch.drain(..) {
-                    if !matches!(mail.answer, Answer::Accepted) {
-                        paid += ANSWER_COST_BYTES;
-                    }
-                    encode_mail(mail, &mut out);
-                }
-            }
-            frame = frames.recv(), if frames_open => match frame {
-                Some(frame) => {
-                    paid = cost(&frame);
-                    out.extend_from_slice(&frame.0);
-                    body = frame.1;
-                }
-                None => frames_open = false,
-            }
-        }
-        let mut pieces = [out.freeze(), body];
-        if send.write_all_chunks(&mut pieces).await.is_err() {
-            return;
-        }
-        owed.pay(paid);
-    }
-    let _ = send.finish();
-}
-
-fn encode_mail(mail: Mail, out: &mut BytesMut) {
-    let Mail { correlation, answer } = mail;
-    let encoded = match answer {
-        Answer::Stored { receipt, repeat } => {
-            let stored = Stored {
-                first_offset: Some(receipt.first_offset),
-                first_number: receipt.first_number,
-                appended: receipt.appended,
-                status: SendStatus::SendOk,
-                duplicate: repeat,
-            };
-            encode(&stored, correlation, 0, out)
-        }
-        Answer::Accepted => encode(&Accepted {}, correlation, 0, out),
-        Answer::Refused(rejection) => encode(&refusal::refused(&rejection), correlation, 0, out),
-        Answer::Batches(_)
-        | Answer::Bounds(_)
-        | Answer::Topic(_)
-        | Answer::Topics(..)
-        | Answer::Producer(_)
-        | Answer::Partition(..) => Ok(()),
-    };
-    debug_assert!(encoded.is_ok(), "N3: answers to batches are small");
 }

@@ -31,8 +31,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The protocol spoken after the handshake; another one is refused in it.
-pub const ALPN: &[u8] = b"waterwheel/1";
+use crate::wire::ALPN;
+
 /// The names the development certificate is good for.
 pub const DEVELOPMENT_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 

@@ -58,5 +58,10 @@ pub const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// carries it, which saves most of the packets; elsewhere discovery settles for less.
 pub const DATAGRAM_BYTES_MAX: u16 = 65_527;
 
+/// The largest UDP payload looked for on paths other than loopback, in bytes: there datagrams go to the
+/// kernel ten at a time, and all ten together must fit into what UDP carries. On loopback they go one by
+/// one, as large as they come, which costs less than half.
+pub const SEGMENT_BYTES_MAX: u16 = 6_550;
+
 #[cfg(test)]
 mod tests;

@@ -359,6 +359,11 @@ impl Reader {
         }
     }
 
+    /// Tells the broker to stop sending on this stream.
+    pub(crate) fn refuse(&mut self) {
+        self.frames.recv.stop(0_u32.into()).unwrap();
+    }
+
     pub(crate) async fn to_end(&mut self) -> (Vec<(Deliver, Bytes)>, ReaderEnd) {
         let mut batches = Vec::new();
         loop {

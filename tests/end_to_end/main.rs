@@ -9,4 +9,7 @@ mod disk;
 mod failure;
 mod hostile;
 mod produce;
+mod read;
+mod retention;
 mod rig;
+mod topics;

@@ -17,7 +17,8 @@ use waterwheel::config::Config;
 use waterwheel::log::Disk;
 use waterwheel::net::endpoint::{Path as NetPath, transport};
 use waterwheel::net::session::Shared;
-use waterwheel::net::tls::{ALPN, provider};
+use waterwheel::net::tls::provider;
+use waterwheel::wire::ALPN;
 use waterwheel::wire::hello::{Ping, Pong};
 
 use crate::client::Client;

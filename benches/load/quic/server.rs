@@ -1,17 +1,18 @@
 //! The raw server: accepts, discards, answers, pumps. As in the broker, an accepted connection is
 //! handed to a worker before its handshake is driven there.
 
-use std::io::Write;
 use std::path::Path;
 
 use bytes::Bytes;
 use quinn::{Connection, Incoming, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
+use super::settings::Door;
 use super::{Settings, TASK_BYTES, Task};
 use crate::load::Outcome;
 use crate::load::environment::cores;
 use crate::load::payload::Noise;
+use crate::load::role::announce;
 
 /// How many pieces of a stream one read takes at most.
 const CHUNKS: usize = 64;
@@ -20,14 +21,12 @@ const PUMP_BYTES: usize = 1 << 20;
 
 /// Serves until the process ends.
 pub(crate) fn serve(settings: Settings, dir: &Path) -> Outcome<()> {
-    let workers: Vec<mpsc::UnboundedSender<Incoming>> = (0..cores()).map(|_| worker()).collect();
     runtime()?.block_on(async {
-        let endpoint = settings.listen(dir)?;
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "listening on {}", endpoint.local_addr()?)?;
-        out.flush()?;
+        let door = settings.listen(dir)?;
+        let workers: Vec<_> = (0..cores()).map(|_| worker(door.clone())).collect();
+        announce(door.endpoint().local_addr()?)?;
         for worker in workers.iter().cycle() {
-            let Some(incoming) = endpoint.accept().await else {
+            let Some(incoming) = door.endpoint().accept().await else {
                 break;
             };
             worker.send(incoming)?;
@@ -44,14 +43,15 @@ pub(crate) fn runtime() -> Outcome<tokio::runtime::Runtime> {
 }
 
 /// A thread that drives the connections it is handed.
-fn worker() -> mpsc::UnboundedSender<Incoming> {
+fn worker(door: Door) -> mpsc::UnboundedSender<Incoming> {
     let (sender, mut receiver) = mpsc::unbounded_channel::<Incoming>();
     std::thread::spawn(move || {
         let Ok(runtime) = runtime() else { return };
         runtime.block_on(async {
             while let Some(incoming) = receiver.recv().await {
+                let door = door.clone();
                 tokio::spawn(async move {
-                    if let Ok(accepting) = incoming.accept()
+                    if let Ok(accepting) = door.admit(incoming)
                         && let Ok(connection) = accepting.await
                     {
                         converse(connection).await;

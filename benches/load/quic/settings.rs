@@ -10,14 +10,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
+use quinn::{
+    ClientConfig, Connecting, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig,
+};
 use rustix::net::sockopt;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use waterwheel::net::endpoint::{
-    EndpointOptions, SOCKET_BUFFER_BYTES, UDP_PAYLOAD_BYTES_MAX, endpoint, transport,
+    EndpointOptions, Listening, Path as PathKind, SOCKET_BUFFER_BYTES, endpoint, transport,
 };
-use waterwheel::net::tls::{ALPN, Certificates, provider};
+use waterwheel::net::tls::{Certificates, provider};
+use waterwheel::wire::{ALPN, DATAGRAM_BYTES_MAX};
 
 use crate::load::Outcome;
 
@@ -55,10 +58,10 @@ impl Settings {
             .ok_or_else(|| format!("no settings are called {name}").into())
     }
 
-    /// An endpoint that accepts; what a client must trust is left in `dir`.
-    pub(crate) fn listen(self, dir: &Path) -> Outcome<Endpoint> {
+    /// A door that lets clients in; what they must trust is left in `dir`.
+    pub(crate) fn listen(self, dir: &Path) -> Outcome<Door> {
         match self {
-            Self::Product => Ok(endpoint(&EndpointOptions {
+            Self::Product => Ok(Door::Product(Arc::new(endpoint(&EndpointOptions {
                 listen: LOOPBACK,
                 data: dir.to_owned(),
                 certificates: Certificates::Development {
@@ -66,14 +69,14 @@ impl Settings {
                 },
                 number: 0,
                 handshakes_max: 1_024,
-            })?),
+            })?))),
             Self::Defaults => {
                 let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
                 let certificate = made.cert.der().clone();
                 fs::write(dir.join(CERTIFICATE), &certificate)?;
                 let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
                 let config = ServerConfig::with_single_cert(vec![certificate], key.into())?;
-                Ok(Endpoint::server(config, LOOPBACK)?)
+                Ok(Door::Defaults(Endpoint::server(config, LOOPBACK)?))
             }
         }
     }
@@ -100,6 +103,33 @@ impl Settings {
     }
 }
 
+/// An endpoint that accepts.
+#[derive(Clone)]
+pub(crate) enum Door {
+    /// The product's.
+    Product(Arc<Listening>),
+    /// Quinn's.
+    Defaults(Endpoint),
+}
+
+impl Door {
+    /// The endpoint.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        match self {
+            Self::Product(listening) => &listening.endpoint,
+            Self::Defaults(endpoint) => endpoint,
+        }
+    }
+
+    /// Lets a client in.
+    pub(crate) fn admit(&self, incoming: Incoming) -> Result<Connecting, ConnectionError> {
+        match self {
+            Self::Product(listening) => listening.admit(incoming),
+            Self::Defaults(_) => incoming.accept(),
+        }
+    }
+}
+
 fn product_client(roots: rustls::RootCertStore) -> Outcome<Endpoint> {
     let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -107,7 +137,7 @@ fn product_client(roots: rustls::RootCertStore) -> Outcome<Endpoint> {
         .with_no_client_auth();
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-    client.transport_config(Arc::new(transport()));
+    client.transport_config(Arc::new(transport(PathKind::Loopback)));
     let socket = UdpSocket::bind(LOOPBACK)?;
     // As the product's server end does; where the kernel grants less, it grants less to both.
     let _ = sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_BYTES)
@@ -115,7 +145,7 @@ fn product_client(roots: rustls::RootCertStore) -> Outcome<Endpoint> {
     let _ = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER_BYTES)
         .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES));
     let mut config = EndpointConfig::default();
-    config.max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX)?;
+    config.max_udp_payload_size(DATAGRAM_BYTES_MAX)?;
     let mut endpoint = Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))?;
     endpoint.set_default_client_config(client);
     Ok(endpoint)

@@ -96,7 +96,9 @@ impl RawServer {
     ) -> Outcome<Transfer> {
         let (server, own) = (self.process.usage()?, Usage::own()?);
         let begun = Instant::now();
-        let moved = muster(connections, span + OVERTIME, |_| carry(&self.target, way, span))?;
+        let moved = muster(connections, span + OVERTIME, |_| {
+            carry(&self.target, way, span)
+        })?;
         let took = begun.elapsed();
         Ok(Transfer {
             bytes: moved.into_iter().sum(),
@@ -104,6 +106,18 @@ impl RawServer {
             server_cpu_s: self.process.usage()?.since(server).cpu_s,
             own_cpu_s: Usage::own()?.since(own).cpu_s,
         })
+    }
+
+    /// A process that pours over so many connections until its handle goes.
+    pub(crate) fn flood(&self, connections: usize) -> Outcome<Process> {
+        let mut command = role::command(role::QUIC_FLOOD)?;
+        command
+            .arg(self.target.settings.name())
+            .arg(&self.target.dir);
+        command
+            .arg(self.target.address.to_string())
+            .arg(connections.to_string());
+        Process::start(command, READY_WITHIN)
     }
 
     /// Round trips one after the other for `span`.
@@ -200,10 +214,9 @@ pub(crate) async fn ask(
 
 /// Pours over so many connections until the process is ended.
 pub(crate) fn flood(target: &Target, connections: usize) -> Outcome<()> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "listening on {}", target.address)?;
-    out.flush()?;
-    muster(connections, FOR_EVER, |_| carry(target, Way::Pour, FOR_EVER))?;
+    role::announce(target.address)?;
+    muster(connections, FOR_EVER, |_| {
+        carry(target, Way::Pour, FOR_EVER)
+    })?;
     Ok(())
 }

@@ -269,26 +269,27 @@ impl Index {
         gone
     }
 
-    /// Up to where records are older than `before`, or above what `bytes_max` allows: the new start
-    /// offset, by whole batches where the run is loaded, else by whole runs.
+    /// Up to where records are older than `before`, or not needed to keep at least `bytes_kept`: the new
+    /// start offset, by whole batches where the run is loaded, else by whole runs.
     #[must_use]
-    pub fn expired(&self, before: Option<WallMs>, bytes_max: Option<u64>) -> Option<Offset> {
+    pub fn expired(&self, before: Option<WallMs>, bytes_kept: Option<u64>) -> Option<Offset> {
         let mut start = None;
         let mut left = self.bytes;
         for run in self.runs.values() {
             let old = |appended: WallMs| before.is_some_and(|before| appended < before);
-            let over = |left: u64| bytes_max.is_some_and(|max| left > max);
-            if old(run.last_appended) || over(left.saturating_sub(run.bytes)) {
+            let enough = |left: u64| bytes_kept.is_some_and(|kept| left >= kept);
+            if old(run.last_appended) || enough(left.saturating_sub(run.bytes)) {
                 start = Some(run.end);
                 left = left.saturating_sub(run.bytes);
                 continue;
             }
             for batch in run.batches.iter().flat_map(|batches| batches.iter()) {
-                if !old(batch.appended) && !over(left) {
+                let without = left.saturating_sub(u64::from(batch.length));
+                if !old(batch.appended) && !enough(without) {
                     break;
                 }
                 start = Some(batch.end());
-                left = left.saturating_sub(u64::from(batch.length));
+                left = without;
             }
             break;
         }

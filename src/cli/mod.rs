@@ -1,0 +1,127 @@
+//! The command line: one file per subcommand, [`exit`] for how each ends.
+//!
+//! Results go to stdout, what is to be said about them to stderr. `--json` prints one object per line.
+
+pub mod connect;
+pub mod consume;
+pub mod duration;
+pub mod exit;
+pub mod framing;
+pub mod json;
+pub mod output;
+pub mod produce;
+
+mod check;
+mod demo;
+mod scratch;
+mod serve;
+mod status;
+mod topic;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use connect::Connect;
+use exit::{CliError, Outcome};
+use output::say;
+
+/// Turns of the runtime in which a client's tasks close its connection: several times what they take.
+const GOODBYE_TURNS: u32 = 128;
+
+/// A durable message broker built of actors: one commit log, QUIC on the wire.
+///
+/// Exit codes: 0 done; 1 the answer is no (unacknowledged, damaged, not found); 2 usage or
+/// configuration; 3 no broker answers, or TLS; 4 the broker refused, its stable code on stderr.
+#[derive(Debug, Parser)]
+#[command(name = "waterwheel", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Arguments),
+    Topic(topic::Arguments),
+    /// Send records read from a file or stdin.
+    Produce {
+        #[command(flatten)]
+        arguments: produce::Arguments,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Read a topic and print its records.
+    Consume {
+        #[command(flatten)]
+        arguments: consume::Arguments,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    Status(status::Arguments),
+    Check(check::Arguments),
+    Demo(demo::Arguments),
+}
+
+/// Runs the command line of this process and says how it went.
+#[must_use]
+pub fn run() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Topic(arguments) => on_a_runtime(topic::run(arguments)),
+        Command::Produce { arguments, connect } => {
+            on_a_runtime(async move { produce::run(arguments, &connect).await })
+        }
+        Command::Consume { arguments, connect } => {
+            on_a_runtime(async move { consume::run(arguments, &connect).await })
+        }
+        Command::Status(arguments) => on_a_runtime(status::run(arguments)),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+    };
+    ExitCode::from(match outcome {
+        Ok(outcome) => outcome.exit_code(),
+        Err(error) => {
+            say(format_args!("waterwheel: {error}"));
+            error.exit_code()
+        }
+    })
+}
+
+/// Client commands need one thread and no actors.
+fn on_a_runtime(
+    command: impl Future<Output = Result<Outcome, CliError>>,
+) -> Result<Outcome, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|fault| CliError::Failed(format!("cannot start: {fault}")))?;
+    runtime.block_on(async {
+        let outcome = command.await;
+        // The client is gone by now; its tasks have yet to tell the broker, or the broker would keep
+        // the connection until it times out.
+        for _ in 0..GOODBYE_TURNS {
+            tokio::task::yield_now().await;
+        }
+        outcome
+    })
+}
+
+/// Prints a line on stdout. A closed pipe is nobody's loss.
+fn print(line: impl std::fmt::Display) -> Result<(), CliError> {
+    match writeln!(io::stdout().lock(), "{line}") {
+        Err(fault) if fault.kind() != io::ErrorKind::BrokenPipe => {
+            Err(CliError::Failed(format!("cannot write to stdout: {fault}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints an object as one line of JSON.
+fn print_json(object: &impl Serialize) -> Result<(), CliError> {
+    let line = serde_json::to_string(object)
+        .map_err(|fault| CliError::Failed(format!("cannot write JSON: {fault}")))?;
+    print(line)
+}

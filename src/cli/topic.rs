@@ -1,0 +1,343 @@
+//! `waterwheel topic`: make, list, describe, alter and delete topics.
+//!
+//! With `--json` a topic is one object a line: `name`, `id`, `partitions`, `keyed`, `flush`,
+//! `retention_ms`, `retention_bytes` (both null where all is kept); `describe` adds `details`, an array
+//! of `partition`, `start_offset`, `high_watermark`, `log_end_offset`.
+
+use std::num::NonZeroU64;
+
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+
+use super::connect::Connect;
+use super::duration::parse_duration;
+use super::exit::{CliError, Outcome};
+use super::{print, print_json};
+use crate::client::{
+    AdminError, AlterTopic, Code, FlushMode, PartitionInfo, TopicConfig, TopicInfo,
+};
+
+/// Make, list, describe, alter and delete topics.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    connect: Connect,
+    /// Print one JSON object per topic.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a topic.
+    Create {
+        /// Its name: 1 to 249 of letters, digits, `.`, `_` and `-`.
+        name: String,
+        /// How many partitions, 1 to 10000; fixed for ever unless --unkeyed.
+        #[arg(long, value_name = "N")]
+        partitions: u32,
+        /// Its records have no keys; then partitions can be added later.
+        #[arg(long)]
+        unkeyed: bool,
+        /// What its producers wait for by default: sync (durable) or async (memory).
+        #[arg(long, value_enum, default_value = "sync")]
+        flush: Flush,
+        /// How long records are kept at least, e.g. 7d; all are where it is not given.
+        #[arg(long, value_name = "SPAN", value_parser = parse_kept_ms)]
+        retention: Option<Kept>,
+        /// How many bytes a partition keeps at least; all where it is not given.
+        #[arg(long, value_name = "BYTES", value_parser = parse_kept_bytes)]
+        retention_bytes: Option<Kept>,
+    },
+    /// List all topics.
+    List,
+    /// Show a topic and where its partitions begin and end.
+    Describe {
+        /// Its name.
+        name: String,
+    },
+    /// Change a topic; what is not given stays.
+    Alter {
+        /// Its name.
+        name: String,
+        /// More partitions; refused for keyed topics.
+        #[arg(long, value_name = "N")]
+        partitions: Option<u32>,
+        /// What its producers wait for by default.
+        #[arg(long, value_enum)]
+        flush: Option<Flush>,
+        /// How long records are kept at least, or `all`.
+        #[arg(long, value_name = "SPAN", value_parser = parse_kept_ms)]
+        retention: Option<Kept>,
+        /// How many bytes a partition keeps at least, or `all`.
+        #[arg(long, value_name = "BYTES", value_parser = parse_kept_bytes)]
+        retention_bytes: Option<Kept>,
+    },
+    /// Delete a topic and what is in it.
+    Delete {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Flush {
+    Sync,
+    Async,
+}
+
+impl From<Flush> for FlushMode {
+    fn from(flush: Flush) -> Self {
+        match flush {
+            Flush::Sync => Self::Sync,
+            Flush::Async => Self::Async,
+        }
+    }
+}
+
+/// How much is kept; none is all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kept(Option<NonZeroU64>);
+
+impl Kept {
+    fn amount(self) -> Option<u64> {
+        self.0.map(NonZeroU64::get)
+    }
+}
+
+fn parse_kept(text: &str, amount: impl Fn(&str) -> Result<u64, String>) -> Result<Kept, String> {
+    if text == "all" {
+        return Ok(Kept(None));
+    }
+    match NonZeroU64::new(amount(text)?) {
+        Some(amount) => Ok(Kept(Some(amount))),
+        None => Err("nothing would be kept; write `all` to keep everything".to_owned()),
+    }
+}
+
+fn parse_kept_ms(text: &str) -> Result<Kept, String> {
+    parse_kept(text, |text| {
+        u64::try_from(parse_duration(text)?.as_millis()).map_err(|fault| fault.to_string())
+    })
+}
+
+fn parse_kept_bytes(text: &str) -> Result<Kept, String> {
+    parse_kept(text, |text| {
+        text.replace('_', "")
+            .parse()
+            .map_err(|_| format!("{text:?} is no number of bytes; write e.g. 1_000_000_000 or all"))
+    })
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
+    let client = arguments.connect.client().await?;
+    let json = arguments.json;
+    match arguments.action {
+        Action::Create {
+            name,
+            partitions,
+            unkeyed,
+            flush,
+            retention,
+            retention_bytes,
+        } => {
+            let config = TopicConfig {
+                partitions,
+                keyed: !unkeyed,
+                flush: flush.into(),
+                retention_ms: retention.and_then(Kept::amount),
+                retention_bytes: retention_bytes.and_then(Kept::amount),
+            };
+            let topic = client.create_topic(&name, config).await?;
+            show(&topic, json, "created ")?;
+        }
+        Action::List => {
+            for topic in client.topics().await? {
+                show(&topic, json, "")?;
+            }
+        }
+        Action::Describe { name } => {
+            let found = client.describe_topic(&name).await.map_err(missing)?;
+            describe(&found.topic, &found.partitions, json)?;
+        }
+        Action::Alter {
+            name,
+            partitions,
+            flush,
+            retention,
+            retention_bytes,
+        } => {
+            let change = AlterTopic {
+                name,
+                partitions,
+                flush: flush.map(FlushMode::from),
+                retention_ms: retention.map(Kept::amount),
+                retention_bytes: retention_bytes.map(Kept::amount),
+            };
+            let topic = client.alter_topic(&change).await.map_err(missing)?;
+            show(&topic, json, "altered ")?;
+        }
+        Action::Delete { name } => {
+            let topic = client.delete_topic(&name).await.map_err(missing)?;
+            show(&topic, json, "deleted ")?;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// The question was about this topic: that there is none is the answer.
+fn missing(error: AdminError) -> CliError {
+    if let AdminError::Refused(refusal) = &error
+        && refusal.code == Code::UnknownTopic
+    {
+        return CliError::Failed(refusal.to_string());
+    }
+    error.into()
+}
+
+#[derive(Serialize)]
+struct TopicLine<'a> {
+    name: &'a str,
+    id: u64,
+    partitions: u32,
+    keyed: bool,
+    flush: FlushMode,
+    retention_ms: Option<u64>,
+    retention_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Vec<PartitionLine>>,
+}
+
+#[derive(Serialize)]
+struct PartitionLine {
+    partition: u32,
+    start_offset: u64,
+    high_watermark: u64,
+    log_end_offset: u64,
+}
+
+impl<'a> TopicLine<'a> {
+    fn new(topic: &'a TopicInfo, details: Option<&[PartitionInfo]>) -> Self {
+        Self {
+            name: &topic.name,
+            id: topic.id.0,
+            partitions: topic.config.partitions,
+            keyed: topic.config.keyed,
+            flush: topic.config.flush,
+            retention_ms: topic.config.retention_ms,
+            retention_bytes: topic.config.retention_bytes,
+            details: details.map(|partitions| partitions.iter().map(PartitionLine::new).collect()),
+        }
+    }
+
+    fn text(&self, did: &str) -> String {
+        let kept = match (self.retention_ms, self.retention_bytes) {
+            (None, None) => "keeps everything".to_owned(),
+            (Some(ms), None) => format!("keeps {ms} ms"),
+            (None, Some(bytes)) => format!("keeps {bytes} bytes a partition"),
+            (Some(ms), Some(bytes)) => format!("keeps {ms} ms and {bytes} bytes a partition"),
+        };
+        format!(
+            "{did}{} (id {}): {} partition{}, {}, flush {}, {kept}",
+            self.name,
+            self.id,
+            self.partitions,
+            if self.partitions == 1 { "" } else { "s" },
+            if self.keyed { "keyed" } else { "unkeyed" },
+            match self.flush {
+                FlushMode::Sync => "sync",
+                FlushMode::Async => "async",
+            },
+        )
+    }
+}
+
+impl PartitionLine {
+    fn new(partition: &PartitionInfo) -> Self {
+        Self {
+            partition: partition.partition.0,
+            start_offset: partition.start_offset.0,
+            high_watermark: partition.high_watermark.0,
+            log_end_offset: partition.log_end_offset.0,
+        }
+    }
+}
+
+fn show(topic: &TopicInfo, json: bool, did: &str) -> Result<(), CliError> {
+    let line = TopicLine::new(topic, None);
+    match json {
+        true => print_json(&line),
+        false => print(line.text(did)),
+    }
+}
+
+fn describe(topic: &TopicInfo, partitions: &[PartitionInfo], json: bool) -> Result<(), CliError> {
+    let line = TopicLine::new(topic, Some(partitions));
+    if json {
+        return print_json(&line);
+    }
+    print(line.text(""))?;
+    for partition in line.details.iter().flatten() {
+        print(format_args!(
+            "  partition {:>5}  offsets {} to {}  log end {}",
+            partition.partition,
+            partition.start_offset,
+            partition.high_watermark,
+            partition.log_end_offset,
+        ))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::id::{Lane, Offset, PartitionIndex, RecordNumber, TopicId};
+
+    fn topic() -> TopicInfo {
+        TopicInfo {
+            name: "orders".to_owned(),
+            id: TopicId(7),
+            config: TopicConfig {
+                retention_ms: Some(1000),
+                ..TopicConfig::new(1)
+            },
+            lanes: 1,
+            leaders: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_topic_is_one_object_with_these_fields() {
+        let details = [PartitionInfo {
+            partition: PartitionIndex(0),
+            lane: Lane::ZERO,
+            start_offset: Offset(2),
+            high_watermark: Offset(5),
+            log_end_offset: Offset(6),
+            next_number: RecordNumber(6),
+        }];
+        let topic = topic();
+        let line = TopicLine::new(&topic, Some(&details));
+        assert_eq!(
+            serde_json::to_string(&line).unwrap(),
+            r#"{"name":"orders","id":7,"partitions":1,"keyed":true,"flush":"sync","retention_ms":1000,"retention_bytes":null,"details":[{"partition":0,"start_offset":2,"high_watermark":5,"log_end_offset":6}]}"#
+        );
+        assert_eq!(
+            TopicLine::new(&topic, None).text("created "),
+            "created orders (id 7): 1 partition, keyed, flush sync, keeps 1000 ms"
+        );
+    }
+
+    #[test]
+    fn how_much_is_kept_is_a_span_a_number_or_all() {
+        let amount = |kept: Result<Kept, String>| kept.map(Kept::amount);
+        assert_eq!(amount(parse_kept_ms("2m")), Ok(Some(120_000)));
+        assert_eq!(amount(parse_kept_ms("all")), Ok(None));
+        assert_eq!(amount(parse_kept_bytes("1_000")), Ok(Some(1000)));
+        assert!(parse_kept_ms("0s").unwrap_err().contains("`all`"));
+        assert!(parse_kept_bytes("1GB").is_err());
+    }
+}
