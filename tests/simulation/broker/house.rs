@@ -25,6 +25,8 @@ pub(crate) const LIMITS: Limits = Limits { producers_max: 10 };
 #[derive(Default)]
 struct Checkpoint {
     round: u64,
+    /// The commit actor has not named the round's owners yet (K1).
+    asking: bool,
     position: Option<LogPosition>,
     waiting: BTreeSet<OwnerId>,
     early: BTreeSet<OwnerId>,
@@ -322,13 +324,13 @@ impl House {
             }
         }
         let position = self.log.end();
-        self.tell(To::Checkpoint, Message::Began { round, position, owners });
+        self.tell(To::Checkpoint, Message::Began { position, owners });
     }
 
     fn store(&mut self, message: Message) {
         match message {
             Message::Write(changes) => self.views.write(changes),
-            Message::WriteMark { round: _, position } => {
+            Message::WriteMark { position } => {
                 self.views.mark(position);
                 self.tell(To::Checkpoint, Message::Marked { position });
             }
@@ -347,34 +349,29 @@ impl House {
 
     fn checkpoint(&mut self, message: Message) {
         match message {
+            Message::Round if self.checkpoint.asking => {}
             Message::Round => {
                 self.checkpoint.round += 1;
+                self.checkpoint.asking = true;
                 self.checkpoint.position = None;
                 self.checkpoint.early.clear();
                 let again = std::mem::take(&mut self.checkpoint.waiting);
                 let round = self.checkpoint.round;
                 self.tell(To::Commit, Message::BeginCheckpoint { round, again });
             }
-            Message::Began { round, owners, .. } if round != self.checkpoint.round => {
-                self.checkpoint.waiting.extend(owners);
-            }
-            Message::Began { position, owners, .. } => {
+            Message::Began { position, owners } => {
                 let early = std::mem::take(&mut self.checkpoint.early);
+                self.checkpoint.asking = false;
                 self.checkpoint.position = Some(position);
-                // Owners of a round given up before it began have not handed over theirs.
-                self.checkpoint.waiting.extend(owners);
-                self.checkpoint.waiting.retain(|owner| !early.contains(owner));
+                self.checkpoint.waiting = &owners - &early;
             }
-            Message::RowsWritten { round, owner } if round == self.checkpoint.round => {
-                if self.checkpoint.position.is_none() {
+            Message::RowsWritten { round, .. } if round != self.checkpoint.round => {}
+            Message::RowsWritten { owner, .. } | Message::Gone { owner } => {
+                if self.checkpoint.asking {
                     self.checkpoint.early.insert(owner);
                 } else {
                     self.checkpoint.waiting.remove(&owner);
                 }
-            }
-            Message::RowsWritten { .. } => {}
-            Message::Gone { owner } => {
-                self.checkpoint.waiting.remove(&owner);
             }
             Message::Marked { position } => {
                 self.tell(To::Cleaner, Message::MarkMoved(position));
@@ -385,8 +382,7 @@ impl House {
         if self.checkpoint.waiting.is_empty()
             && let Some(position) = self.checkpoint.position.take()
         {
-            let round = self.checkpoint.round;
-            self.tell(To::Store, Message::WriteMark { round, position });
+            self.tell(To::Store, Message::WriteMark { position });
         }
     }
 

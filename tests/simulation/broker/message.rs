@@ -66,12 +66,12 @@ pub(crate) enum Message {
     RunLoaded { first: Offset, run: Vec<BatchPlace> },
     // To the store.
     Write(Vec<Change>),
-    WriteMark { round: u64, position: LogPosition },
+    WriteMark { position: LogPosition },
     LoadOwner { owner: OwnerId, address: u64 },
     LoadRun { owner: OwnerId, address: u64, first: Offset },
     // To the checkpoint actor.
     Round,
-    Began { round: u64, position: LogPosition, owners: BTreeSet<OwnerId> },
+    Began { position: LogPosition, owners: BTreeSet<OwnerId> },
     RowsWritten { round: u64, owner: OwnerId },
     Gone { owner: OwnerId },
     Marked { position: LogPosition },
