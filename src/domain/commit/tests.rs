@@ -14,11 +14,27 @@ const RUN_BYTES_MAX: u32 = 1_000;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Enqueue { author: u64, stale: bool, need: Need, drafts: Vec<(u64, EntryKind, u32, usize)> },
-    Begin { owner: u64 },
-    Delete { first: u64, count: u64 },
-    Flush { bytes_max: u32, room: Need, written: bool },
-    Wall { by: i64 },
+    Enqueue {
+        author: u64,
+        stale: bool,
+        need: Need,
+        drafts: Vec<(u64, EntryKind, u32, usize)>,
+    },
+    Begin {
+        owner: u64,
+    },
+    Delete {
+        first: u64,
+        count: u64,
+    },
+    Flush {
+        bytes_max: u32,
+        room: Need,
+        written: bool,
+    },
+    Wall {
+        by: i64,
+    },
     Seal,
 }
 
@@ -35,10 +51,21 @@ fn step() -> impl Strategy<Value = Step> {
     let size = prop_oneof![20 => 0usize..200, 1 => 1_000usize..1_200];
     let owner = || prop_oneof![1 => Just(OwnerId::DIRECTORY.0), 6 => 1024u64..1030];
     let drafts = vec((owner(), kind, 1u32..4, size), 1..4);
-    let enqueue = (owner(), prop::bool::weighted(0.05), need(), drafts)
-        .prop_map(|(author, stale, need, drafts)| Step::Enqueue { author, stale, need, drafts });
-    let flush = (200u32..1_200, need(), prop::bool::weighted(0.9))
-        .prop_map(|(bytes_max, room, written)| Step::Flush { bytes_max, room, written });
+    let enqueue = (owner(), prop::bool::weighted(0.05), need(), drafts).prop_map(
+        |(author, stale, need, drafts)| Step::Enqueue {
+            author,
+            stale,
+            need,
+            drafts,
+        },
+    );
+    let flush = (200u32..1_200, need(), prop::bool::weighted(0.9)).prop_map(
+        |(bytes_max, room, written)| Step::Flush {
+            bytes_max,
+            room,
+            written,
+        },
+    );
     prop_oneof![
         30 => enqueue,
         4 => owner().prop_map(|owner| Step::Begin { owner }),
@@ -99,11 +126,26 @@ impl World {
 
     fn enqueue(&mut self, author: Author, need: Need, drafts: Vec<(OwnerId, Draft)>) {
         let ticket = self.asked.len();
-        let kinds = drafts.iter().map(|(owner, draft)| (*owner, draft.kind)).collect();
-        self.asked.push(Asked { author, drafts: kinds, outcome: None });
+        let kinds = drafts
+            .iter()
+            .map(|(owner, draft)| (*owner, draft.kind))
+            .collect();
+        self.asked.push(Asked {
+            author,
+            drafts: kinds,
+            outcome: None,
+        });
         let bytes: u64 = drafts.iter().map(|(_, draft)| draft_bytes(draft)).sum();
         let before = self.machine.queued_bytes();
-        match self.machine.enqueue(Run { author, drafts, need, ticket }, RUN_BYTES_MAX) {
+        match self.machine.enqueue(
+            Run {
+                author,
+                drafts,
+                need,
+                ticket,
+            },
+            RUN_BYTES_MAX,
+        ) {
             Ok(()) => {
                 assert!(bytes <= u64::from(RUN_BYTES_MAX));
                 assert_eq!(self.machine.queued_bytes(), before + bytes);
@@ -124,10 +166,19 @@ impl World {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Enqueue { author, stale, need, drafts } => {
+            Step::Enqueue {
+                author,
+                stale,
+                need,
+                drafts,
+            } => {
                 let owner = OwnerId(author);
                 let life = self.lives.get(&owner).copied().unwrap_or_default();
-                let incarnation = Incarnation(if stale { life.0.saturating_sub(1) } else { life.0 });
+                let incarnation = Incarnation(if stale {
+                    life.0.saturating_sub(1)
+                } else {
+                    life.0
+                });
                 let drafts = drafts.into_iter().map(draft).collect();
                 self.enqueue(Author { owner, incarnation }, need, drafts);
             }
@@ -135,14 +186,24 @@ impl World {
             Step::Delete { first, count } => {
                 let owner = OwnerId::DIRECTORY;
                 let incarnation = self.lives.get(&owner).copied().unwrap_or_default();
-                let range = OwnerRange { first: OwnerId(first), count };
+                let range = OwnerRange {
+                    first: OwnerId(first),
+                    count,
+                };
                 let body = rmp_serde::to_vec(&range).unwrap().into();
-                let delete = Draft { body, ..draft((1, EntryKind::Delete, 0, 0)).1 };
+                let delete = Draft {
+                    body,
+                    ..draft((1, EntryKind::Delete, 0, 0)).1
+                };
                 let state = draft((1, EntryKind::State, 0, 10));
                 let drafts = vec![state, (owner, delete)];
                 self.enqueue(Author { owner, incarnation }, Need::Housekeeping, drafts);
             }
-            Step::Flush { bytes_max, room, written } => self.flush(bytes_max, room, written),
+            Step::Flush {
+                bytes_max,
+                room,
+                written,
+            } => self.flush(bytes_max, room, written),
             Step::Wall { by } => self.wall.0 += by,
             Step::Seal => {
                 let mut refused = Vec::new();
@@ -156,11 +217,21 @@ impl World {
         let mut refused = Vec::new();
         let (incarnation, counters) = self.machine.begin(owner, &mut refused);
         self.refused(refused);
-        assert!(self.is_deleted(owner) || self.lives.get(&owner) < Some(&incarnation), "C2");
-        assert_eq!(counters, self.counters.get(&owner).copied().unwrap_or_default(), "C1");
+        assert!(
+            self.is_deleted(owner) || self.lives.get(&owner) < Some(&incarnation),
+            "C2"
+        );
+        assert_eq!(
+            counters,
+            self.counters.get(&owner).copied().unwrap_or_default(),
+            "C1"
+        );
         self.lives.insert(owner, incarnation);
         let queued = |asked: &Asked| asked.author.owner == owner && asked.outcome.is_none();
-        assert!(!self.asked.iter().any(queued), "C2: an earlier life still has something queued");
+        assert!(
+            !self.asked.iter().any(queued),
+            "C2: an earlier life still has something queued"
+        );
     }
 
     fn flush(&mut self, bytes_max: u32, room: Need, written: bool) {
@@ -169,18 +240,30 @@ impl World {
         self.refused(refused);
         let Some(plan) = plan else { return };
         assert!(plan.need <= room);
-        let bytes: u64 = plan.entries.iter().map(|entry| entry.body.len() as u64 + 128).sum();
+        let bytes: u64 = plan
+            .entries
+            .iter()
+            .map(|entry| entry.body.len() as u64 + 128)
+            .sum();
         assert!(plan.tickets.len() == 1 || bytes <= u64::from(bytes_max));
         if !written {
-            let authors: BTreeSet<OwnerId> =
-                plan.tickets.iter().map(|(ticket, _)| self.asked[*ticket].author.owner).collect();
+            let authors: BTreeSet<OwnerId> = plan
+                .tickets
+                .iter()
+                .map(|(ticket, _)| self.asked[*ticket].author.owner)
+                .collect();
             let (tickets, fenced, _) = self.machine.not_written(plan, &Rejection::DiskFull);
             assert_eq!(fenced, authors, "C2: whoever asked, and nobody else");
-            return tickets.into_iter().for_each(|ticket| self.answer(ticket, Outcome::Refused));
+            return tickets
+                .into_iter()
+                .for_each(|ticket| self.answer(ticket, Outcome::Refused));
         }
         self.check_runs(&plan);
         let places: Vec<_> = (0..plan.entries.len() as u64)
-            .map(|at| EntryPlace { position: LogPosition(at), length: 1 })
+            .map(|at| EntryPlace {
+                position: LogPosition(at),
+                length: 1,
+            })
             .collect();
         let entries = plan.entries.clone();
         let (applied, tickets) = self.machine.flushed(plan, &places);
@@ -190,7 +273,9 @@ impl World {
         let mut each: BTreeMap<OwnerId, Vec<LogIndex>> = BTreeMap::new();
         for entry in entries {
             self.check_entry(&entry);
-            each.entry(entry.header.owner).or_default().push(entry.header.index);
+            each.entry(entry.header.owner)
+                .or_default()
+                .push(entry.header.index);
         }
         let told: BTreeMap<OwnerId, Vec<LogIndex>> = applied
             .iter()
@@ -200,8 +285,12 @@ impl World {
         let is_lean = |e: &AppliedEntry| e.header.kind != EntryKind::Payload || e.body.is_empty();
         assert!(applied.values().flatten().all(is_lean));
         self.log.extend(applied.into_values().flatten());
-        self.touched.retain(|owner| !self.deleted.iter().any(|range| range.contains(*owner)));
-        assert_eq!(self.machine.take_touched(), std::mem::take(&mut self.touched));
+        self.touched
+            .retain(|owner| !self.deleted.iter().any(|range| range.contains(*owner)));
+        assert_eq!(
+            self.machine.take_touched(),
+            std::mem::take(&mut self.touched)
+        );
     }
 
     /// C3: whole runs one behind the other, tied within and not across, each with its receipt.
@@ -209,8 +298,11 @@ impl World {
         let mut entries = plan.entries.iter();
         for (ticket, receipt) in &plan.tickets {
             let asked = &self.asked[*ticket];
-            let stands: Vec<_> =
-                asked.drafts.iter().filter(|(owner, _)| !self.is_deleted(*owner)).collect();
+            let stands: Vec<_> = asked
+                .drafts
+                .iter()
+                .filter(|(owner, _)| !self.is_deleted(*owner))
+                .collect();
             for (at, (owner, kind)) in stands.iter().enumerate() {
                 let header = entries.next().expect("C3: the whole run").header;
                 assert_eq!((header.owner, header.kind), (*owner, *kind), "C3");
@@ -222,12 +314,18 @@ impl World {
                 }
             }
         }
-        assert!(entries.next().is_none(), "C3: nothing that nobody asked for");
+        assert!(
+            entries.next().is_none(),
+            "C3: nothing that nobody asked for"
+        );
     }
 
     fn check_entry(&mut self, entry: &NewEntry) {
         let header = &entry.header;
-        assert!(!self.is_deleted(header.owner), "C6: an entry of a deleted owner");
+        assert!(
+            !self.is_deleted(header.owner),
+            "C6: an entry of a deleted owner"
+        );
         let counters = self.counters.entry(header.owner).or_default();
         assert_eq!(header.sequence.0, counters.sequence.0 + 1, "C1");
         assert_eq!(header.first_number, counters.next_number, "C1");
@@ -258,7 +356,10 @@ impl World {
                 }
                 Some(Outcome::Stored) => {
                     let is_void = self.is_deleted(asked.author.owner);
-                    assert!(is_void || !refused.contains(&life), "C2: stored after a refusal");
+                    assert!(
+                        is_void || !refused.contains(&life),
+                        "C2: stored after a refusal"
+                    );
                 }
                 None => panic!("C4: a ticket without an answer"),
             }
@@ -269,7 +370,16 @@ impl World {
 fn draft((owner, kind, count, bytes): (u64, EntryKind, u32, usize)) -> (OwnerId, Draft) {
     let count = if kind == EntryKind::Payload { count } else { 0 };
     let (body, facts) = (Bytes::from(vec![7; bytes]), PayloadFacts::default());
-    (OwnerId(owner), Draft { kind, numbers: count, offsets: count, body, facts })
+    (
+        OwnerId(owner),
+        Draft {
+            kind,
+            numbers: count,
+            offsets: count,
+            body,
+            facts,
+        },
+    )
 }
 
 proptest! {
@@ -306,7 +416,10 @@ proptest! {
 #[test]
 fn the_log_itself_is_never_fenced() {
     let mut world = World::new();
-    let author = Author { owner: OwnerId::LOG, incarnation: Incarnation(0) };
+    let author = Author {
+        owner: OwnerId::LOG,
+        incarnation: Incarnation(0),
+    };
     let mark = || vec![draft((OwnerId::LOG.0, EntryKind::Mark, 0, 8))];
     world.enqueue(author, Need::Housekeeping, mark());
     world.flush(RUN_BYTES_MAX, Need::Payload, false);

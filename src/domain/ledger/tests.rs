@@ -1,6 +1,11 @@
 //! The ledger against the entries themselves: whatever it lets go of, what is left still tells every
 //! owner's state; and it lets go of everything else.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of these tests are small"
+)]
+
 use std::collections::BTreeMap;
 
 use proptest::collection::vec;
@@ -10,7 +15,9 @@ use super::Step as Todo;
 use super::{Ledger, SegmentNumber};
 use crate::domain::commit::OwnerRange;
 use crate::domain::entry::{EntryHeader, EntryKind};
-use crate::domain::id::{LogIndex, LogPosition, Offset, OwnerId, OwnerSequence, RecordNumber, Term};
+use crate::domain::id::{
+    LogIndex, LogPosition, Offset, OwnerId, OwnerSequence, RecordNumber, Term,
+};
 use crate::domain::time::WallMs;
 
 const ENTRIES_PER_SEGMENT: usize = 6;
@@ -18,16 +25,31 @@ const OWNERS: u64 = 4;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Payload { owner: u64, records: u32 },
-    State { owner: u64 },
+    Payload {
+        owner: u64,
+        records: u32,
+    },
+    State {
+        owner: u64,
+    },
     /// The owner restates itself without having been asked: so many rows.
-    Snapshot { owner: u64, rows: usize },
+    Snapshot {
+        owner: u64,
+        rows: usize,
+    },
     /// Retention takes so many of the records in 256 that there are.
-    Trim { owner: u64, part: u64 },
-    Delete { owner: u64 },
+    Trim {
+        owner: u64,
+        part: u64,
+    },
+    Delete {
+        owner: u64,
+    },
     Mark,
     /// One thing the ledger asks for is done.
-    Work { which: usize },
+    Work {
+        which: usize,
+    },
     Restart,
 }
 
@@ -77,7 +99,9 @@ impl World {
             segments: BTreeMap::from([(0, Vec::new())]),
             current: 0,
             mark: LogPosition(0),
-            owners: (first..first + OWNERS).map(|id| (id, Truth::default())).collect(),
+            owners: (first..first + OWNERS)
+                .map(|id| (id, Truth::default()))
+                .collect(),
             slots: std::array::from_fn(|at| first + at as u64),
             next_owner: first + OWNERS,
         }
@@ -109,7 +133,10 @@ impl World {
         };
         truth.end += u64::from(records);
         self.ledger.appended(self.current, &header);
-        self.segments.entry(self.current).or_default().push((header, None));
+        self.segments
+            .entry(self.current)
+            .or_default()
+            .push((header, None));
         let is_full = self.segments[&self.current].len() >= ENTRIES_PER_SEGMENT;
         if is_full && !tied {
             self.roll();
@@ -130,9 +157,16 @@ impl World {
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Payload { owner, records } => {
-                self.append(self.slots[owner as usize], EntryKind::Payload, records, false);
+                self.append(
+                    self.slots[owner as usize],
+                    EntryKind::Payload,
+                    records,
+                    false,
+                );
             }
-            Step::State { owner } => self.append(self.slots[owner as usize], EntryKind::State, 0, false),
+            Step::State { owner } => {
+                self.append(self.slots[owner as usize], EntryKind::State, 0, false)
+            }
             Step::Snapshot { owner, rows } => self.snapshot(self.slots[owner as usize], rows),
             Step::Trim { owner, part } => {
                 let owner = self.slots[owner as usize];
@@ -159,7 +193,10 @@ impl World {
         let owner = self.slots[slot];
         let segment = self.current;
         self.append(OwnerId::DIRECTORY.0, EntryKind::Delete, 0, false);
-        let range = OwnerRange { first: OwnerId(owner), count: 1 };
+        let range = OwnerRange {
+            first: OwnerId(owner),
+            count: 1,
+        };
         let entries = self.segments.get_mut(&segment).expect("just appended to");
         entries.last_mut().expect("just appended").1 = Some(range);
         self.ledger.deleted(range);
@@ -173,7 +210,10 @@ impl World {
         match step {
             Todo::Restate(owner) => self.snapshot(owner.0, 2),
             Todo::Recycle(segment) => {
-                assert!(end_of(segment) <= self.mark, "L1: the views do not hold segment {segment}");
+                assert!(
+                    end_of(segment) <= self.mark,
+                    "L1: the views do not hold segment {segment}"
+                );
                 self.segments.remove(&segment).expect("L1: it is there");
                 self.ledger.recycled(segment);
                 self.check();
@@ -205,15 +245,28 @@ impl World {
             }
             let there = |sequence| mine.iter().any(|header| header.sequence.0 == sequence);
             for sequence in from..=truth.sequence {
-                assert!(there(sequence), "L1: entry {sequence} of {id} is gone and not restated");
+                assert!(
+                    there(sequence),
+                    "L1: entry {sequence} of {id} is gone and not restated"
+                );
             }
-            let payloads = mine.iter().filter(|header| header.kind == EntryKind::Payload);
+            let payloads = mine
+                .iter()
+                .filter(|header| header.kind == EntryKind::Payload);
             let records: u64 = payloads
                 .map(|header| header.first_offset.0)
-                .zip(mine.iter().filter(|h| h.kind == EntryKind::Payload).map(|h| u64::from(h.offsets)))
+                .zip(
+                    mine.iter()
+                        .filter(|h| h.kind == EntryKind::Payload)
+                        .map(|h| u64::from(h.offsets)),
+                )
                 .map(|(first, count)| (first + count).saturating_sub(first.max(truth.start)))
                 .sum();
-            assert_eq!(records, truth.end - truth.start, "L1: live records of {id} are gone");
+            assert_eq!(
+                records,
+                truth.end - truth.start,
+                "L1: live records of {id} are gone"
+            );
         }
     }
 
@@ -230,20 +283,31 @@ impl World {
                 self.ledger.closed(*segment, end_of(*segment));
             }
         }
-        let range = |id: &u64| OwnerRange { first: OwnerId(*id), count: 1 };
-        self.ledger.existing(self.slots.iter().map(range).collect(), OwnerId(self.next_owner));
+        let range = |id: &u64| OwnerRange {
+            first: OwnerId(*id),
+            count: 1,
+        };
+        self.ledger.existing(
+            self.slots.iter().map(range).collect(),
+            OwnerId(self.next_owner),
+        );
         for (id, truth) in &self.owners {
             self.ledger.trimmed(OwnerId(*id), Offset(truth.start));
         }
         self.ledger.marked(self.mark);
-        assert_eq!(self.ledger.steps(), before, "a restart forgets or invents something");
+        assert_eq!(
+            self.ledger.steps(),
+            before,
+            "a restart forgets or invents something"
+        );
     }
 
     /// Works until nothing is left to do.
     fn settle(&mut self) {
         for _ in 0..60 {
             // Traffic goes on, so that segments close and the mark moves.
-            (0..ENTRIES_PER_SEGMENT).for_each(|_| self.append(OwnerId::LOG.0, EntryKind::Mark, 0, false));
+            (0..ENTRIES_PER_SEGMENT)
+                .for_each(|_| self.append(OwnerId::LOG.0, EntryKind::Mark, 0, false));
             self.step(&Step::Mark);
             for step in self.ledger.steps() {
                 self.work(step);
@@ -251,7 +315,6 @@ impl World {
         }
     }
 }
-
 
 proptest! {
     #![proptest_config(ProptestConfig {

@@ -14,15 +14,31 @@ use crate::domain::time::WallMs;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Create { name: usize, partitions: u32, keyed: bool },
-    Alter { name: usize, partitions: Option<u32>, retention_ms: Option<u64> },
-    Delete { name: usize },
-    OpenProducers { count: usize },
-    Flush { runs: usize },
+    Create {
+        name: usize,
+        partitions: u32,
+        keyed: bool,
+    },
+    Alter {
+        name: usize,
+        partitions: Option<u32>,
+        retention_ms: Option<u64>,
+    },
+    Delete {
+        name: usize,
+    },
+    OpenProducers {
+        count: usize,
+    },
+    Flush {
+        runs: usize,
+    },
     Refuse,
     Restate,
     /// Rows are written: all, or the first few before a crash.
-    Rows { written: Option<usize> },
+    Rows {
+        written: Option<usize>,
+    },
     Crash,
 }
 
@@ -30,11 +46,20 @@ const NAMES: [&str; 4] = ["orders", "payments", "a", "not a name"];
 
 fn step() -> impl Strategy<Value = Step> {
     let name = 0..NAMES.len();
-    let create = (name.clone(), 0u32..4, any::<bool>())
-        .prop_map(|(name, partitions, keyed)| Step::Create { name, partitions, keyed });
-    let alter = (name.clone(), of(1u32..6), of(0u64..3)).prop_map(
-        |(name, partitions, retention_ms)| Step::Alter { name, partitions, retention_ms },
-    );
+    let create =
+        (name.clone(), 0u32..4, any::<bool>()).prop_map(|(name, partitions, keyed)| Step::Create {
+            name,
+            partitions,
+            keyed,
+        });
+    let alter =
+        (name.clone(), of(1u32..6), of(0u64..3)).prop_map(|(name, partitions, retention_ms)| {
+            Step::Alter {
+                name,
+                partitions,
+                retention_ms,
+            }
+        });
     prop_oneof![
         6 => create,
         4 => alter,
@@ -71,9 +96,9 @@ impl World {
         self.tokens += 1;
         let token = Token(self.tokens);
         let name = match &command {
-            Command::Create { name, .. } | Command::Alter { name, .. } | Command::Delete { name } => {
-                name.clone()
-            }
+            Command::Create { name, .. }
+            | Command::Alter { name, .. }
+            | Command::Delete { name } => name.clone(),
             Command::OpenProducer => String::new(),
         };
         self.open.insert(token, name);
@@ -93,7 +118,10 @@ impl World {
                 }
                 Effect::Producer(token, id) => {
                     self.answer(token);
-                    assert!(self.used_producers.insert(id), "D1: producer id {id} is given twice");
+                    assert!(
+                        self.used_producers.insert(id),
+                        "D1: producer id {id} is given twice"
+                    );
                 }
                 Effect::Refuse(token, _) => {
                     self.answer(token);
@@ -109,7 +137,11 @@ impl World {
     }
 
     fn flush(&mut self, runs: usize) {
-        for drafts in self.queue.drain(..runs.min(self.queue.len())).collect::<Vec<_>>() {
+        for drafts in self
+            .queue
+            .drain(..runs.min(self.queue.len()))
+            .collect::<Vec<_>>()
+        {
             let last = drafts.len() - 1;
             let entries: Vec<_> = drafts
                 .into_iter()
@@ -136,7 +168,10 @@ impl World {
                 let before = self.topics.insert(topic.name.clone(), topic.clone());
                 match before {
                     Some(before) => assert_eq!(before.id, topic.id, "D2: one topic per name"),
-                    None => assert!(self.used_topics.insert(topic.id), "D1: a topic id is given twice"),
+                    None => assert!(
+                        self.used_topics.insert(topic.id),
+                        "D1: a topic id is given twice"
+                    ),
                 }
                 for range in topic.ranges() {
                     let is_taken = |(used, by): &(OwnerRange, TopicId)| {
@@ -144,7 +179,10 @@ impl World {
                             || used.first.0 + used.count <= range.first.0;
                         !apart && *by != topic.id
                     };
-                    assert!(!self.used_owners.iter().any(is_taken), "D1: an owner id is given twice");
+                    assert!(
+                        !self.used_owners.iter().any(is_taken),
+                        "D1: an owner id is given twice"
+                    );
                     self.used_owners.push((range, topic.id));
                 }
             }
@@ -155,17 +193,40 @@ impl World {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Create { name, partitions, keyed } => {
-                let config = TopicConfig { keyed, ..TopicConfig::default() };
-                self.handle(Command::Create { name: NAMES[name].into(), partitions, config });
+            Step::Create {
+                name,
+                partitions,
+                keyed,
+            } => {
+                let config = TopicConfig {
+                    keyed,
+                    ..TopicConfig::default()
+                };
+                self.handle(Command::Create {
+                    name: NAMES[name].into(),
+                    partitions,
+                    config,
+                });
             }
-            Step::Alter { name, partitions, retention_ms } => {
-                let change =
-                    TopicChange { retention_ms: Some(retention_ms), ..TopicChange::default() };
-                self.handle(Command::Alter { name: NAMES[name].into(), partitions, change });
+            Step::Alter {
+                name,
+                partitions,
+                retention_ms,
+            } => {
+                let change = TopicChange {
+                    retention_ms: Some(retention_ms),
+                    ..TopicChange::default()
+                };
+                self.handle(Command::Alter {
+                    name: NAMES[name].into(),
+                    partitions,
+                    change,
+                });
             }
             Step::Delete { name } => {
-                self.handle(Command::Delete { name: NAMES[name].into() });
+                self.handle(Command::Delete {
+                    name: NAMES[name].into(),
+                });
             }
             Step::OpenProducers { count } => {
                 (0..count).for_each(|_| {
@@ -191,7 +252,9 @@ impl World {
     }
 
     fn write_rows(&mut self, written: Option<usize>) {
-        let Some((head, changes)) = self.live.take_rows() else { return };
+        let Some((head, changes)) = self.live.take_rows() else {
+            return;
+        };
         for (id, value) in changes.into_iter().take(written.unwrap_or(usize::MAX)) {
             match value {
                 Some(value) => self.rows.insert(id, value),
@@ -227,12 +290,27 @@ fn check(directory: &Topics, topics: &BTreeMap<String, Topic>) {
         for index in 0..topic.partitions {
             let (partition, lane) = (PartitionIndex(index), Lane(3));
             let owner = topic.owner(partition, lane).expect("a partition's owner");
-            let id = PartitionId { topic: topic.id, partition, lane };
+            let id = PartitionId {
+                topic: topic.id,
+                partition,
+                lane,
+            };
             assert_eq!(topic.partition_of(owner), Some(id));
-            assert_eq!(topic.ranges().iter().filter(|range| range.contains(owner)).count(), 1);
+            assert_eq!(
+                topic
+                    .ranges()
+                    .iter()
+                    .filter(|range| range.contains(owner))
+                    .count(),
+                1
+            );
         }
     }
-    assert_eq!(directory.iter().count(), topics.len(), "D2: none beside those");
+    assert_eq!(
+        directory.iter().count(),
+        topics.len(),
+        "D2: none beside those"
+    );
     assert_eq!(directory.names.len(), topics.len());
 }
 
@@ -253,8 +331,16 @@ fn stamp(place: usize, draft: Draft, tied: bool) -> AppliedEntry {
         appended: WallMs(0),
         wall: WallMs(0),
     };
-    let place = EntryPlace { position: LogPosition(sequence * 4096), length: 200 };
-    AppliedEntry { header, place, body: draft.body, facts: PayloadFacts::default() }
+    let place = EntryPlace {
+        position: LogPosition(sequence * 4096),
+        length: 200,
+    };
+    AppliedEntry {
+        header,
+        place,
+        body: draft.body,
+        facts: PayloadFacts::default(),
+    }
 }
 
 proptest! {
@@ -317,7 +403,10 @@ where
     let bytes = encode(value);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, golden, "{value:?}");
-    assert_eq!(rmp_serde::from_slice::<T>(&bytes).ok().as_ref(), Some(value));
+    assert_eq!(
+        rmp_serde::from_slice::<T>(&bytes).ok().as_ref(),
+        Some(value)
+    );
 }
 
 #[test]
@@ -340,12 +429,36 @@ fn rows_deltas_and_snapshots_are_written_as_ever() {
         next_owner: OwnerId(1184),
         producers_below: ProducerId(2001),
     };
-    is_written_as(&topic, "9503a66f726465727305929200cd04009204cd048094c2a54173796e63ce05265c00c0");
+    is_written_as(
+        &topic,
+        "9503a66f726465727305929200cd04009204cd048094c2a54173796e63ce05265c00c0",
+    );
     is_written_as(&head, "940c04cd04a0cd07d1");
-    is_written_as(&Delta::Topic(topic.clone()), "81a5546f7069639503a66f726465727305929200cd04009204cd048094c2a54173796e63ce05265c00c0");
+    is_written_as(
+        &Delta::Topic(topic.clone()),
+        "81a5546f7069639503a66f726465727305929200cd04009204cd048094c2a54173796e63ce05265c00c0",
+    );
     is_written_as(&Delta::Deleted(TopicId(3)), "81a744656c6574656403");
-    is_written_as(&Delta::ProducersBelow(ProducerId(2001)), "81ae50726f64756365727342656c6f77cd07d1");
-    is_written_as(&Snapshot::Topic(topic), "81a5546f7069639503a66f726465727305929200cd04009204cd048094c2a54173796e63ce05265c00c0");
-    is_written_as(&Snapshot::Head { head, topics: vec![TopicId(3)] }, "81a44865616492940c04cd04a0cd07d19103");
-    is_written_as(&OwnerRange { first: OwnerId(1024), count: 160 }, "92cd0400cca0");
+    is_written_as(
+        &Delta::ProducersBelow(ProducerId(2001)),
+        "81ae50726f64756365727342656c6f77cd07d1",
+    );
+    is_written_as(
+        &Snapshot::Topic(topic),
+        "81a5546f7069639503a66f726465727305929200cd04009204cd048094c2a54173796e63ce05265c00c0",
+    );
+    is_written_as(
+        &Snapshot::Head {
+            head,
+            topics: vec![TopicId(3)],
+        },
+        "81a44865616492940c04cd04a0cd07d19103",
+    );
+    is_written_as(
+        &OwnerRange {
+            first: OwnerId(1024),
+            count: 160,
+        },
+        "92cd0400cca0",
+    );
 }

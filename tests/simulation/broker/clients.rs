@@ -113,12 +113,20 @@ impl Producer {
         if let Some(at) = unsent {
             self.outstanding[at].1 = true;
             let (batch, is_first) = (self.outstanding[at].0, at == 0);
-            return Some(Sending { batch, is_first, repeats: None });
+            return Some(Sending {
+                batch,
+                is_first,
+                repeats: None,
+            });
         }
         if random.is_multiple_of(16) && !self.remembered.is_empty() {
             let at = (random / 16) as usize % self.remembered.len();
             let (batch, offset) = self.remembered[at];
-            return Some(Sending { batch, is_first: false, repeats: Some(offset) });
+            return Some(Sending {
+                batch,
+                is_first: false,
+                repeats: Some(offset),
+            });
         }
         if !may_begin || self.outstanding.len() >= OUTSTANDING_MAX {
             return None;
@@ -130,10 +138,20 @@ impl Producer {
         }
         let count = 1 + (random % 5) as u32;
         let (producer, epoch) = (self.id, self.epoch);
-        let batch = Batch { producer, epoch, first: self.next, count, salt: random };
+        let batch = Batch {
+            producer,
+            epoch,
+            first: self.next,
+            count,
+            salt: random,
+        };
         self.next += u64::from(count);
         self.outstanding.push_back((batch, true));
-        Some(Sending { batch, is_first: self.outstanding.len() == 1, repeats: None })
+        Some(Sending {
+            batch,
+            is_first: self.outstanding.len() == 1,
+            repeats: None,
+        })
     }
 
     pub(crate) fn acked(&mut self, batch: Batch, offset: Offset) {
@@ -152,16 +170,24 @@ impl Producer {
         if !self.is_idempotent {
             return self.outstanding.retain(|(other, _)| *other != batch);
         }
-        let from = self.outstanding.iter().position(|(other, _)| *other == batch);
+        let from = self
+            .outstanding
+            .iter()
+            .position(|(other, _)| *other == batch);
         if let Some(from) = from {
-            self.outstanding.iter_mut().skip(from).for_each(|(_, sent)| *sent = false);
+            self.outstanding
+                .iter_mut()
+                .skip(from)
+                .for_each(|(_, sent)| *sent = false);
         }
     }
 
     /// The broker is another: nothing will be answered any more.
     pub(crate) fn reconnect(&mut self) {
         if self.is_idempotent {
-            self.outstanding.iter_mut().for_each(|(_, sent)| *sent = false);
+            self.outstanding
+                .iter_mut()
+                .for_each(|(_, sent)| *sent = false);
         } else {
             self.outstanding.clear();
         }
@@ -178,7 +204,13 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(topic: &'static str, partition: u32) -> Self {
-        Self { topic, partition, owner: None, at: Offset(0), is_waiting: false }
+        Self {
+            topic,
+            partition,
+            owner: None,
+            at: Offset(0),
+            is_waiting: false,
+        }
     }
 
     pub(crate) fn aim(&mut self, owner: OwnerId) {

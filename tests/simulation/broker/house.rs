@@ -5,18 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use waterwheel::domain::commit::{Commit, Counters, Need, Plan, Refused, Run};
 use waterwheel::domain::entry::{AppliedEntry, Author, Draft, EntryKind, EntryPlace, PayloadFacts};
-use waterwheel::domain::id::{
-    Incarnation, Lane, LogIndex, LogPosition, Offset, OwnerId, PartitionIndex, Token,
-};
+use waterwheel::domain::id::{Incarnation, LogIndex, LogPosition, Offset, OwnerId, Token};
 use waterwheel::domain::ledger::{Ledger, Step};
 use waterwheel::domain::partition::{Limits, Partition};
 use waterwheel::domain::rejection::Rejection;
 use waterwheel::domain::time::WallMs;
-use waterwheel::domain::topics::{self, Topics};
+use waterwheel::domain::topics::Topics;
 use waterwheel::log::{Log, LogError, LogReader, Room, SegmentNumber};
 
 use super::message::{Answer, Message, Reply, To};
-use super::recovery::{Recovered, directory_changes};
+use super::recovery::Recovered;
 use super::shell::Shell;
 use super::views::Views;
 
@@ -47,17 +45,17 @@ pub(crate) struct House {
     /// The log could not be read: only while the power is off.
     pub(crate) unreadable: bool,
     commit: Commit<Option<Reply>>,
-    links: BTreeMap<OwnerId, u64>,
+    pub(crate) links: BTreeMap<OwnerId, u64>,
     flush_noticed: bool,
-    author: Option<Author>,
-    asks: BTreeMap<Token, Reply>,
+    pub(crate) author: Option<Author>,
+    pub(crate) asks: BTreeMap<Token, Reply>,
     ledger: Ledger,
     asked: BTreeSet<OwnerId>,
     recycling: BTreeSet<u64>,
     checkpoint: Checkpoint,
-    boxes: BTreeMap<To, VecDeque<Message>>,
+    pub(crate) boxes: BTreeMap<To, VecDeque<Message>>,
     tokens: u64,
-    addresses: u64,
+    pub(crate) addresses: u64,
 }
 
 impl House {
@@ -89,14 +87,23 @@ impl House {
             tokens: 0,
             addresses: 0,
         };
-        house.tell(To::Commit, Message::Begin { owner: OwnerId::DIRECTORY, address: 0 });
+        house.tell(
+            To::Commit,
+            Message::Begin {
+                owner: OwnerId::DIRECTORY,
+                address: 0,
+            },
+        );
         house
     }
 
     pub(crate) fn tell(&mut self, to: To, message: Message) {
         if let To::Owner(owner, address) | To::Awaiting(owner, address) = to
             && owner != OwnerId::DIRECTORY
-            && self.shells.get(&owner).is_none_or(|shell| shell.address != address)
+            && self
+                .shells
+                .get(&owner)
+                .is_none_or(|shell| shell.address != address)
         {
             return self.lost(message);
         }
@@ -104,7 +111,7 @@ impl House {
     }
 
     /// Told to an actor that is gone: whoever waits hears that he may try again.
-    fn lost(&mut self, message: Message) {
+    pub(crate) fn lost(&mut self, message: Message) {
         if let Message::Append { reply, .. } | Message::Read { reply, .. } = message {
             self.answer(reply, Answer::Refused(Rejection::Retry));
         }
@@ -123,16 +130,24 @@ impl House {
     pub(crate) fn ready(&self) -> Vec<To> {
         let takes = |to: &To| match to {
             To::Directory => self.author.is_some(),
-            To::Owner(owner, _) => self.shells.get(owner).is_some_and(|shell| shell.author.is_some()),
+            To::Owner(owner, _) => self
+                .shells
+                .get(owner)
+                .is_some_and(|shell| shell.author.is_some()),
             To::Commit | To::Store | To::Checkpoint | To::Cleaner | To::Awaiting(..) => true,
         };
-        let full = self.boxes.iter().filter(|(_, messages)| !messages.is_empty());
+        let full = self
+            .boxes
+            .iter()
+            .filter(|(_, messages)| !messages.is_empty());
         full.map(|(to, _)| *to).filter(takes).collect()
     }
 
     /// Takes one message out of a mailbox and does what its actor does.
     pub(crate) fn deliver(&mut self, to: To) {
-        let Some(message) = self.boxes.get_mut(&to).and_then(VecDeque::pop_front) else { return };
+        let Some(message) = self.boxes.get_mut(&to).and_then(VecDeque::pop_front) else {
+            return;
+        };
         match to {
             To::Commit => self.commit(message),
             To::Store => self.store(message),
@@ -150,8 +165,18 @@ impl House {
 
     fn commit(&mut self, message: Message) {
         match message {
-            Message::Persist { author, drafts, need, ticket } => {
-                self.enqueue(Run { author, drafts, need, ticket });
+            Message::Persist {
+                author,
+                drafts,
+                need,
+                ticket,
+            } => {
+                self.enqueue(Run {
+                    author,
+                    drafts,
+                    need,
+                    ticket,
+                });
             }
             Message::FlushNow => {
                 self.flush_noticed = false;
@@ -166,12 +191,22 @@ impl House {
             Message::Begin { owner, address } => {
                 let mut refused = Vec::new();
                 let (incarnation, counters) = self.commit.begin(owner, &mut refused);
-                for Refused { ticket, rejection, .. } in refused {
+                for Refused {
+                    ticket, rejection, ..
+                } in refused
+                {
                     self.ticket(ticket, Answer::Refused(rejection));
                 }
                 self.links.insert(owner, address);
                 let (author, end) = (Author { owner, incarnation }, self.log.end());
-                self.tell(To::Awaiting(owner, address), Message::Life { author, counters, end });
+                self.tell(
+                    To::Awaiting(owner, address),
+                    Message::Life {
+                        author,
+                        counters,
+                        end,
+                    },
+                );
             }
             Message::BeginCheckpoint { round, again } => self.begin_checkpoint(round, again),
             Message::Recycle(segment) => {
@@ -180,12 +215,26 @@ impl House {
                 }
             }
             Message::NoteMark(position) => {
-                let author = Author { owner: OwnerId::LOG, incarnation: Incarnation(0) };
+                let author = Author {
+                    owner: OwnerId::LOG,
+                    incarnation: Incarnation(0),
+                };
                 let body = bytes::Bytes::copy_from_slice(&position.0.to_le_bytes());
                 let facts = PayloadFacts::default();
-                let draft = Draft { kind: EntryKind::Mark, numbers: 0, offsets: 0, body, facts };
+                let draft = Draft {
+                    kind: EntryKind::Mark,
+                    numbers: 0,
+                    offsets: 0,
+                    body,
+                    facts,
+                };
                 let drafts = vec![(OwnerId::LOG, draft)];
-                self.enqueue(Run { author, drafts, need: Need::Housekeeping, ticket: None });
+                self.enqueue(Run {
+                    author,
+                    drafts,
+                    need: Need::Housekeeping,
+                    ticket: None,
+                });
             }
             other => panic!("not for the commit actor: {other:?}"),
         }
@@ -219,7 +268,9 @@ impl House {
             (0, 1..) => Need::Decision,
             (0, 0) => Need::Housekeeping,
         };
-        let plan = self.commit.plan(self.now, self.log.append_capacity(), room, &mut refused);
+        let plan = self
+            .commit
+            .plan(self.now, self.log.append_capacity(), room, &mut refused);
         if let Some(plan) = plan {
             let room = match plan.need {
                 Need::Payload => Room::Normal,
@@ -248,7 +299,9 @@ impl House {
     fn landed(&mut self, plan: Plan<Option<Reply>>, places: &[EntryPlace]) {
         let (applied, tickets) = self.commit.flushed(plan, places);
         let entries = || applied.values().flatten();
-        let headers = entries().map(|entry| (entry.place.position, entry.header)).collect();
+        let headers = entries()
+            .map(|entry| (entry.place.position, entry.header))
+            .collect();
         let deleted = entries()
             .filter(|entry| entry.header.kind == EntryKind::Delete)
             .filter_map(|entry| rmp_serde::from_slice(&entry.body).ok())
@@ -260,7 +313,12 @@ impl House {
             }
         }
         for (ticket, receipt) in tickets {
-            self.ticket(ticket, Answer::Stored { offset: receipt.first_offset });
+            self.ticket(
+                ticket,
+                Answer::Stored {
+                    offset: receipt.first_offset,
+                },
+            );
         }
     }
 
@@ -276,7 +334,12 @@ impl House {
 
     fn refuse(&mut self, refused: Vec<Refused<Option<Reply>>>) {
         let mut owners = BTreeSet::new();
-        for Refused { author, ticket, rejection } in refused {
+        for Refused {
+            author,
+            ticket,
+            rejection,
+        } in refused
+        {
             self.ticket(ticket, Answer::Refused(rejection.clone()));
             if owners.insert(author.owner) {
                 self.fenced(author.owner, author.incarnation, rejection);
@@ -285,7 +348,10 @@ impl House {
     }
 
     fn fenced(&mut self, owner: OwnerId, incarnation: Incarnation, rejection: Rejection) {
-        let message = Message::Fenced { incarnation, rejection };
+        let message = Message::Fenced {
+            incarnation,
+            rejection,
+        };
         match self.links.get(&owner) {
             Some(_) if owner == OwnerId::DIRECTORY => self.tell(To::Directory, message),
             Some(address) => self.tell(To::Owner(owner, *address), message),
@@ -339,7 +405,11 @@ impl House {
                 let mark = self.views.marked();
                 self.tell(To::Awaiting(owner, address), Message::Rows { rows, mark });
             }
-            Message::LoadRun { owner, address, first } => {
+            Message::LoadRun {
+                owner,
+                address,
+                first,
+            } => {
                 let run = super::recovery::run(&self.views, owner, first);
                 self.tell(To::Owner(owner, address), Message::RunLoaded { first, run });
             }
@@ -393,7 +463,9 @@ impl House {
                     let segment = self.reader.identity().segment_of(*position).0;
                     self.ledger.appended(segment, header);
                 }
-                deleted.into_iter().for_each(|range| self.ledger.deleted(range));
+                deleted
+                    .into_iter()
+                    .for_each(|range| self.ledger.deleted(range));
                 return;
             }
             Message::Trimmed { owner, start } => {
@@ -409,7 +481,12 @@ impl House {
             }
             other => panic!("not for the cleaner: {other:?}"),
         }
-        for segment in self.reader.segments().iter().filter(|segment| segment.closed) {
+        for segment in self
+            .reader
+            .segments()
+            .iter()
+            .filter(|segment| segment.closed)
+        {
             self.ledger.closed(segment.number.0, segment.end);
         }
         for step in self.ledger.steps() {
@@ -423,138 +500,6 @@ impl House {
                 Step::Recycle(_) | Step::Restate(_) => {}
             }
         }
-    }
-
-    fn directory(&mut self, message: Message) {
-        let mut effects = Vec::new();
-        match message {
-            Message::Do { command, reply } => {
-                let token = self.token();
-                self.asks.insert(token, reply);
-                self.directory.handle(token, command, &mut effects);
-            }
-            Message::Applied(entries) => {
-                entries.iter().for_each(|entry| self.directory.apply(entry, &mut effects));
-            }
-            Message::Fenced { incarnation, rejection } => {
-                if self.author.is_none_or(|author| author.incarnation > incarnation) {
-                    return;
-                }
-                self.directory.reset(&rejection, &mut effects);
-                if rejection != Rejection::LogSealed {
-                    self.author = None;
-                    self.tell(To::Commit, Message::Begin { owner: OwnerId::DIRECTORY, address: 0 });
-                }
-            }
-            Message::WriteRows { round } => {
-                let changes = directory_changes(&mut self.directory);
-                self.tell(To::Store, Message::Write(changes));
-                let owner = OwnerId::DIRECTORY;
-                self.tell(To::Checkpoint, Message::RowsWritten { round, owner });
-            }
-            Message::StartOwner { owner } => {
-                if self.start(owner).is_none() {
-                    self.tell(To::Checkpoint, Message::Gone { owner });
-                }
-            }
-            Message::RestateOwner { owner: OwnerId::DIRECTORY } => {
-                effects.push(self.directory.restate());
-            }
-            Message::RestateOwner { owner } => {
-                if let Some(to) = self.start(owner) {
-                    self.tell(to, Message::Restate);
-                }
-            }
-            Message::RetainAll { now } => self.retain_all(now),
-            other => panic!("not for the directory: {other:?}"),
-        }
-        self.perform(effects);
-    }
-
-    fn retain_all(&mut self, now: WallMs) {
-        let limited: Vec<_> = self
-            .directory
-            .iter()
-            .filter(|topic| topic.config.retention_bytes.is_some())
-            .map(|topic| (topic.name.clone(), topic.partitions, topic.config.retention_bytes))
-            .collect();
-        for (name, partitions, retention_bytes) in limited {
-            for partition in 0..partitions {
-                if let Some(to) = self.locate(&name, partition) {
-                    self.tell(to, Message::Retain { now, retention_bytes });
-                }
-            }
-        }
-    }
-
-    fn perform(&mut self, effects: Vec<topics::Effect>) {
-        for effect in effects {
-            match effect {
-                topics::Effect::Persist(drafts) => {
-                    let author = self.author.expect("it takes messages only with a life");
-                    let drafts =
-                        drafts.into_iter().map(|draft| (OwnerId::DIRECTORY, draft)).collect();
-                    let (need, ticket) = (Need::Housekeeping, None);
-                    self.tell(To::Commit, Message::Persist { author, drafts, need, ticket });
-                }
-                topics::Effect::Topic(token, topic) => self.answers(token, Answer::Topic(topic)),
-                topics::Effect::Producer(token, id) => self.answers(token, Answer::Producer(id)),
-                topics::Effect::Refuse(token, why) => self.answers(token, Answer::Refused(why)),
-                topics::Effect::Dropped(ranges) => {
-                    let gone: Vec<_> = self.shells.keys().copied().collect();
-                    let is_gone = |owner: &OwnerId| ranges.iter().any(|r| r.contains(*owner));
-                    gone.into_iter().filter(is_gone).for_each(|owner| self.dismiss(owner));
-                }
-            }
-        }
-    }
-
-    fn answers(&mut self, token: Token, answer: Answer) {
-        if let Some(reply) = self.asks.remove(&token) {
-            self.answer(reply, answer);
-        }
-    }
-
-    /// The partition's mailbox, its actor started if need be.
-    pub(crate) fn locate(&mut self, name: &str, partition: u32) -> Option<To> {
-        let owner = self.directory.named(name)?.owner(PartitionIndex(partition), Lane::ZERO)?;
-        if !self.shells.contains_key(&owner) {
-            self.addresses += 1;
-            let address = self.addresses;
-            self.shells.insert(owner, Shell::new(address));
-            self.tell(To::Commit, Message::Begin { owner, address });
-        }
-        Some(To::Owner(owner, self.shells[&owner].address))
-    }
-
-    fn start(&mut self, owner: OwnerId) -> Option<To> {
-        let id = self.directory.iter().find_map(|topic| topic.partition_of(owner))?;
-        let name = self.directory.topic(id.topic)?.name.clone();
-        self.locate(&name, id.partition.0)
-    }
-
-    /// An actor's end: whoever waits for it hears of it.
-    fn end(&mut self, owner: OwnerId, rejection: &Rejection) {
-        let Some(shell) = self.shells.remove(&owner) else { return };
-        for reply in shell.asks.into_values() {
-            self.answer(reply, Answer::Refused(rejection.clone()));
-        }
-        for to in [To::Owner(owner, shell.address), To::Awaiting(owner, shell.address)] {
-            self.boxes.remove(&to).into_iter().flatten().for_each(|message| self.lost(message));
-        }
-    }
-
-    fn dismiss(&mut self, owner: OwnerId) {
-        self.end(owner, &Rejection::UnknownTopic);
-        self.links.remove(&owner);
-        self.tell(To::Store, Message::Write(vec![super::recovery::no_head(owner)]));
-        self.tell(To::Checkpoint, Message::Gone { owner });
-    }
-
-    /// An actor fails: another is made from its rows and the log.
-    pub(crate) fn fail(&mut self, owner: OwnerId) {
-        self.end(owner, &Rejection::Retry);
-        self.start(owner);
     }
 
     /// What the machines of the partitions hold.

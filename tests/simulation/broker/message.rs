@@ -46,44 +46,115 @@ pub(crate) enum Answer {
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
     // To the commit actor.
-    Persist { author: Author, drafts: Vec<(OwnerId, Draft)>, need: Need, ticket: Option<Reply> },
+    Persist {
+        author: Author,
+        drafts: Vec<(OwnerId, Draft)>,
+        need: Need,
+        ticket: Option<Reply>,
+    },
     FlushNow,
     CloseTail,
-    Begin { owner: OwnerId, address: u64 },
-    BeginCheckpoint { round: u64, again: BTreeSet<OwnerId> },
+    Begin {
+        owner: OwnerId,
+        address: u64,
+    },
+    BeginCheckpoint {
+        round: u64,
+        again: BTreeSet<OwnerId>,
+    },
     Recycle(SegmentNumber),
     NoteMark(LogPosition),
     // To owners.
-    Life { author: Author, counters: Counters, end: LogPosition },
-    Rows { rows: Vec<(RowId, Bytes)>, mark: LogPosition },
+    Life {
+        author: Author,
+        counters: Counters,
+        end: LogPosition,
+    },
+    Rows {
+        rows: Vec<(RowId, Bytes)>,
+        mark: LogPosition,
+    },
     Applied(Vec<AppliedEntry>),
-    Fenced { incarnation: Incarnation, rejection: Rejection },
-    WriteRows { round: u64 },
+    Fenced {
+        incarnation: Incarnation,
+        rejection: Rejection,
+    },
+    WriteRows {
+        round: u64,
+    },
     Restate,
-    Retain { now: WallMs, retention_bytes: Option<u64> },
-    Append { facts: PayloadFacts, count: u32, batch: Bytes, reply: Reply },
-    Read { from: Offset, reply: Reply },
-    RunLoaded { first: Offset, run: Vec<BatchPlace> },
+    Retain {
+        now: WallMs,
+        retention_bytes: Option<u64>,
+    },
+    Append {
+        facts: PayloadFacts,
+        count: u32,
+        batch: Bytes,
+        reply: Reply,
+    },
+    Read {
+        from: Offset,
+        reply: Reply,
+    },
+    RunLoaded {
+        first: Offset,
+        run: Vec<BatchPlace>,
+    },
     // To the store.
     Write(Vec<Change>),
-    WriteMark { position: LogPosition },
-    LoadOwner { owner: OwnerId, address: u64 },
-    LoadRun { owner: OwnerId, address: u64, first: Offset },
+    WriteMark {
+        position: LogPosition,
+    },
+    LoadOwner {
+        owner: OwnerId,
+        address: u64,
+    },
+    LoadRun {
+        owner: OwnerId,
+        address: u64,
+        first: Offset,
+    },
     // To the checkpoint actor.
     Round,
-    Began { position: LogPosition, owners: BTreeSet<OwnerId> },
-    RowsWritten { round: u64, owner: OwnerId },
-    Gone { owner: OwnerId },
-    Marked { position: LogPosition },
+    Began {
+        position: LogPosition,
+        owners: BTreeSet<OwnerId>,
+    },
+    RowsWritten {
+        round: u64,
+        owner: OwnerId,
+    },
+    Gone {
+        owner: OwnerId,
+    },
+    Marked {
+        position: LogPosition,
+    },
     // To the cleaner.
-    Flushed { headers: Vec<(LogPosition, EntryHeader)>, deleted: Vec<OwnerRange> },
-    Trimmed { owner: OwnerId, start: Offset },
+    Flushed {
+        headers: Vec<(LogPosition, EntryHeader)>,
+        deleted: Vec<OwnerRange>,
+    },
+    Trimmed {
+        owner: OwnerId,
+        start: Offset,
+    },
     MarkMoved(LogPosition),
     Recycled(SegmentNumber),
     Tick,
     // To the directory.
-    Do { command: Command, reply: Reply },
-    StartOwner { owner: OwnerId },
-    RestateOwner { owner: OwnerId },
-    RetainAll { now: WallMs },
+    Do {
+        command: Command,
+        reply: Reply,
+    },
+    StartOwner {
+        owner: OwnerId,
+    },
+    RestateOwner {
+        owner: OwnerId,
+    },
+    RetainAll {
+        now: WallMs,
+    },
 }

@@ -3,7 +3,15 @@
 //!
 //! `WATERWHEEL_SEED=n` runs that one seed; `WATERWHEEL_TEST=full` runs many more of them.
 
+#![allow(
+    clippy::expect_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_sign_loss,
+    reason = "a simulation says what broke by panicking"
+)]
+
 mod clients;
+mod directory;
 mod house;
 mod message;
 mod recovery;
@@ -37,10 +45,24 @@ const SEGMENTS_BESIDE: usize = 9;
 
 #[derive(Debug, Clone)]
 enum Asked {
-    Batch { producer: usize, owner: OwnerId, batch: Batch, is_first: bool, repeats: Option<Offset> },
-    Read { reader: usize, owner: OwnerId },
-    Topic { name: &'static str, deletes: bool },
-    Producer { producer: usize },
+    Batch {
+        producer: usize,
+        owner: OwnerId,
+        batch: Batch,
+        is_first: bool,
+        repeats: Option<Offset>,
+    },
+    Read {
+        reader: usize,
+        owner: OwnerId,
+    },
+    Topic {
+        name: &'static str,
+        deletes: bool,
+    },
+    Producer {
+        producer: usize,
+    },
 }
 
 struct World {
@@ -75,7 +97,10 @@ struct Counts {
 }
 
 fn options() -> LogOptions {
-    LogOptions { facts_of, ..crate::log::options() }
+    LogOptions {
+        facts_of,
+        ..crate::log::options()
+    }
 }
 
 impl World {
@@ -142,7 +167,10 @@ impl World {
             _ => self.deliver(),
         }
         self.drain();
-        assert!(!self.house().unreadable || self.disk.is_off(), "the log cannot be read");
+        assert!(
+            !self.house().unreadable || self.disk.is_off(),
+            "the log cannot be read"
+        );
         if self.disk.is_off() || (self.house().sealed && self.rng.chance(2)) {
             self.crash();
         }
@@ -166,7 +194,10 @@ impl World {
 
     fn ask(&mut self, to: To, asked: Asked, message: impl FnOnce(Reply) -> Message) {
         self.questions += 1;
-        let reply = Reply { client: 0, question: self.questions };
+        let reply = Reply {
+            client: 0,
+            question: self.questions,
+        };
         self.asked.insert(self.questions, asked);
         self.house().tell(to, message(reply));
     }
@@ -184,7 +215,8 @@ impl World {
         let random = self.rng.next();
         let (topic, partition) = (self.producers[at].topic, self.producers[at].partition);
         if self.producers[at].is_idempotent && self.producers[at].id == 0 {
-            let is_asked = |asked: &Asked| matches!(asked, Asked::Producer { producer } if *producer == at);
+            let is_asked =
+                |asked: &Asked| matches!(asked, Asked::Producer { producer } if *producer == at);
             if !self.asked.values().any(is_asked) {
                 let command = Command::OpenProducer;
                 let asked = Asked::Producer { producer: at };
@@ -192,30 +224,54 @@ impl World {
             }
             return;
         }
-        let Some((to, owner)) = self.locate(topic, partition) else { return };
+        let Some((to, owner)) = self.locate(topic, partition) else {
+            return;
+        };
         let producer = &mut self.producers[at];
         producer.aim(owner);
         // The idle topic gets a little, once.
-        let is_idle = topic == "idle" && self.truth.owners.get(&owner).is_some_and(|p| p.records.len() > 5);
-        let Some(sending) = producer.send(random, !is_idle) else { return };
+        let is_idle = topic == "idle"
+            && self
+                .truth
+                .owners
+                .get(&owner)
+                .is_some_and(|p| p.records.len() > 5);
+        let Some(sending) = producer.send(random, !is_idle) else {
+            return;
+        };
         let batch = sending.batch;
         let (is_first, repeats) = (sending.is_first, sending.repeats);
-        let asked = Asked::Batch { producer: at, owner, batch, is_first, repeats };
+        let asked = Asked::Batch {
+            producer: at,
+            owner,
+            batch,
+            is_first,
+            repeats,
+        };
         let (facts, count, body) = (batch.facts(), batch.count, batch.body());
-        self.ask(to, asked, |reply| Message::Append { facts, count, batch: body, reply });
+        self.ask(to, asked, |reply| Message::Append {
+            facts,
+            count,
+            batch: body,
+            reply,
+        });
     }
 
     fn read(&mut self) {
         let at = self.rng.below(self.readers.len() as u64) as usize;
         let (topic, partition) = (self.readers[at].topic, self.readers[at].partition);
-        let Some((to, owner)) = self.locate(topic, partition) else { return };
+        let Some((to, owner)) = self.locate(topic, partition) else {
+            return;
+        };
         let reader = &mut self.readers[at];
         if std::mem::replace(&mut reader.is_waiting, true) {
             return;
         }
         reader.aim(owner);
         let from = reader.at;
-        self.ask(to, Asked::Read { reader: at, owner }, |reply| Message::Read { from, reply });
+        self.ask(to, Asked::Read { reader: at, owner }, |reply| {
+            Message::Read { from, reply }
+        });
     }
 
     fn administer(&mut self) {
@@ -227,11 +283,22 @@ impl World {
                 deletes = true;
                 Command::Delete { name: name.into() }
             }
-            1 => Command::Alter { name: name.into(), partitions: None, change: TopicChange::default() },
+            1 => Command::Alter {
+                name: name.into(),
+                partitions: None,
+                change: TopicChange::default(),
+            },
             _ => {
                 let retention_bytes = (name != "idle").then_some(60_000);
-                let config = TopicConfig { retention_bytes, ..TopicConfig::default() };
-                Command::Create { name: name.into(), partitions: 2, config }
+                let config = TopicConfig {
+                    retention_bytes,
+                    ..TopicConfig::default()
+                };
+                Command::Create {
+                    name: name.into(),
+                    partitions: 2,
+                    config,
+                }
             }
         };
         *self.truth.in_doubt.entry(name.into()).or_default() += 1;
@@ -260,7 +327,8 @@ impl World {
             8 => {
                 let room = self.rng.below(3) * options().segment_bytes;
                 let files = self.disk.file_names().len() as u64;
-                self.disk.set_capacity(files * options().segment_bytes + room);
+                self.disk
+                    .set_capacity(files * options().segment_bytes + room);
             }
             _ => self.disk.set_capacity(u64::MAX),
         }
@@ -272,14 +340,23 @@ impl World {
             self.note(reply.question);
             let asked = self.asked.remove(&reply.question).expect("answered once");
             match asked {
-                Asked::Batch { producer, owner, batch, is_first, repeats } => {
+                Asked::Batch {
+                    producer,
+                    owner,
+                    batch,
+                    is_first,
+                    repeats,
+                } => {
                     self.produced(producer, owner, batch, is_first, repeats, answer);
                 }
                 Asked::Read { reader, owner } => self.has_read(reader, owner, answer),
                 Asked::Topic { name, deletes } => self.administered(name, deletes, answer),
                 Asked::Producer { producer } => {
                     if let Answer::Producer(id) = answer {
-                        assert!(self.truth.producers.insert(id), "producer id {id} is given twice");
+                        assert!(
+                            self.truth.producers.insert(id),
+                            "producer id {id} is given twice"
+                        );
                         self.producers[producer].id = id.0;
                     }
                 }
@@ -323,7 +400,10 @@ impl World {
                     Rejection::SequenceGap { .. } | Rejection::ProducerStateLost
                 );
                 // Whatever came before it was acknowledged: the partition must know the producer.
-                assert!(!(is_lost && is_first), "{owner}: {batch:?} is refused: {rejection}");
+                assert!(
+                    !(is_lost && is_first),
+                    "{owner}: {batch:?} is refused: {rejection}"
+                );
                 if is_current && repeats.is_none() {
                     self.producers[producer].refused(batch);
                 }
@@ -344,13 +424,17 @@ impl World {
                     let Ok(read) = read else { return };
                     self.counts.read += 1;
                     assert!(place.end() > self.readers[reader].at, "read in order");
-                    self.truth.note(owner, place.first_offset, Batch::read(&read.body));
+                    self.truth
+                        .note(owner, place.first_offset, Batch::read(&read.body));
                     self.readers[reader].at = place.end();
                 }
             }
             Answer::Refused(Rejection::OffsetOutOfRange { start, end }) if is_current => {
                 let at = self.readers[reader].at;
-                assert!(at < start, "{owner}: {at} was visible, now there is {start} to {end}");
+                assert!(
+                    at < start,
+                    "{owner}: {at} was visible, now there is {start} to {end}"
+                );
                 self.readers[reader].at = start;
             }
             Answer::Refused(_) | Answer::Batches(_) => {}
@@ -398,7 +482,9 @@ impl World {
         self.go_down();
         self.asked.clear();
         self.producers.iter_mut().for_each(Producer::reconnect);
-        self.readers.iter_mut().for_each(|reader| reader.is_waiting = false);
+        self.readers
+            .iter_mut()
+            .for_each(|reader| reader.is_waiting = false);
         self.recover();
     }
 
@@ -436,7 +522,12 @@ impl World {
         let recovered = recovery::recover(views, &reader, opened.end, opened.newest);
         self.truth.audit(&recovered, &reader, opened.end);
         self.note(opened.end.0);
-        self.house = Some(House::raise(opened.log, opened.next_index, recovered, self.now));
+        self.house = Some(House::raise(
+            opened.log,
+            opened.next_index,
+            recovered,
+            self.now,
+        ));
     }
 
     /// Faults end: everything outstanding gets through, and what is dead leaves the disk.
@@ -448,7 +539,10 @@ impl World {
             self.step();
         }
         for _ in 0..40 {
-            for message in [(To::Cleaner, Message::Tick), (To::Checkpoint, Message::Round)] {
+            for message in [
+                (To::Cleaner, Message::Tick),
+                (To::Checkpoint, Message::Round),
+            ] {
                 self.house().tell(message.0, message.1);
             }
             for _ in 0..20 {
@@ -460,13 +554,22 @@ impl World {
             }
         }
         for producer in &mut self.producers {
-            assert!(producer.outstanding.iter().all(|(_, sent)| !sent), "a batch is stuck");
+            assert!(
+                producer.outstanding.iter().all(|(_, sent)| !sent),
+                "a batch is stuck"
+            );
         }
-        let unanswered: Vec<_> =
-            self.asked.values().filter(|asked| !matches!(asked, Asked::Read { .. })).collect();
+        let unanswered: Vec<_> = self
+            .asked
+            .values()
+            .filter(|asked| !matches!(asked, Asked::Read { .. }))
+            .collect();
         assert!(unanswered.is_empty(), "unanswered: {unanswered:?}");
         let (files, live) = (self.disk.file_names().len(), self.live_segments());
-        assert!(files <= live + SEGMENTS_BESIDE, "{files} segments on the disk, {live} of them live");
+        assert!(
+            files <= live + SEGMENTS_BESIDE,
+            "{files} segments on the disk, {live} of them live"
+        );
         self.crash();
     }
 
@@ -475,10 +578,15 @@ impl World {
         let house = self.house();
         let mut live = BTreeSet::new();
         for scanned in house.reader.scan(LogPosition(0), None) {
-            let Scanned::Entry { header, place, .. } = scanned else { panic!("{scanned:?}") };
+            let Scanned::Entry { header, place, .. } = scanned else {
+                panic!("{scanned:?}")
+            };
             let end = Offset(header.first_offset.0 + u64::from(header.offsets));
             let start = house.starts.get(&header.owner).copied().unwrap_or_default();
-            let is_there = house.directory.iter().any(|t| t.partition_of(header.owner).is_some());
+            let is_there = house
+                .directory
+                .iter()
+                .any(|t| t.partition_of(header.owner).is_some());
             if header.kind == EntryKind::Payload && is_there && end > start {
                 live.insert(house.reader.identity().segment_of(place.position));
             }
@@ -488,7 +596,10 @@ impl World {
 }
 
 fn seeds(quick: u64, full: u64) -> std::ops::Range<u64> {
-    if let Some(seed) = std::env::var("WATERWHEEL_SEED").ok().and_then(|seed| seed.parse().ok()) {
+    if let Some(seed) = std::env::var("WATERWHEEL_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+    {
         return seed..seed + 1;
     }
     let is_full = std::env::var("WATERWHEEL_TEST").is_ok_and(|tier| tier == "full");
@@ -509,8 +620,14 @@ fn what_was_acked_is_there_once_and_in_order_whatever_fails() {
     let sum = |count: fn(&Counts) -> u64| all.iter().map(count).sum::<u64>();
     if all.len() == 4 {
         assert!(sum(|c| c.crashes) > 40, "{all:?}");
-        assert!(sum(|c| c.rebuilds) > 4 && sum(|c| c.failures) > 100, "{all:?}");
-        assert!(sum(|c| c.repeats) > 100 && sum(|c| c.read) > 1_000, "{all:?}");
+        assert!(
+            sum(|c| c.rebuilds) > 4 && sum(|c| c.failures) > 100,
+            "{all:?}"
+        );
+        assert!(
+            sum(|c| c.repeats) > 100 && sum(|c| c.read) > 1_000,
+            "{all:?}"
+        );
         assert!(sum(|c| c.full) > 0 && sum(|c| c.sealed) > 0, "{all:?}");
         assert!(sum(|c| c.segments) > 50, "{all:?}");
     }
@@ -520,7 +637,12 @@ fn what_was_acked_is_there_once_and_in_order_whatever_fails() {
 fn one_seed_twice_is_one_run_of_the_broker() {
     let run = |seed| {
         let world = World::go(seed, 5_000);
-        (world.trace, world.disk.trace(), world.disk.operations(), world.counts)
+        (
+            world.trace,
+            world.disk.trace(),
+            world.disk.operations(),
+            world.counts,
+        )
     };
     assert_eq!(run(7), run(7));
     assert_ne!(run(7), run(8));

@@ -28,13 +28,21 @@ pub(crate) struct Recovered {
 
 pub(crate) fn partition_changes(owner: OwnerId, machine: &mut Partition) -> Vec<Change> {
     let (_, changes) = machine.take_rows();
-    changes.into_iter().map(|change| (Key::Partition(owner, change.id), change.value)).collect()
+    changes
+        .into_iter()
+        .map(|change| (Key::Partition(owner, change.id), change.value))
+        .collect()
 }
 
 pub(crate) fn directory_changes(machine: &mut Topics) -> Vec<Change> {
-    let Some((head, topics)) = machine.take_rows() else { return Vec::new() };
-    let rows = topics.into_iter().map(|(id, value)| (Key::Topic(id), value));
-    rows.chain([(Key::DirectoryHead, Some(encode(&head)))]).collect()
+    let Some((head, topics)) = machine.take_rows() else {
+        return Vec::new();
+    };
+    let rows = topics
+        .into_iter()
+        .map(|(id, value)| (Key::Topic(id), value));
+    rows.chain([(Key::DirectoryHead, Some(encode(&head)))])
+        .collect()
 }
 
 pub(crate) fn no_head(owner: OwnerId) -> Change {
@@ -54,9 +62,17 @@ pub(crate) fn load(views: &Views, owner: OwnerId) -> Partition {
 
 fn entries(reader: &LogReader, from: LogPosition) -> impl Iterator<Item = AppliedEntry> {
     reader.scan(from, None).map(|scanned| match scanned {
-        Scanned::Entry { header, place, facts, body } => {
-            AppliedEntry { header, place, body: body.unwrap_or_default(), facts }
-        }
+        Scanned::Entry {
+            header,
+            place,
+            facts,
+            body,
+        } => AppliedEntry {
+            header,
+            place,
+            body: body.unwrap_or_default(),
+            facts,
+        },
         Scanned::Damaged(damage) => panic!("nothing was damaged: {damage}"),
     })
 }
@@ -69,7 +85,10 @@ pub(crate) fn recover(
     newest: Option<WallMs>,
 ) -> Recovered {
     let from = views.marked();
-    assert!(from <= end, "the views are marked at {from}, the log ends at {end}");
+    assert!(
+        from <= end,
+        "the views are marked at {from}, the log ends at {end}"
+    );
     let (head, rows) = views.directory();
     let rows = rows.into_iter().map(Bytes::as_ref);
     let mut topics = Topics::from_rows(head.map(Bytes::as_ref), rows).expect("rows read");
@@ -90,7 +109,9 @@ pub(crate) fn recover(
             }
             _ if deleted.iter().any(|range| range.contains(owner)) => {}
             _ => {
-                let machine = partitions.entry(owner).or_insert_with(|| load(&views, owner));
+                let machine = partitions
+                    .entry(owner)
+                    .or_insert_with(|| load(&views, owner));
                 machine.apply(&entry, &mut Vec::new());
             }
         }
@@ -108,15 +129,41 @@ pub(crate) fn recover(
         }
         let head = load(&views, owner).head();
         let (next_number, next_offset) = (head.next_number, head.next_offset);
-        counters.insert(owner, Counters { sequence: head.sequence, next_number, next_offset });
+        counters.insert(
+            owner,
+            Counters {
+                sequence: head.sequence,
+                next_number,
+                next_offset,
+            },
+        );
         starts.insert(owner, head.start_offset);
     }
     let sequence = topics.head().sequence;
-    counters.insert(OwnerId::DIRECTORY, Counters { sequence, ..Counters::default() });
-    counters.insert(OwnerId::LOG, Counters { sequence: log_sequence, ..Counters::default() });
+    counters.insert(
+        OwnerId::DIRECTORY,
+        Counters {
+            sequence,
+            ..Counters::default()
+        },
+    );
+    counters.insert(
+        OwnerId::LOG,
+        Counters {
+            sequence: log_sequence,
+            ..Counters::default()
+        },
+    );
     views.mark(end);
     let ledger = ledger(reader, end, &topics, &ranges, &starts);
-    Recovered { views, topics, counters, starts, ledger, newest }
+    Recovered {
+        views,
+        topics,
+        counters,
+        starts,
+        ledger,
+        newest,
+    }
 }
 
 fn ledger(
@@ -129,7 +176,10 @@ fn ledger(
     let mut ledger = Ledger::default();
     ledger.marked(mark);
     for entry in entries(reader, LogPosition(0)) {
-        ledger.appended(reader.identity().segment_of(entry.place.position).0, &entry.header);
+        ledger.appended(
+            reader.identity().segment_of(entry.place.position).0,
+            &entry.header,
+        );
         if entry.header.kind == EntryKind::Delete {
             ledger.deleted(rmp_serde::from_slice(&entry.body).expect("a range"));
         }

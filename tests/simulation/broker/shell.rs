@@ -42,12 +42,18 @@ impl House {
     pub(crate) fn owner(&mut self, owner: OwnerId, message: Message) {
         let mut effects = Vec::new();
         let token = self.token();
-        let Some(shell) = self.shells.get_mut(&owner) else { return };
+        let Some(shell) = self.shells.get_mut(&owner) else {
+            return;
+        };
         let address = shell.address;
         let machine = &mut shell.machine;
         match message {
             Message::Life { author, .. } if shell.loaded => shell.author = Some(author),
-            Message::Life { author, counters, end } => {
+            Message::Life {
+                author,
+                counters,
+                end,
+            } => {
                 shell.life = Some((author, counters, end));
                 return self.tell(To::Store, Message::LoadOwner { owner, address });
             }
@@ -56,27 +62,52 @@ impl House {
                 *machine = Partition::from_rows(LIMITS, rows).expect("rows read");
                 let (author, counters, end) = shell.life.take().expect("a life before rows");
                 for scanned in self.reader.scan(mark, Some(end)) {
-                    let Scanned::Entry { header, place, facts, body } = scanned else {
+                    let Scanned::Entry {
+                        header,
+                        place,
+                        facts,
+                        body,
+                    } = scanned
+                    else {
                         self.unreadable = true;
                         return;
                     };
                     if header.owner == owner {
                         let body = body.unwrap_or_default();
-                        machine.apply(&AppliedEntry { header, place, body, facts }, &mut effects);
+                        machine.apply(
+                            &AppliedEntry {
+                                header,
+                                place,
+                                body,
+                                facts,
+                            },
+                            &mut effects,
+                        );
                     }
                 }
                 // Of an owner that was deleted a moment ago the sequencer knows nothing any more.
-                assert!(machine.head().sequence >= counters.sequence, "folded up to its life");
+                assert!(
+                    machine.head().sequence >= counters.sequence,
+                    "folded up to its life"
+                );
                 effects.clear();
                 shell.author = Some(author);
                 shell.loaded = true;
             }
             Message::Applied(entries) => {
-                entries.iter().for_each(|entry| machine.apply(entry, &mut effects));
+                entries
+                    .iter()
+                    .for_each(|entry| machine.apply(entry, &mut effects));
                 machine.applied_all(&mut effects);
             }
-            Message::Fenced { incarnation, rejection } => {
-                if shell.author.is_none_or(|author| author.incarnation > incarnation) {
+            Message::Fenced {
+                incarnation,
+                rejection,
+            } => {
+                if shell
+                    .author
+                    .is_none_or(|author| author.incarnation > incarnation)
+                {
                     return;
                 }
                 machine.reset(&mut effects);
@@ -91,18 +122,37 @@ impl House {
                 self.tell(To::Checkpoint, Message::RowsWritten { round, owner });
             }
             Message::Restate => machine.restate(&mut effects),
-            Message::Retain { now, retention_bytes } => {
+            Message::Retain {
+                now,
+                retention_bytes,
+            } => {
                 machine.retain(now, None, retention_bytes, &mut effects);
             }
-            Message::Append { facts, count, batch, reply } => {
+            Message::Append {
+                facts,
+                count,
+                batch,
+                reply,
+            } => {
                 shell.asks.insert(token, reply);
                 let tell_accepted = false;
-                let append = partition::Append { token, batch, count, facts, tell_accepted };
+                let append = partition::Append {
+                    token,
+                    batch,
+                    count,
+                    facts,
+                    tell_accepted,
+                };
                 machine.append(append, &mut effects);
             }
             Message::Read { from, reply } => {
                 shell.asks.insert(token, reply);
-                let read = partition::Read { token, from, bytes_max: 20_000, wait: true };
+                let read = partition::Read {
+                    token,
+                    from,
+                    bytes_max: 20_000,
+                    wait: true,
+                };
                 machine.read(read, &mut effects);
             }
             Message::RunLoaded { first, run } => machine.run_loaded(first, Ok(run), &mut effects),
@@ -113,7 +163,9 @@ impl House {
     }
 
     fn tell_trimmed(&mut self, owner: OwnerId) {
-        let Some(shell) = self.shells.get_mut(&owner) else { return };
+        let Some(shell) = self.shells.get_mut(&owner) else {
+            return;
+        };
         let start = shell.machine.head().start_offset;
         if start > shell.trimmed {
             shell.trimmed = start;
@@ -123,7 +175,9 @@ impl House {
 
     fn act(&mut self, owner: OwnerId, effects: Vec<Effect>) {
         for effect in effects {
-            let Some(shell) = self.shells.get_mut(&owner) else { return };
+            let Some(shell) = self.shells.get_mut(&owner) else {
+                return;
+            };
             match effect {
                 Effect::Persist { token, drafts } => {
                     let ticket = token.and_then(|token| shell.asks.remove(&token));
@@ -132,9 +186,21 @@ impl House {
                         continue;
                     };
                     let is_payload = drafts.iter().any(|draft| draft.kind == EntryKind::Payload);
-                    let need = if is_payload { Need::Payload } else { Need::Housekeeping };
+                    let need = if is_payload {
+                        Need::Payload
+                    } else {
+                        Need::Housekeeping
+                    };
                     let drafts = drafts.into_iter().map(|draft| (owner, draft)).collect();
-                    self.tell(To::Commit, Message::Persist { author, drafts, need, ticket });
+                    self.tell(
+                        To::Commit,
+                        Message::Persist {
+                            author,
+                            drafts,
+                            need,
+                            ticket,
+                        },
+                    );
                 }
                 Effect::Accepted(_) => {}
                 Effect::Stored(token, stored) => {
@@ -148,7 +214,14 @@ impl House {
                 Effect::Refuse(token, why) => self.answer_token(owner, token, Answer::Refused(why)),
                 Effect::LoadRun(first) => {
                     let address = shell.address;
-                    self.tell(To::Store, Message::LoadRun { owner, address, first });
+                    self.tell(
+                        To::Store,
+                        Message::LoadRun {
+                            owner,
+                            address,
+                            first,
+                        },
+                    );
                 }
             }
         }

@@ -81,7 +81,13 @@ impl Views {
     }
 
     pub(crate) fn directory(&self) -> (Option<&Bytes>, Vec<&Bytes>) {
-        let topics = self.rows.iter().filter(|(key, _)| matches!(key, Key::Topic(_)));
-        (self.rows.get(&Key::DirectoryHead), topics.map(|(_, value)| value).collect())
+        let topics = self
+            .rows
+            .iter()
+            .filter(|(key, _)| matches!(key, Key::Topic(_)));
+        (
+            self.rows.get(&Key::DirectoryHead),
+            topics.map(|(_, value)| value).collect(),
+        )
     }
 }

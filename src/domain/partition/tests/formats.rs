@@ -21,7 +21,10 @@ where
     let bytes = encode(value);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, golden, "{value:?}");
-    assert_eq!(rmp_serde::from_slice::<T>(&bytes).ok().as_ref(), Some(value));
+    assert_eq!(
+        rmp_serde::from_slice::<T>(&bytes).ok().as_ref(),
+        Some(value)
+    );
 }
 
 fn head() -> Head {
@@ -61,20 +64,41 @@ fn rows_are_written_as_ever() {
         appended: WallMs(-1),
         tags: 0x8000_0000_0000_0001,
     };
-    is_written_as(&vec![batch], "9197ce0001116d03cd0129cf0000000200000000cd1092ffcf8000000000000001");
-    is_written_as(&producer(), "940209cf0000018bcfe5680091950603ce0001116dcd0129cf0000018bcfe56800");
+    is_written_as(
+        &vec![batch],
+        "9197ce0001116d03cd0129cf0000000200000000cd1092ffcf8000000000000001",
+    );
+    is_written_as(
+        &producer(),
+        "940209cf0000018bcfe5680091950603ce0001116dcd0129cf0000018bcfe56800",
+    );
 }
 
 #[test]
 fn deltas_are_written_as_ever() {
-    is_written_as(&Delta::StartOffset(Offset(512)), "81ab53746172744f6666736574cd0200");
+    is_written_as(
+        &Delta::StartOffset(Offset(512)),
+        "81ab53746172744f6666736574cd0200",
+    );
     let ids = vec![ProducerId(1), ProducerId(1_000)];
-    is_written_as(&Delta::ForgetProducers(ids), "81af466f7267657450726f6475636572739201cd03e8");
+    is_written_as(
+        &Delta::ForgetProducers(ids),
+        "81af466f7267657450726f6475636572739201cd03e8",
+    );
 }
 
 #[test]
 fn snapshots_are_written_as_ever() {
-    is_written_as(&Snapshot::Producer(ProducerId(77), producer()), "81a850726f6475636572924d940209cf0000018bcfe5680091950603ce0001116dcd0129cf0000018bcfe56800");
+    is_written_as(
+        &Snapshot::Producer(ProducerId(77), producer()),
+        "81a850726f6475636572924d940209cf0000018bcfe5680091950603ce0001116dcd0129cf0000018bcfe56800",
+    );
     let producers = vec![ProducerId(77)];
-    is_written_as(&Snapshot::Head { head: head(), producers }, "81a448656164929407cd012cce0001117005914d");
+    is_written_as(
+        &Snapshot::Head {
+            head: head(),
+            producers,
+        },
+        "81a448656164929407cd012cce0001117005914d",
+    );
 }

@@ -1,41 +1,67 @@
 //! The partition against a list of what was sent and stored, whatever happens in between.
 
 mod formats;
+mod model;
 mod rig;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use self::model::{Expected, Model, Sent};
 use self::rig::{Answer, Rig, fold};
+use super::ReadFrom;
 use super::index::{BatchPlace, RUN_BATCHES};
-use super::producers::{ProducerRow, StoredBatch, WINDOW_BATCHES};
-use super::{Delta, ReadFrom};
 use crate::domain::entry::{AppliedEntry, EntryKind};
-use crate::domain::id::{Offset, ProducerEpoch, ProducerId, ProducerSequence, Token};
+use crate::domain::id::{Offset, ProducerSequence, Token};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::WallMs;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Append { producer: u64, what: What, count: u32 },
+    Append {
+        producer: u64,
+        what: What,
+        count: u32,
+    },
     /// Many batches of one producer, beyond its window.
-    Burst { producer: u64, batches: usize },
+    Burst {
+        producer: u64,
+        batches: usize,
+    },
     /// Many batches of nobody, over several runs of the index.
-    Bulk { batches: usize },
-    Flush { runs: usize },
+    Bulk {
+        batches: usize,
+    },
+    Flush {
+        runs: usize,
+    },
     Refuse,
-    Tick { ms: i64 },
-    Retain { age_ms: Option<u64>, bytes: Option<u64> },
-    Forget { age_ms: i64 },
+    Tick {
+        ms: i64,
+    },
+    Retain {
+        age_ms: Option<u64>,
+        bytes: Option<u64>,
+    },
+    Forget {
+        age_ms: i64,
+    },
     Restate,
     /// Rows are written, all of them or only the first few.
-    Rows { written: Option<usize> },
+    Rows {
+        written: Option<usize>,
+    },
     Crash,
-    Read { at: u64, bytes_max: u64 },
+    Read {
+        at: u64,
+        bytes_max: u64,
+    },
     Wait,
-    Time { back_ms: i64 },
+    Time {
+        back_ms: i64,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,9 +85,15 @@ fn what() -> impl Strategy<Value = What> {
 }
 
 fn step(bulk: usize, crashes: u32) -> impl Strategy<Value = Step> {
-    let append = (0u64..6, what(), 1u32..4)
-        .prop_map(|(producer, what, count)| Step::Append { producer, what, count });
-    let retain = (proptest::option::of(0u64..400), proptest::option::of(0u64..400_000))
+    let append = (0u64..6, what(), 1u32..4).prop_map(|(producer, what, count)| Step::Append {
+        producer,
+        what,
+        count,
+    });
+    let retain = (
+        proptest::option::of(0u64..400),
+        proptest::option::of(0u64..400_000),
+    )
         .prop_map(|(age_ms, bytes)| Step::Retain { age_ms, bytes });
     prop_oneof![
         40 => append,
@@ -79,171 +111,6 @@ fn step(bulk: usize, crashes: u32) -> impl Strategy<Value = Step> {
         4 => Just(Step::Wait),
         8 => (0i64..600).prop_map(|back_ms| Step::Time { back_ms }),
     ]
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Sent {
-    producer: u64,
-    epoch: u32,
-    first: u64,
-    count: u32,
-}
-
-/// What a list says should be the case.
-#[derive(Default)]
-struct Model {
-    /// Applied batches of each producer, since it was last forgotten.
-    stored: BTreeMap<u64, Vec<(Sent, StoredBatch)>>,
-    /// Accepted, in order, with repeats that wait.
-    queued: VecDeque<(Sent, Vec<Token>)>,
-    batches: Vec<BatchPlace>,
-    start: Offset,
-}
-
-enum Expected {
-    Queued,
-    Waits,
-    Answer(Answer),
-}
-
-impl Model {
-    fn end(&self) -> Offset {
-        self.batches.last().map_or(Offset(0), BatchPlace::end)
-    }
-
-    /// Everything of a producer, stored and queued.
-    fn all(&self, producer: u64) -> Vec<Sent> {
-        let stored = self.stored.get(&producer).into_iter().flatten().map(|(sent, _)| *sent);
-        let queued = self.queued.iter().map(|(sent, _)| *sent);
-        stored.chain(queued.filter(|sent| sent.producer == producer)).collect()
-    }
-
-    fn producers(&self) -> usize {
-        let queued = self.queued.iter().map(|(sent, _)| sent.producer).filter(|id| *id != 0);
-        let mut ids: Vec<u64> = self.stored.keys().copied().chain(queued).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids.len()
-    }
-
-    /// The window of a producer: its last batches of one epoch.
-    fn window(&self, producer: u64) -> Vec<StoredBatch> {
-        let stored = self.stored.get(&producer).map_or(&[][..], Vec::as_slice);
-        let epoch = stored.last().map_or(0, |(sent, _)| sent.epoch);
-        let from = stored.iter().rposition(|(sent, _)| sent.epoch != epoch).map_or(0, |at| at + 1);
-        let same = &stored[from..];
-        same[same.len().saturating_sub(WINDOW_BATCHES)..].iter().map(|(_, batch)| *batch).collect()
-    }
-
-    fn offer(&mut self, sent: Sent, token: Token) -> Expected {
-        let refuse = |rejection| Expected::Answer(Answer::Refused(rejection));
-        if sent.producer == 0 {
-            self.queued.push_back((sent, Vec::new()));
-            return Expected::Queued;
-        }
-        let mine = self.all(sent.producer);
-        let expected = match mine.last() {
-            None if sent.first != 0 => return refuse(Rejection::ProducerStateLost),
-            None if self.producers() >= 3 => return refuse(Rejection::TooManyProducers { max: 3 }),
-            None => 0,
-            Some(last) if sent.epoch < last.epoch => {
-                let current = ProducerEpoch(last.epoch);
-                return refuse(Rejection::ProducerFenced { current });
-            }
-            Some(last) if sent.epoch == last.epoch => last.first + u64::from(last.count),
-            Some(_) => 0,
-        };
-        let gap = Rejection::SequenceGap { expected: ProducerSequence(expected) };
-        if sent.first > expected {
-            return refuse(gap);
-        }
-        if sent.first == expected {
-            let in_flight =
-                self.queued.iter().filter(|(other, _)| other.producer == sent.producer).count();
-            if in_flight >= WINDOW_BATCHES {
-                return refuse(Rejection::Throttled { after_ms: 1 });
-            }
-            self.queued.push_back((sent, Vec::new()));
-            return Expected::Queued;
-        }
-        if let Some((_, repeats)) = self.queued.iter_mut().find(|(other, _)| *other == sent) {
-            repeats.push(token);
-            return Expected::Waits;
-        }
-        let stored = self.stored.get(&sent.producer).and_then(|all| all.last());
-        let window = match stored {
-            Some((last, _)) if last.epoch == sent.epoch => self.window(sent.producer),
-            _ => Vec::new(),
-        };
-        let first = window
-            .iter()
-            .find(|batch| batch.first_sequence.0 == sent.first && batch.count == sent.count);
-        match first {
-            Some(batch) => Expected::Answer(Answer::Stored(batch.first_offset)),
-            None => refuse(gap),
-        }
-    }
-
-    fn apply(&mut self, entry: &AppliedEntry, expected: &mut BTreeMap<Token, Answer>) {
-        let header = &entry.header;
-        if header.kind == EntryKind::State {
-            match rmp_serde::from_slice(&entry.body).expect("a delta") {
-                Delta::StartOffset(start) => {
-                    assert!(start > self.start && start <= self.end(), "P6");
-                    self.start = start;
-                }
-                Delta::ForgetProducers(ids) => {
-                    for id in ids {
-                        self.stored.remove(&id.0);
-                    }
-                }
-            }
-        }
-        if header.kind != EntryKind::Payload {
-            return;
-        }
-        let (sent, repeats) = self.queued.pop_front().expect("it was queued");
-        assert_eq!(entry.facts.producer.0, sent.producer, "P4: in the order accepted");
-        assert_eq!(header.first_offset, self.end(), "P4: dense");
-        expected.extend(repeats.iter().map(|token| (*token, Answer::Stored(header.first_offset))));
-        self.batches.push(BatchPlace {
-            first_offset: header.first_offset,
-            count: header.offsets,
-            first_number: header.first_number,
-            position: entry.place.position,
-            length: entry.place.length,
-            appended: header.appended,
-            tags: 0,
-        });
-        if sent.producer != 0 {
-            let batch = StoredBatch {
-                first_sequence: ProducerSequence(sent.first),
-                count: sent.count,
-                first_offset: header.first_offset,
-                first_number: header.first_number,
-                appended: header.appended,
-            };
-            self.stored.entry(sent.producer).or_default().push((sent, batch));
-        }
-    }
-
-    fn rows(&self) -> Vec<(ProducerId, ProducerRow)> {
-        let row = |(id, stored): (&u64, &Vec<(Sent, StoredBatch)>)| {
-            let (sent, last) = stored.last().expect("never empty");
-            let row = ProducerRow {
-                epoch: ProducerEpoch(sent.epoch),
-                next_sequence: ProducerSequence(sent.first + u64::from(sent.count)),
-                last_used: last.appended,
-                window: self.window(*id).into(),
-            };
-            (ProducerId(*id), row)
-        };
-        self.stored.iter().map(row).collect()
-    }
-
-    fn kept(&self) -> Vec<BatchPlace> {
-        self.batches.iter().filter(|batch| batch.end() > self.start).copied().collect()
-    }
 }
 
 /// The machine and the list side by side.
@@ -283,7 +150,11 @@ impl World {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Append { producer, what, count } => self.append(producer, what, count),
+            Step::Append {
+                producer,
+                what,
+                count,
+            } => self.append(producer, what, count),
             Step::Burst { producer, batches } => {
                 (0..batches).for_each(|_| self.append(producer, What::Next, 1));
             }
@@ -297,7 +168,8 @@ impl World {
             Step::Retain { age_ms, bytes } => self.retain(age_ms, bytes),
             Step::Forget { age_ms } => {
                 let before = WallMs(self.rig.now.0 - age_ms);
-                self.rig.act(|live, effects| live.forget_producers(before, effects));
+                self.rig
+                    .act(|live, effects| live.forget_producers(before, effects));
             }
             Step::Restate => self.rig.act(super::Partition::restate),
             Step::Rows { written: None } => self.rig.take_rows(None),
@@ -319,22 +191,54 @@ impl World {
 
     fn append(&mut self, producer: u64, what: What, count: u32) {
         let mine = self.model.all(producer);
-        let last = mine.last().copied().unwrap_or(Sent { producer, epoch: 0, first: 0, count: 0 });
-        let next = Sent { producer, epoch: last.epoch, first: last.first + u64::from(last.count), count };
+        let last = mine.last().copied().unwrap_or(Sent {
+            producer,
+            epoch: 0,
+            first: 0,
+            count: 0,
+        });
+        let next = Sent {
+            producer,
+            epoch: last.epoch,
+            first: last.first + u64::from(last.count),
+            count,
+        };
         let sent = match what {
-            _ if producer == 0 => Sent { producer, epoch: 0, first: 0, count },
+            _ if producer == 0 => Sent {
+                producer,
+                epoch: 0,
+                first: 0,
+                count,
+            },
             What::Next => next,
             What::Again { back } => mine.iter().rev().nth(back - 1).copied().unwrap_or(next),
-            What::Ahead { by } => Sent { first: next.first + by, ..next },
-            What::OldEpoch => Sent { epoch: next.epoch.saturating_sub(1), ..next },
-            What::NewEpoch { first } => Sent { epoch: next.epoch + 1, first, ..next },
+            What::Ahead { by } => Sent {
+                first: next.first + by,
+                ..next
+            },
+            What::OldEpoch => Sent {
+                epoch: next.epoch.saturating_sub(1),
+                ..next
+            },
+            What::NewEpoch { first } => Sent {
+                epoch: next.epoch + 1,
+                first,
+                ..next
+            },
         };
         let bytes = 10 * sent.count as usize;
-        let token = self.rig.append((sent.producer, sent.epoch, sent.first), sent.count, bytes);
+        let token = self
+            .rig
+            .append((sent.producer, sent.epoch, sent.first), sent.count, bytes);
         match self.model.offer(sent, token) {
             Expected::Queued => {
                 // Its receipt comes with its place, like the answer to its repeats.
-                self.model.queued.back_mut().expect("just queued").1.push(token);
+                self.model
+                    .queued
+                    .back_mut()
+                    .expect("just queued")
+                    .1
+                    .push(token);
             }
             Expected::Waits => {}
             Expected::Answer(answer) => {
@@ -353,7 +257,10 @@ impl World {
         self.waiting.retain(|(token, from)| {
             let answer = self.rig.answers.remove(token);
             match answer {
-                None => assert!(*from >= end, "P5: a read at {from} waits though the end is {end}"),
+                None => assert!(
+                    *from >= end,
+                    "P5: a read at {from} waits though the end is {end}"
+                ),
                 Some(Answer::Batches(answer)) => {
                     assert_eq!(answer.batches[0].first_offset, *from);
                     return false;
@@ -391,7 +298,8 @@ impl World {
         for _ in 0..if is_quiet { 3 } else { 0 } {
             self.flush(usize::MAX);
         }
-        self.rig.act(|live, effects| live.retain(now, age_ms, bytes, effects));
+        self.rig
+            .act(|live, effects| live.retain(now, age_ms, bytes, effects));
         // Judged by what it leaves: nothing is dropped that the settings keep.
         let old = |batch: &BatchPlace| {
             age_ms.is_some_and(|ms| batch.appended.0 < now.0 - i64::try_from(ms).unwrap())
@@ -410,37 +318,72 @@ impl World {
         self.flush(usize::MAX);
         self.may_go = self.may_go.max(ideal);
         let (start, may_go) = (self.model.start, self.may_go);
-        assert!(start <= may_go, "retention takes up to {start}, the settings allow {may_go}");
+        assert!(
+            start <= may_go,
+            "retention takes up to {start}, the settings allow {may_go}"
+        );
         // A run that is not in memory goes as a whole or stays: not more than one.
-        let behind = self.model.kept().iter().filter(|batch| batch.end() <= ideal).count();
-        assert!(!is_quiet || behind <= RUN_BATCHES, "{behind} batches stay that should go");
+        let behind = self
+            .model
+            .kept()
+            .iter()
+            .filter(|batch| batch.end() <= ideal)
+            .count();
+        assert!(
+            !is_quiet || behind <= RUN_BATCHES,
+            "{behind} batches stay that should go"
+        );
     }
 
     fn read(&mut self, at: u64, bytes_max: u64) {
         let (start, end) = (self.model.start, self.model.end());
         let from = Offset(at % (end.0 + 3));
         let token = self.rig.read(from, bytes_max, false);
-        let answer = self.rig.answers.remove(&token).expect("a read that does not wait is answered");
+        let answer = self
+            .rig
+            .answers
+            .remove(&token)
+            .expect("a read that does not wait is answered");
         if from < start || from > end {
             let out = Rejection::OffsetOutOfRange { start, end };
             return assert_eq!(answer, Answer::Refused(out));
         }
-        let Answer::Batches(answer) = answer else { panic!("{answer:?}") };
+        let Answer::Batches(answer) = answer else {
+            panic!("{answer:?}")
+        };
         assert_eq!((answer.start, answer.high_watermark), (start, end));
-        let at = self.model.batches.partition_point(|batch| batch.end() <= from);
+        let at = self
+            .model
+            .batches
+            .partition_point(|batch| batch.end() <= from);
         let there = &self.model.batches[at..];
         assert!(there.starts_with(&answer.batches), "I1");
         assert_eq!(answer.batches.is_empty(), there.is_empty());
-        let bytes: u64 = answer.batches.iter().rev().skip(1).map(|b| u64::from(b.length)).sum();
+        let bytes: u64 = answer
+            .batches
+            .iter()
+            .rev()
+            .skip(1)
+            .map(|b| u64::from(b.length))
+            .sum();
         assert!(bytes == 0 || bytes < bytes_max);
     }
 
     fn time(&mut self, time: WallMs) {
         let found = self.rig.lookup(ReadFrom::Time(time));
-        let first = self.model.batches.iter().find(|batch| batch.appended >= time);
+        let first = self
+            .model
+            .batches
+            .iter()
+            .find(|batch| batch.appended >= time);
         let offset = first.map_or(self.model.end(), |batch| batch.first_offset);
         assert_eq!(found.offset, offset.max(self.model.start));
-        let on_its_way: u64 = self.model.queued.iter().map(|(sent, _)| u64::from(sent.count)).sum();
+        let on_its_way: u64 = self
+            .model
+            .queued
+            .iter()
+            .map(|(sent, _)| u64::from(sent.count))
+            .sum();
         assert_eq!(found.log_end.0, self.model.end().0 + on_its_way);
     }
 
@@ -468,7 +411,11 @@ impl World {
 }
 
 fn config(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -536,7 +483,9 @@ proptest! {
 fn lookups_by_time_over_many_runs_load_each_once() {
     let mut world = World::new();
     for _ in 0..12 {
-        world.step(&Step::Bulk { batches: RUN_BATCHES });
+        world.step(&Step::Bulk {
+            batches: RUN_BATCHES,
+        });
         world.step(&Step::Tick { ms: 10 });
     }
     world.rig.take_rows(None);
@@ -553,10 +502,25 @@ fn a_snapshot_waits_for_what_is_on_its_way_and_what_comes_later_waits_for_it() {
     world.append(1, What::Next, 3);
     world.step(&Step::Restate);
     world.append(1, What::Next, 2);
-    assert_eq!(world.rig.flush(usize::MAX).len(), 1, "P8: only what was on its way");
-    let kinds: Vec<_> = world.rig.flush(usize::MAX).iter().map(|entry| entry.header.kind).collect();
-    assert_eq!(kinds, [EntryKind::Snapshot, EntryKind::Snapshot, EntryKind::Payload]);
+    assert_eq!(
+        world.rig.flush(usize::MAX).len(),
+        1,
+        "P8: only what was on its way"
+    );
+    let kinds: Vec<_> = world
+        .rig
+        .flush(usize::MAX)
+        .iter()
+        .map(|entry| entry.header.kind)
+        .collect();
+    assert_eq!(
+        kinds,
+        [EntryKind::Snapshot, EntryKind::Snapshot, EntryKind::Payload]
+    );
     let folded = fold(&rig::Rows::new(), &world.rig.log);
     assert_eq!(folded.applied_state(), world.rig.live.applied_state());
-    assert_eq!(folded.applied_state().1[0].1.next_sequence, ProducerSequence(5));
+    assert_eq!(
+        folded.applied_state().1[0].1.next_sequence,
+        ProducerSequence(5)
+    );
 }

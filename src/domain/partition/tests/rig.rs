@@ -1,14 +1,17 @@
 //! A partition between a naive sequencer and a naive store: nothing of it but the machine can be wrong.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of these tests are small"
+)]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
 use super::super::index::BatchPlace;
 use super::super::rows::{RowId, decode_run};
-use super::super::{
-    Append, Bounds, Effect, Limits, Partition, Read, ReadAnswer, ReadFrom,
-};
+use super::super::{Append, Bounds, Effect, Limits, Partition, Read, ReadAnswer, ReadFrom};
 use crate::domain::entry::{AppliedEntry, Draft, EntryHeader, EntryKind, EntryPlace, PayloadFacts};
 use crate::domain::id::{
     LogIndex, LogPosition, Offset, OwnerId, OwnerSequence, ProducerEpoch, ProducerId,
@@ -71,14 +74,30 @@ impl Rig {
             ..PayloadFacts::default()
         };
         let batch = Bytes::from(vec![0; bytes]);
-        let append = Append { token, batch, count, facts, tell_accepted: true };
+        let append = Append {
+            token,
+            batch,
+            count,
+            facts,
+            tell_accepted: true,
+        };
         self.act(|live, effects| live.append(append, effects));
         token
     }
 
     pub(super) fn read(&mut self, from: Offset, bytes_max: u64, wait: bool) -> Token {
         let token = self.token();
-        self.act(|live, effects| live.read(Read { token, from, bytes_max, wait }, effects));
+        self.act(|live, effects| {
+            live.read(
+                Read {
+                    token,
+                    from,
+                    bytes_max,
+                    wait,
+                },
+                effects,
+            )
+        });
         token
     }
 
@@ -195,10 +214,7 @@ impl Rig {
 }
 
 /// A machine from rows and the log behind them.
-pub(super) fn fold<'a>(
-    rows: &Rows,
-    log: impl IntoIterator<Item = &'a AppliedEntry>,
-) -> Partition {
+pub(super) fn fold<'a>(rows: &Rows, log: impl IntoIterator<Item = &'a AppliedEntry>) -> Partition {
     let rows = rows.iter().map(|(id, value)| (*id, value.as_ref()));
     let mut machine = Partition::from_rows(LIMITS, rows).expect("rows read");
     for entry in log {
@@ -240,7 +256,10 @@ fn stamp(
     let is_payload = draft.kind == EntryKind::Payload;
     AppliedEntry {
         header,
-        place: EntryPlace { position: LogPosition(place * 4096), length },
+        place: EntryPlace {
+            position: LogPosition(place * 4096),
+            length,
+        },
         body: if is_payload { Bytes::new() } else { draft.body },
         facts: draft.facts,
     }
