@@ -19,6 +19,11 @@ use super::{Head, Limits, Partition};
 use crate::domain::entry::{Draft, EntryKind, PayloadFacts};
 use crate::domain::id::{Offset, OwnerSequence, ProducerId};
 
+/// Bytes a producer adds to a snapshot at most, its entry's header and its name in the head included. A
+/// snapshot is one tied run, so a partition's producers, each with this, must fit one flush of the log:
+/// otherwise it could never restate itself, and its segments never leave.
+pub const PRODUCER_SNAPSHOT_BYTES_MAX: u64 = 2_900;
+
 /// Which row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RowId {

@@ -6,9 +6,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::super::index::BatchPlace;
-use super::super::producers::{ProducerRow, StoredBatch};
-use super::super::rows::{Snapshot, encode};
+use super::super::producers::{ProducerRow, StoredBatch, WINDOW_BATCHES};
+use super::super::rows::{PRODUCER_SNAPSHOT_BYTES_MAX, Snapshot, encode};
 use super::super::{Delta, Head};
+use crate::domain::commit::ENTRY_OVERHEAD_BYTES;
 use crate::domain::id::{
     LogPosition, Offset, OwnerSequence, ProducerEpoch, ProducerId, ProducerSequence, RecordNumber,
 };
@@ -101,4 +102,24 @@ fn snapshots_are_written_as_ever() {
         },
         "81a448656164929407cd012cce0001117005914d",
     );
+}
+
+#[test]
+fn a_producer_takes_no_more_of_a_snapshot_than_its_bound() {
+    let stored = StoredBatch {
+        first_sequence: ProducerSequence(u64::MAX),
+        count: u32::MAX,
+        first_offset: Offset(u64::MAX),
+        first_number: RecordNumber(u64::MAX),
+        appended: WallMs(i64::MIN),
+    };
+    let row = ProducerRow {
+        epoch: ProducerEpoch(u32::MAX),
+        next_sequence: ProducerSequence(u64::MAX),
+        last_used: WallMs(i64::MIN),
+        window: [stored; WINDOW_BATCHES].into(),
+    };
+    let name = encode(&ProducerId(u64::MAX)).len() as u64;
+    let row = encode(&Snapshot::Producer(ProducerId(u64::MAX), row)).len() as u64;
+    assert!(row + name + ENTRY_OVERHEAD_BYTES <= PRODUCER_SNAPSHOT_BYTES_MAX);
 }
