@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use futures::StreamExt;
 use waterwheel::client::{Ack, Client, Start};
 
 use crate::load::{Acked, parse};

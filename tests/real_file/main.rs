@@ -5,6 +5,17 @@
 //! compared byte for byte: everything once, in order per key. `WATERWHEEL_TEST=full` takes a million
 //! lines, twice: the second time the views are deleted before each restart.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    dead_code,
+    unreachable_pub,
+    reason = "a test that meets what it did not expect fails there, and prints its seed; modules are shared"
+)]
+
 #[path = "../crash/child.rs"]
 mod child;
 
