@@ -1,5 +1,10 @@
 //! A partition between a naive sequencer and a naive store: nothing of it but the machine can be wrong.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of a test are small"
+)]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
