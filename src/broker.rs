@@ -160,7 +160,7 @@ impl Broker {
             registry: Registry::default(),
             cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
         };
-        let house = standing.actors(opened, &recovered.counters, &commit_arbiter, &store_arbiter, recovered.views, recovered.mark, recovered.starts)?;
+        let house = standing.actors(opened, &recovered.counters, &commit_arbiter, &store_arbiter, recovered.views, recovered.mark, recovered.found)?;
         let stats = house.registry.enter("directory", OwnerId::DIRECTORY, "directory".into(), house.settings.standing_mailbox);
         let (topics, directory_house, spread, shared_stats) =
             (recovered.topics, house.clone(), handles.clone(), Arc::clone(&stats));
@@ -311,7 +311,7 @@ fn lay_ground(
     for damage in &opened.damage {
         tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
     }
-    let limits = Limits { producers_max: config.producers_per_partition_max };
+    let limits = Limits { producers_max: config.producers_per_partition_effective() };
     let views = data.join("views");
     let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
     let fold = || {
@@ -357,7 +357,7 @@ impl Standing<'_> {
         store_arbiter: &Arbiter,
         views: crate::store::Views,
         mark: crate::domain::id::LogPosition,
-        starts: Vec<(OwnerId, crate::domain::id::Offset)>,
+        found: cleaner::Found,
     ) -> Result<House, StartError> {
         let config = self.config;
         let reader = opened.log.reader();
@@ -394,7 +394,7 @@ impl Standing<'_> {
             (reader.clone(), commit.clone(), Arc::clone(&stats), self.clock);
         let every = Duration::from_millis(config.retention_check_ms);
         let addr = CleanerActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
-            CleanerActor::new(reader_link, commit_link, shared, clock, every, starts, mark)
+            CleanerActor::new(reader_link, commit_link, shared, clock, every, found)
         });
         let cleaner = Link::new(addr, stats);
         Ok(House {
@@ -407,7 +407,7 @@ impl Standing<'_> {
             registry: self.registry.clone(),
             clock: self.clock,
             settings: Settings {
-                producers_per_partition_max: config.producers_per_partition_max,
+                producers_per_partition_max: config.producers_per_partition_effective(),
                 producer_state_ms: config.producer_state_ms,
                 checkpoint_bytes: config.checkpoint_bytes,
                 checkpoint_ms: config.checkpoint_ms,

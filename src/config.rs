@@ -21,6 +21,11 @@ use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
 const CREDIT_BYTES_MAX: u64 = 8 << 20;
 /// The unit segments are made of, in bytes.
 const SEGMENT_UNIT_BYTES: u64 = 4096;
+/// What one producer takes of a partition's snapshot at most, in bytes: its row with a full window, the
+/// entry's header, and its name in the head.
+const PRODUCER_SNAPSHOT_BYTES_MAX: u32 = 3072;
+/// What the rest of a partition's snapshot takes at most.
+const SNAPSHOT_REST_BYTES_MAX: u32 = 4096;
 /// More arbiters than this only get in each other's way.
 const ARBITERS_AUTO_MAX: usize = 16;
 
@@ -161,8 +166,9 @@ knobs! {
     connections_max: u32 = 10_000, 1, 1_000_000;
     /// Readers open on one connection at a time.
     readers_per_connection_max: u32 = 10_000, 1, 100_000;
-    /// Producers remembered per partition for telling repeats; new ones are refused beyond it.
-    producers_per_partition_max: u32 = 10_000, 1, 1_000_000;
+    /// Producers remembered per partition for telling repeats; new ones are refused beyond it. Never
+    /// more than one per 3072 bytes of `flush_bytes_max`: they are restated together.
+    producers_per_partition_max: u32 = 2500, 1, 1_000_000;
     /// How long an idle producer is remembered, in milliseconds.
     producer_state_ms: u64 = 7 * 24 * 3_600_000, 1000, 366 * 24 * 3_600_000;
     /// A checkpoint is taken after this many bytes of log...
@@ -309,6 +315,14 @@ impl Config {
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
+    /// Producers remembered per partition: what was asked for, but no more than a partition's snapshot,
+    /// which is one flush, has room for.
+    #[must_use]
+    pub fn producers_per_partition_effective(&self) -> u32 {
+        let room = self.flush_bytes_max.saturating_sub(SNAPSHOT_REST_BYTES_MAX);
+        self.producers_per_partition_max.min((room / PRODUCER_SNAPSHOT_BYTES_MAX).max(1))
+    }
+
     /// The most credit all readers of one connection may hold, in bytes.
     #[must_use]
     pub fn credit_bytes_max(&self) -> u64 {
@@ -329,6 +343,49 @@ mod tests {
             crate::domain::batch::BATCH_BYTES_MAX_DEFAULT
         );
         assert!(Config::default().arbiters_effective() >= 1);
+    }
+
+    /// A run that is too large is refused, and a partition that cannot restate holds its segments.
+    #[test]
+    fn a_partitions_snapshot_fits_one_flush_whatever_is_configured() {
+        use crate::domain::commit::ENTRY_OVERHEAD_BYTES;
+        use crate::domain::id::{Offset, ProducerEpoch, ProducerId, ProducerSequence, RecordNumber};
+        use crate::domain::partition::Head;
+        use crate::domain::partition::producers::{
+            ProducerRow, ProducerTable, StoredBatch, WINDOW_BATCHES,
+        };
+        use crate::domain::partition::rows::snapshot_drafts;
+        use crate::domain::time::WallMs;
+
+        let config = Config {
+            flush_bytes_max: 512 << 10,
+            producers_per_partition_max: 1_000_000,
+            ..Config::default()
+        };
+        let batch = StoredBatch {
+            first_sequence: ProducerSequence(u64::MAX),
+            count: u32::MAX,
+            first_offset: Offset(u64::MAX),
+            first_number: RecordNumber(u64::MAX),
+            appended: WallMs(i64::MIN),
+        };
+        let row = ProducerRow {
+            epoch: ProducerEpoch(u32::MAX),
+            next_sequence: ProducerSequence(u64::MAX),
+            last_used: WallMs(i64::MIN),
+            window: std::iter::repeat_n(batch, WINDOW_BATCHES).collect(),
+        };
+        let mut table = ProducerTable::default();
+        for id in 0..u64::from(config.producers_per_partition_effective()) {
+            table.restore(ProducerId(u64::MAX - id), row.clone());
+        }
+        let bytes: u64 = snapshot_drafts(&Head::default(), &table)
+            .iter()
+            .map(|draft| draft.body.len() as u64 + ENTRY_OVERHEAD_BYTES)
+            .sum();
+        assert!(bytes < u64::from(config.flush_bytes_max) - 1024, "{bytes}");
+        let asked = Config::default().producers_per_partition_max;
+        assert_eq!(Config::default().producers_per_partition_effective(), asked);
     }
 
     #[test]

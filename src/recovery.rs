@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::actors::cleaner::Found;
 use crate::actors::{directory, load, partition};
 use crate::domain::commit::{Counters, OwnerRange};
 use crate::domain::entry::{AppliedEntry, EntryKind};
 use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence};
 use crate::domain::partition::rows::encode;
 use crate::domain::partition::{Head, Limits, Partition};
-use crate::domain::topics::Topics;
+use crate::domain::topics::{Topic, Topics};
 use crate::log::{Damage, LogReader, Scanned};
 use crate::store::{RowChange, RowKey, Standing, Tree, Views, ViewsError, layout};
 
@@ -35,8 +36,8 @@ pub struct Recovered {
     pub topics: Topics,
     /// Where every owner goes on.
     pub counters: Vec<(OwnerId, Counters)>,
-    /// The start offsets of partitions that have one above 0.
-    pub starts: Vec<(OwnerId, Offset)>,
+    /// What the cleaner has to know.
+    pub found: Found,
     /// Whether the views were thrown away, and why.
     pub rebuilt: Option<String>,
     /// What of the log could not be read.
@@ -59,12 +60,18 @@ pub fn recover(
     let mut fold = Fold::begin(views, limits)?;
     fold.log(reader, from, end, crash)?;
     let (counters, starts) = fold.finish(end)?;
+    let found = Found {
+        starts,
+        owners: fold.topics.iter().flat_map(Topic::ranges).collect(),
+        next_owner: fold.topics.head().next_owner,
+        mark: end,
+    };
     Ok(Recovered {
         views: fold.views,
         mark: end,
         topics: fold.topics,
         counters,
-        starts,
+        found,
         rebuilt,
         damage: fold.damage,
     })
@@ -268,7 +275,7 @@ struct Owned(BTreeMap<OwnerId, u64>);
 
 impl Owned {
     fn of(topics: &Topics) -> Self {
-        Self(topics.iter().flat_map(crate::domain::topics::Topic::ranges).map(|r| (r.first, r.count)).collect())
+        Self(topics.iter().flat_map(Topic::ranges).map(|r| (r.first, r.count)).collect())
     }
 
     fn contains(&self, owner: OwnerId) -> bool {

@@ -32,11 +32,23 @@ pub struct CleanerActor {
     stats: Arc<ActorStats>,
     clock: Clock,
     every: Duration,
-    /// Owners asked and not heard of since, by the segment count at which they may be asked again.
+    /// Owners asked that have not restated yet; all may be asked again when retention is looked at.
     asked: HashSet<OwnerId>,
     recycling: HashSet<SegmentNumber>,
-    /// Where retention starts of owners that were not running when the broker started.
-    starts: Vec<(OwnerId, Offset)>,
+    found: Found,
+}
+
+/// What recovery found, and the log alone may not tell any more.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// The owners' start offsets, where above 0.
+    pub starts: Vec<(OwnerId, Offset)>,
+    /// The owners there are.
+    pub owners: Vec<OwnerRange>,
+    /// The first owner there never was.
+    pub next_owner: OwnerId,
+    /// The views' position.
+    pub mark: LogPosition,
 }
 
 impl std::fmt::Debug for CleanerActor {
@@ -46,8 +58,7 @@ impl std::fmt::Debug for CleanerActor {
 }
 
 impl CleanerActor {
-    /// A cleaner that looks at retention `every` so often. `starts` are the owners' start offsets and
-    /// `mark` the views' position as recovery found them.
+    /// A cleaner that looks at retention `every` so often.
     #[must_use]
     pub fn new(
         reader: LogReader,
@@ -55,11 +66,10 @@ impl CleanerActor {
         stats: Arc<ActorStats>,
         clock: Clock,
         every: Duration,
-        starts: Vec<(OwnerId, Offset)>,
-        mark: LogPosition,
+        found: Found,
     ) -> Self {
         let mut ledger = Ledger::default();
-        ledger.marked(mark);
+        ledger.marked(found.mark);
         Self {
             ledger,
             reader,
@@ -70,7 +80,7 @@ impl CleanerActor {
             every,
             asked: HashSet::new(),
             recycling: HashSet::new(),
-            starts,
+            found,
         }
     }
 
@@ -103,9 +113,11 @@ impl Actor for CleanerActor {
         ctx.set_mailbox_capacity(self.stats.capacity);
         let reader = self.reader.clone();
         let mut ledger = std::mem::take(&mut self.ledger);
-        for (owner, start) in std::mem::take(&mut self.starts) {
+        let found = std::mem::take(&mut self.found);
+        for (owner, start) in found.starts {
             ledger.trimmed(owner, start);
         }
+        ledger.existing(found.owners, found.next_owner);
         // Flushes wait in the mailbox meanwhile: they are few, one per write to the disk.
         tokio::task::spawn_blocking(move || {
             for scanned in reader.scan(LogPosition(0), None) {
@@ -179,6 +191,9 @@ impl Handler<Flushed> for CleanerActor {
         self.stats.handled();
         for (place, header) in &message.headers {
             note(&mut self.ledger, &self.reader, *place, header);
+            if header.kind == EntryKind::Snapshot && !header.tied_to_next {
+                self.asked.remove(&header.owner);
+            }
         }
         for range in &message.deleted {
             self.ledger.deleted(*range);

@@ -32,6 +32,9 @@ const FAILURES_MAX: usize = 3;
 /// See [`FAILURES_MAX`].
 const FAILURES_WITHIN_MS: u64 = 60_000;
 
+/// An unused producer is remembered longer than it must be by at most this part.
+const FORGET_PARTS: u64 = 64;
+
 struct Running {
     link: Link<PartitionActor>,
     id: PartitionId,
@@ -49,6 +52,8 @@ pub struct DirectoryActor {
     running: HashMap<OwnerId, Running>,
     pending: HashMap<Token, ReplyTo>,
     next_token: u64,
+    /// When partitions without limits were last told to forget unused producers.
+    forgot: MonotonicMs,
 }
 
 impl std::fmt::Debug for DirectoryActor {
@@ -75,6 +80,7 @@ impl DirectoryActor {
             running: HashMap::new(),
             pending: HashMap::new(),
             next_token: 0,
+            forgot: MonotonicMs(0),
         }
     }
 
@@ -187,6 +193,21 @@ impl DirectoryActor {
             None => PartitionActor::create(make),
         };
         Link::new(addr, stats)
+    }
+
+    /// Where no retention is looked at, producers are forgotten all the same, but less often, and only
+    /// by partitions that run: one that does not has no new ones either.
+    fn forget_producers(&mut self, now: WallMs) {
+        let monotonic = self.house.clock.now().monotonic;
+        let every = self.house.settings.producer_state_ms / FORGET_PARTS;
+        if monotonic.0.saturating_sub(self.forgot.0) < every {
+            return;
+        }
+        self.forgot = monotonic;
+        let retain = Retain { now, retention_ms: None, retention_bytes: None };
+        for running in self.running.values().filter(|running| !running.stopped) {
+            running.link.tell(retain);
+        }
     }
 
     fn start_owner(&mut self, owner: OwnerId, ctx: &Context<Self>) -> Option<Link<PartitionActor>> {
@@ -371,7 +392,7 @@ impl Handler<Restate> for DirectoryActor {
     }
 }
 
-/// Let every partition drop what its topic's retention takes.
+/// Let every partition drop what its topic's retention takes, and forget unused producers.
 #[derive(Debug, Clone, Copy)]
 pub struct RetainAll {
     /// The wall clock.
@@ -408,6 +429,7 @@ impl Handler<RetainAll> for DirectoryActor {
                 }
             }
         }
+        self.forget_producers(message.now);
     }
 }
 

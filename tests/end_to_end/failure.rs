@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use waterwheel::actors::directory::FailOwner;
+use waterwheel::actors::directory::{FailOwner, StartOwner};
 use waterwheel::broker::StartError;
 use waterwheel::domain::batch::BatchStamp;
 use waterwheel::domain::id::{Offset, OwnerId};
@@ -16,21 +16,24 @@ use waterwheel::wire::topic::{At, PartitionInfo, TopicInfo};
 use crate::client::{Client, Producer, batch, owner_of, push, to, values};
 use crate::rig::{Node, Rig, run};
 
-/// Makes a partition's actor fail and waits until the directory has noticed.
+/// Makes a partition's actor fail and waits until the directory has made another, or given it up.
 pub(crate) async fn fail_and_wait(node: &Node, client: &mut Client, owner: OwnerId) {
-    let deaths = |actors: &[waterwheel::wire::status::ActorInfo]| {
-        // The directory handles the request and the notice of the death.
-        actors
-            .iter()
-            .find(|actor| actor.kind == "directory")
-            .unwrap()
-            .handled
-    };
-    let before = deaths(&client.status().await.1);
+    let before = restarts(client, owner).await.1;
     node.shared.directory.tell(FailOwner { owner });
-    while deaths(&client.status().await.1) < before + 2 {
-        tokio::task::yield_now().await;
+    loop {
+        let (topic, restarts) = restarts(client, owner).await;
+        let stopped = |refused: waterwheel::wire::code::Refused| refused.code() == Code::OwnerStopped;
+        if restarts > before || client.describe(&topic).await.is_err_and(stopped) {
+            return;
+        }
     }
+}
+
+/// The topic of a partition's actor, and how often it was made again.
+async fn restarts(client: &mut Client, owner: OwnerId) -> (String, u64) {
+    let actors = client.actors("partition").await;
+    let actor = actors.into_iter().find(|actor| actor.id == owner.0).expect("it was started");
+    (actor.name.rsplit_once('/').unwrap().0.to_owned(), actor.restarts)
 }
 
 /// Flips a bit in every place of the log where these bytes are.
@@ -183,6 +186,34 @@ fn three_failures_in_a_minute_stop_a_partition_and_nobody_else() {
         let mut client = rig.client().await;
         assert_eq!(client.read_all(topic.id, 0).await, ["a"]);
         assert_eq!(client.read_all(topic.id, 1).await, ["a", "b"]);
+    });
+}
+
+#[test]
+fn the_mark_does_not_pass_what_a_stopped_partition_has_not_folded() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut client = rig.client().await;
+        let topic = client.create("orders", 1).await;
+        let mut producer = client.producer().await;
+        producer.store(&topic, 0, &["a"]).await;
+        let owner = owner_of(&mut client, "orders", 0).await;
+        for _ in 0..3 {
+            fail_and_wait(&rig.node, &mut client, owner).await;
+        }
+        // While the last checkpoint waits for it, the log asks for the owner.
+        let directory = rig.node.shared.directory.clone();
+        let asking = tokio::spawn(async move {
+            loop {
+                directory.tell(StartOwner { owner });
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        });
+        drop(client);
+        let rig = rig.restart().await;
+        asking.abort();
+        let mut client = rig.client().await;
+        assert_eq!(client.read_all(topic.id, 0).await, ["a"]);
     });
 }
 
