@@ -18,6 +18,9 @@ use crate::log::Scanned;
 use crate::store::{Row, Tree, layout};
 
 /// Loads a partition lane and begins its life.
+///
+/// # Errors
+/// Why it cannot be loaded: a row that does not read, the log behind it damaged, an actor gone.
 pub async fn partition(
     house: House,
     owner: OwnerId,

@@ -83,10 +83,12 @@ pub struct ActorStatus {
     pub rows: u64,
 }
 
+type ByKindAndOwner = BTreeMap<(&'static str, OwnerId), Arc<ActorStats>>;
+
 /// The counters of every actor alive.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    actors: Arc<Mutex<BTreeMap<(&'static str, OwnerId), Arc<ActorStats>>>>,
+    actors: Arc<Mutex<ByKindAndOwner>>,
 }
 
 impl Registry {

@@ -11,6 +11,7 @@ pub struct Connect {
     /// The broker, as HOST:PORT.
     #[arg(
         long,
+        global = true,
         value_name = "ADDR",
         env = "WATERWHEEL_SERVER",
         default_value = "127.0.0.1:7411"
@@ -19,6 +20,7 @@ pub struct Connect {
     /// The certificate of the CA that vouches for the broker (PEM).
     #[arg(
         long,
+        global = true,
         value_name = "FILE",
         env = "WATERWHEEL_CA",
         default_value = "waterwheel-data/tls/ca.pem"

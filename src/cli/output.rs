@@ -1,7 +1,7 @@
 //! What goes to stdout in bulk, and what is said on stderr.
 //!
 //! In: chunks. Out: the same, each flushed, by a thread of its own: whoever reads slowly, or not at
-//! all, holds back who produces the chunks and nothing else. At most [`CHUNKS_MAX`] wait.
+//! all, holds back who produces the chunks and nothing else. At most `CHUNKS_MAX` wait.
 
 use std::fmt;
 use std::io::{self, Write};

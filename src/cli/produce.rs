@@ -2,8 +2,8 @@
 //!
 //! In: a stream of any length. Out: receipts on stdout if asked for; on stderr a bar while it runs
 //! where that is a terminal, and a summary at the end. A thread reads, splits and enqueues
-//! ([`feed`]); the client's task sends; this one hears of acknowledgements ([`queues`]) and keeps
-//! account of them ([`ledger`]).
+//! (`feed`); the client's task sends; this one hears of acknowledgements (`queues`) and keeps
+//! account of them (`ledger`).
 //!
 //! Sending goes on through restarts of the broker until nothing was acknowledged for `--timeout`. What
 //! was acknowledged before a fault in the input, or in sending, stays stored: the error names the

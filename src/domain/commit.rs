@@ -134,6 +134,9 @@ pub struct Commit<T> {
     sealed: bool,
 }
 
+/// What each owner applies, in log order, and who is answered with what.
+pub type Flushed<T> = (BTreeMap<OwnerId, Vec<AppliedEntry>>, Vec<(T, Receipt)>);
+
 impl<T> Commit<T> {
     /// A sequencer that goes on where the log ends.
     #[must_use]
@@ -318,7 +321,7 @@ impl<T> Commit<T> {
         &mut self,
         plan: Plan<T>,
         places: &[EntryPlace],
-    ) -> (BTreeMap<OwnerId, Vec<AppliedEntry>>, Vec<(T, Receipt)>) {
+    ) -> Flushed<T> {
         assert_eq!(places.len(), plan.entries.len(), "C4: the log places every entry of a flush");
         self.next_index = plan.next_index;
         self.appended = plan.appended;

@@ -64,8 +64,20 @@ pub(super) fn out() -> (Out, Leaving) {
     let (mails, mails_rx) = mpsc::unbounded_channel();
     let (frames, frames_rx) = mpsc::unbounded_channel();
     let pace = Rc::new(Pace::default());
-    let leaving = Leaving { mails: mails_rx, frames: frames_rx, pace: Rc::clone(&pace) };
-    (Out { mails, frames, pace, room: None }, leaving)
+    let leaving = Leaving {
+        mails: mails_rx,
+        frames: frames_rx,
+        pace: Rc::clone(&pace),
+    };
+    (
+        Out {
+            mails,
+            frames,
+            pace,
+            room: None,
+        },
+        leaving,
+    )
 }
 
 impl Out {
@@ -103,7 +115,12 @@ impl Out {
             Bytes::new()
         };
         let is_answer = FrameClass::of(H::KIND as u16) == FrameClass::Answer;
-        let frame = OutFrame { head: head.freeze(), body, is_answer, _room: self.room.clone() };
+        let frame = OutFrame {
+            head: head.freeze(),
+            body,
+            is_answer,
+            _room: self.room.clone(),
+        };
         // A stream whose writer is gone has nobody to tell.
         let _ = self.frames.send(frame);
     }
@@ -144,21 +161,30 @@ pub(super) async fn write(mut send: quinn::SendStream, mut leaving: Leaving) {
                 None => frames_open = false,
             }
         }
-        let body = last.as_ref().map(|frame| frame.body.clone()).unwrap_or_default();
+        let body = last
+            .as_ref()
+            .map(|frame| frame.body.clone())
+            .unwrap_or_default();
         let mut pieces = [out.freeze(), body];
         if send.write_all_chunks(&mut pieces).await.is_err() {
             leaving.pace.is_gone.set(true);
             return leaving.pace.changed.notify_one();
         }
         drop(last);
-        leaving.pace.open.set(leaving.pace.open.get().saturating_sub(answers));
+        leaving
+            .pace
+            .open
+            .set(leaving.pace.open.get().saturating_sub(answers));
         leaving.pace.changed.notify_one();
     }
     let _ = send.finish();
 }
 
 fn encode_mail(mail: Mail, out: &mut BytesMut) {
-    let Mail { correlation, answer } = mail;
+    let Mail {
+        correlation,
+        answer,
+    } = mail;
     let encoded = match answer {
         Answer::Stored { receipt, repeat } => {
             let stored = Stored {

@@ -8,6 +8,11 @@
 //! - N4 Never more than the granted credit is sent, overdrawn at most once by one batch.
 //! - N5 What a reader that does not read holds is bounded: two groups, and the connection's send window.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "of many answers one or two are hoped for"
+)]
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

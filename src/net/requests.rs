@@ -1,5 +1,10 @@
 //! The requests that are not batches: each asks an actor and answers with a frame.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "of many answers one or two are hoped for; kinds that are no request are skipped"
+)]
+
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 

@@ -39,7 +39,12 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(send: quinn::SendStream, recv: quinn::RecvStream) -> Self {
         let recv = FrameReader::new(recv);
-        Self { send, recv, next_correlation: 0, stash: VecDeque::new() }
+        Self {
+            send,
+            recv,
+            next_correlation: 0,
+            stash: VecDeque::new(),
+        }
     }
 
     /// Sends bytes as they are; whether they arrive is the test's question.
@@ -74,11 +79,19 @@ impl Stream {
 
     /// The next frame under this correlation id.
     pub(crate) async fn answer(&mut self, correlation: u64) -> Frame {
-        if let Some(at) = self.stash.iter().position(|frame| frame.correlation() == correlation) {
+        if let Some(at) = self
+            .stash
+            .iter()
+            .position(|frame| frame.correlation() == correlation)
+        {
             return self.stash.remove(at).unwrap();
         }
         loop {
-            let frame = self.recv.next().await.expect("the broker answers before the stream ends");
+            let frame = self
+                .recv
+                .next()
+                .await
+                .expect("the broker answers before the stream ends");
             if frame.correlation() == correlation {
                 return frame;
             }
@@ -97,7 +110,11 @@ impl Stream {
     }
 
     /// Sends a batch and waits for its final answer.
-    pub(crate) async fn produce(&mut self, header: Produce, batch: Bytes) -> Result<Stored, Refused> {
+    pub(crate) async fn produce(
+        &mut self,
+        header: Produce,
+        batch: Bytes,
+    ) -> Result<Stored, Refused> {
         let correlation = self.request(&header, batch).await;
         self.stored(correlation).await
     }
@@ -114,7 +131,10 @@ impl Stream {
 
     /// The broker says that it has the batch.
     pub(crate) async fn accepted(&mut self, correlation: u64) {
-        self.answer(correlation).await.decode::<Accepted>().expect("accepted");
+        self.answer(correlation)
+            .await
+            .decode::<Accepted>()
+            .expect("accepted");
     }
 }
 
@@ -122,7 +142,9 @@ impl Stream {
 pub(crate) fn answer_of<A: Header>(frame: &Frame) -> Result<A, Refused> {
     match frame.kind() {
         Some(FrameKind::Refused) => Err(frame.decode().unwrap()),
-        _ => Ok(frame.decode().expect("an answer of the kind that belongs to the question")),
+        _ => Ok(frame
+            .decode()
+            .expect("an answer of the kind that belongs to the question")),
     }
 }
 
@@ -135,19 +157,32 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(recv: quinn::RecvStream) -> Self {
-        let limits = FrameLimits { frame_bytes_max: CLIENT_FRAME_BYTES_MAX };
-        Self { recv, decoder: FrameDecoder::new(limits), piece: Bytes::new() }
+        let limits = FrameLimits {
+            frame_bytes_max: CLIENT_FRAME_BYTES_MAX,
+        };
+        Self {
+            recv,
+            decoder: FrameDecoder::new(limits),
+            piece: Bytes::new(),
+        }
     }
 
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         loop {
-            if let Some(frame) = self.decoder.feed(&mut self.piece).expect("the broker sends frames") {
+            if let Some(frame) = self
+                .decoder
+                .feed(&mut self.piece)
+                .expect("the broker sends frames")
+            {
                 return Some(frame);
             }
             match self.recv.read_chunk(1 << 20, true).await {
                 Ok(Some(chunk)) => self.piece = chunk.bytes,
                 Ok(None) => {
-                    assert!(self.decoder.is_between_frames(), "a stream ends between frames");
+                    assert!(
+                        self.decoder.is_between_frames(),
+                        "a stream ends between frames"
+                    );
                     return None;
                 }
                 Err(_) => return None,
@@ -179,7 +214,13 @@ impl Client {
         };
         assert_eq!(frame.correlation(), correlation);
         let hello = frame.decode().unwrap();
-        Ok(Self { connection, control, hello, unclaimed: HashMap::new(), _endpoint: endpoint })
+        Ok(Self {
+            connection,
+            control,
+            hello,
+            unclaimed: HashMap::new(),
+            _endpoint: endpoint,
+        })
     }
 
     pub(crate) async fn stream(&self) -> Stream {
@@ -188,7 +229,10 @@ impl Client {
     }
 
     pub(crate) async fn ask<Q: Header, A: Header>(&mut self, question: &Q) -> Result<A, Refused> {
-        self.control.ask_with_body(question).await.map(|(answer, _)| answer)
+        self.control
+            .ask_with_body(question)
+            .await
+            .map(|(answer, _)| answer)
     }
 
     /// The code the broker closes the connection with.
@@ -197,7 +241,9 @@ impl Client {
     }
 
     pub(crate) async fn create(&mut self, name: &str, partitions: u32) -> TopicInfo {
-        self.create_with(name, TopicConfig::new(partitions)).await.unwrap()
+        self.create_with(name, TopicConfig::new(partitions))
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn create_with(
@@ -205,7 +251,10 @@ impl Client {
         name: &str,
         config: TopicConfig,
     ) -> Result<TopicInfo, Refused> {
-        let question = CreateTopic { name: name.to_owned(), config };
+        let question = CreateTopic {
+            name: name.to_owned(),
+            config,
+        };
         self.ask::<_, TopicOk>(&question).await.map(|ok| ok.topic)
     }
 
@@ -213,7 +262,9 @@ impl Client {
         &mut self,
         name: &str,
     ) -> Result<(TopicInfo, Vec<PartitionInfo>), Refused> {
-        let question = DescribeTopic { name: name.to_owned() };
+        let question = DescribeTopic {
+            name: name.to_owned(),
+        };
         let (ok, body) = self.control.ask_with_body::<_, TopicOk>(&question).await?;
         Ok((ok.topic, decode_list(&body).unwrap()))
     }
@@ -227,7 +278,10 @@ impl Client {
     /// What status says of the actors of one kind.
     pub(crate) async fn actors(&mut self, kind: &str) -> Vec<ActorInfo> {
         let (_, actors) = self.status().await;
-        actors.into_iter().filter(|actor| actor.kind == kind).collect()
+        actors
+            .into_iter()
+            .filter(|actor| actor.kind == kind)
+            .collect()
     }
 
     pub(crate) async fn lookup(
@@ -243,10 +297,18 @@ impl Client {
     pub(crate) async fn producer(&mut self) -> Producer {
         let opened: ProducerOk = self.ask(&OpenProducer::default()).await.unwrap();
         let stream = self.stream().await;
-        Producer { stream, id: opened.producer, epoch: opened.epoch, next: HashMap::new() }
+        Producer {
+            stream,
+            id: opened.producer,
+            epoch: opened.epoch,
+            next: HashMap::new(),
+        }
     }
 
-    pub(crate) async fn open_reader(&mut self, open: &OpenReader) -> Result<(ReaderOk, Reader), Refused> {
+    pub(crate) async fn open_reader(
+        &mut self,
+        open: &OpenReader,
+    ) -> Result<(ReaderOk, Reader), Refused> {
         let ok = self.ask(open).await?;
         Ok((ok, self.claim(open.reader).await))
     }
@@ -275,7 +337,7 @@ impl Client {
         loop {
             let open = pull(topic, partition, at);
             let (ok, mut reader) = self.open_reader(&open).await?;
-            let (batches, end) = reader.to_end().await;
+            let (batches, end) = reader.read_to_end().await;
             all.extend(batches);
             if let EndReason::Refused(refused) = end.reason {
                 return Err(refused);
@@ -289,8 +351,14 @@ impl Client {
 
     /// The values of a partition's records, all that are kept, in order.
     pub(crate) async fn read_all(&mut self, topic: TopicId, partition: u32) -> Vec<String> {
-        let batches = self.read_from(topic, partition, At::Earliest).await.unwrap();
-        batches.iter().flat_map(|(deliver, batch)| values(deliver, batch)).collect()
+        let batches = self
+            .read_from(topic, partition, At::Earliest)
+            .await
+            .unwrap();
+        batches
+            .iter()
+            .flat_map(|(deliver, batch)| values(deliver, batch))
+            .collect()
     }
 }
 
@@ -323,7 +391,11 @@ pub(crate) fn pull(topic: TopicId, partition: u32, from: At) -> OpenReader {
 
 /// A reader that goes on until it is closed.
 pub(crate) fn push(topic: TopicId, partition: u32, from: At, credit_bytes: u64) -> OpenReader {
-    OpenReader { mode: ReaderMode::Push, credit_bytes, ..pull(topic, partition, from) }
+    OpenReader {
+        mode: ReaderMode::Push,
+        credit_bytes,
+        ..pull(topic, partition, from)
+    }
 }
 
 /// What a reader's stream brings.
@@ -341,7 +413,11 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) async fn next(&mut self) -> Event {
-        let frame = self.frames.next().await.expect("a reader's stream ends with an end");
+        let frame = self
+            .frames
+            .next()
+            .await
+            .expect("a reader's stream ends with an end");
         match frame.kind() {
             Some(FrameKind::Deliver) => {
                 let deliver: Deliver = frame.decode().unwrap();
@@ -364,7 +440,7 @@ impl Reader {
         self.frames.recv.stop(0_u32.into()).unwrap();
     }
 
-    pub(crate) async fn to_end(&mut self) -> (Vec<(Deliver, Bytes)>, ReaderEnd) {
+    pub(crate) async fn read_to_end(&mut self) -> (Vec<(Deliver, Bytes)>, ReaderEnd) {
         let mut batches = Vec::new();
         loop {
             match self.next().await {
@@ -377,7 +453,10 @@ impl Reader {
 
 /// The values of the records of a delivery that are wanted.
 pub(crate) fn values(deliver: &Deliver, batch: &Bytes) -> Vec<String> {
-    let bodies = BatchView::parse(batch).expect("a batch").bodies().expect("its bodies");
+    let bodies = BatchView::parse(batch)
+        .expect("a batch")
+        .bodies()
+        .expect("its bodies");
     bodies
         .skip(deliver.skip as usize)
         .map(|body| {
@@ -400,19 +479,32 @@ pub(crate) fn batch_with<V: AsRef<[u8]>>(
     let mut builder = BatchBuilder::new(usize::MAX, compression);
     for value in values {
         let record = Record::new(value.as_ref().to_vec());
-        builder.push(&record, MessageId::default(), WallMs(1)).unwrap();
+        builder
+            .push(&record, MessageId::default(), WallMs(1))
+            .unwrap();
     }
     builder.finish(stamp).unwrap()
 }
 
 /// A question for a place in a partition.
 pub(crate) fn lookup(topic: TopicId, partition: u32, at: At) -> LookupOffset {
-    LookupOffset { topic, partition: PartitionIndex(partition), lane: Lane::ZERO, at }
+    LookupOffset {
+        topic,
+        partition: PartitionIndex(partition),
+        lane: Lane::ZERO,
+        at,
+    }
 }
 
 /// Where to send a batch, and what to wait for.
 pub(crate) fn to(topic: TopicId, partition: u32, ack: Ack) -> Produce {
-    Produce { topic, partition: PartitionIndex(partition), lane: Lane::ZERO, leader_epoch: 0, ack }
+    Produce {
+        topic,
+        partition: PartitionIndex(partition),
+        lane: Lane::ZERO,
+        leader_epoch: 0,
+        ack,
+    }
 }
 
 /// A producer that numbers its records.
@@ -442,7 +534,12 @@ impl Producer {
         values: &[V],
     ) -> Offset {
         let stored = self.offer(topic, partition, values, Ack::Durable).await;
-        self.stream.stored(stored).await.unwrap().first_offset.unwrap()
+        self.stream
+            .stored(stored)
+            .await
+            .unwrap()
+            .first_offset
+            .unwrap()
     }
 
     /// Sends one batch without waiting for an answer.
@@ -454,9 +551,12 @@ impl Producer {
         ack: Ack,
     ) -> u64 {
         let first = self.next.get(&(topic.id, partition)).copied().unwrap_or(0);
-        self.next.insert((topic.id, partition), first + values.len() as u64);
+        self.next
+            .insert((topic.id, partition), first + values.len() as u64);
         let batch = batch(self.stamp(first), values);
-        self.stream.request(&to(topic.id, partition, ack), batch).await
+        self.stream
+            .request(&to(topic.id, partition, ack), batch)
+            .await
     }
 }
 
@@ -464,6 +564,9 @@ impl Producer {
 pub(crate) async fn owner_of(client: &mut Client, topic: &str, partition: u32) -> OwnerId {
     let name = format!("{topic}/{partition}");
     let actors = client.actors("partition").await;
-    let actor = actors.iter().find(|actor| actor.name == name).expect("its actor runs");
+    let actor = actors
+        .iter()
+        .find(|actor| actor.name == name)
+        .expect("its actor runs");
     OwnerId(actor.id)
 }

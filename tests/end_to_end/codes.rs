@@ -26,8 +26,10 @@ use crate::hostile::{frame, whole};
 use crate::rig::{Node, Rig, config, run};
 
 /// What no broker of today can be brought to send.
-const RESERVED: &[(Code, &str)] =
-    &[(Code::NotLeader, "there is one node, and it leads every partition")];
+const RESERVED: &[(Code, &str)] = &[(
+    Code::NotLeader,
+    "there is one node, and it leads every partition",
+)];
 
 type Provoked = Pin<Box<dyn Future<Output = Code>>>;
 type Provoke = fn() -> Provoked;
@@ -77,9 +79,19 @@ provocations! {
 #[test]
 fn every_code_is_provoked_or_reserved_with_a_reason() {
     for code in Code::ALL {
-        let ways = PROVOCATIONS.iter().filter(|(provoked, _)| provoked == code).count();
-        let reserved = RESERVED.iter().filter(|(reserved, _)| reserved == code).count();
-        assert_eq!(ways + reserved, 1, "{code} must be provoked, or not be there");
+        let ways = PROVOCATIONS
+            .iter()
+            .filter(|(provoked, _)| provoked == code)
+            .count();
+        let reserved = RESERVED
+            .iter()
+            .filter(|(reserved, _)| reserved == code)
+            .count();
+        assert_eq!(
+            ways + reserved,
+            1,
+            "{code} must be provoked, or not be there"
+        );
     }
     run(async {
         for (code, provoke) in PROVOCATIONS {
@@ -106,7 +118,12 @@ impl Stage {
         let mut client = rig.client().await;
         let topic = client.create("orders", 1).await;
         let producer = client.producer().await;
-        Self { rig, client, topic, producer }
+        Self {
+            rig,
+            client,
+            topic,
+            producer,
+        }
     }
 
     fn to(&self) -> Produce {
@@ -137,12 +154,22 @@ async fn unknown_topic() -> Code {
 
 async fn topic_exists() -> Code {
     let mut stage = Stage::set().await;
-    code(stage.client.create_with("orders", TopicConfig::new(1)).await)
+    code(
+        stage
+            .client
+            .create_with("orders", TopicConfig::new(1))
+            .await,
+    )
 }
 
 async fn invalid_name() -> Code {
     let mut stage = Stage::set().await;
-    code(stage.client.create_with("two words", TopicConfig::new(1)).await)
+    code(
+        stage
+            .client
+            .create_with("two words", TopicConfig::new(1))
+            .await,
+    )
 }
 
 async fn invalid_config() -> Code {
@@ -158,8 +185,11 @@ async fn partition_out_of_range() -> Code {
 
 async fn keyed_topic() -> Code {
     let mut stage = Stage::set().await;
-    let alter =
-        AlterTopic { name: "orders".to_owned(), partitions: Some(2), ..AlterTopic::default() };
+    let alter = AlterTopic {
+        name: "orders".to_owned(),
+        partitions: Some(2),
+        ..AlterTopic::default()
+    };
     code(stage.client.ask::<_, TopicOk>(&alter).await)
 }
 
@@ -183,7 +213,9 @@ async fn batch_too_large() -> Code {
     // Longer than a batch may be, shorter than a frame.
     let mut stage = Stage::set().await;
     let most = stage.client.hello.limits.batch_bytes_max as usize;
-    stage.produce(batch(BatchStamp::default(), &[vec![0; most]])).await
+    stage
+        .produce(batch(BatchStamp::default(), &[vec![0; most]]))
+        .await
 }
 
 async fn unsupported_batch_version() -> Code {
@@ -194,7 +226,10 @@ async fn unsupported_batch_version() -> Code {
     let rig = Rig::start().await;
     let (_endpoint, connection) = rig.node.dial().await;
     let (send, recv) = connection.open_bi().await.unwrap();
-    let hello = Hello { batch_versions: vec![99], ..Hello::default() };
+    let hello = Hello {
+        batch_versions: vec![99],
+        ..Hello::default()
+    };
     Stream::new(send, recv).request(&hello, Bytes::new()).await;
     assert_eq!(close_code(&connection.closed().await), refused);
     refused
@@ -203,14 +238,20 @@ async fn unsupported_batch_version() -> Code {
 async fn frame_malformed() -> Code {
     let rig = Rig::start().await;
     let mut client = rig.client().await;
-    client.control.raw(&frame(0, FrameKind::Ping as u16, &[], 1)).await;
+    client
+        .control
+        .raw(&frame(0, FrameKind::Ping as u16, &[], 1))
+        .await;
     client.closed_with().await
 }
 
 async fn frame_too_large() -> Code {
     let rig = Rig::start().await;
     let mut client = rig.client().await;
-    client.control.raw(&frame(u32::MAX, FrameKind::Produce as u16, &[], 1)).await;
+    client
+        .control
+        .raw(&frame(u32::MAX, FrameKind::Produce as u16, &[], 1))
+        .await;
     client.closed_with().await
 }
 
@@ -218,14 +259,22 @@ async fn unsupported() -> Code {
     let rig = Rig::start().await;
     let mut client = rig.client().await;
     client.control.raw(&whole(0x0fff, &[], 1)).await;
-    client.control.answer(1).await.decode::<Refused>().unwrap().code()
+    client
+        .control
+        .answer(1)
+        .await
+        .decode::<Refused>()
+        .unwrap()
+        .code()
 }
 
 async fn hello_required() -> Code {
     let rig = Rig::start().await;
     let (_endpoint, connection) = rig.node.dial().await;
     let (send, recv) = connection.open_bi().await.unwrap();
-    Stream::new(send, recv).raw(&whole(FrameKind::Ping as u16, &[0x80], 1)).await;
+    Stream::new(send, recv)
+        .raw(&whole(FrameKind::Ping as u16, &[0x80], 1))
+        .await;
     close_code(&connection.closed().await)
 }
 
@@ -244,9 +293,17 @@ async fn producer_state_lost() -> Code {
 
 async fn producer_fenced() -> Code {
     let mut stage = Stage::set().await;
-    let later = BatchStamp { epoch: ProducerEpoch(1), ..stage.producer.stamp(0) };
+    let later = BatchStamp {
+        epoch: ProducerEpoch(1),
+        ..stage.producer.stamp(0)
+    };
     let header = stage.to();
-    stage.producer.stream.produce(header, batch(later, &["later"])).await.unwrap();
+    stage
+        .producer
+        .stream
+        .produce(header, batch(later, &["later"]))
+        .await
+        .unwrap();
     let earlier = batch(stage.producer.stamp(0), &["earlier"]);
     stage.produce(earlier).await
 }
@@ -255,17 +312,32 @@ async fn too_many_producers() -> Code {
     let mut stage = Stage::set_with(|config| config.producers_per_partition_max = 2).await;
     let header = stage.to();
     for producer in [100, 101] {
-        let stamp = BatchStamp { producer: ProducerId(producer), ..BatchStamp::default() };
-        stage.producer.stream.produce(header, batch(stamp, &["x"])).await.unwrap();
+        let stamp = BatchStamp {
+            producer: ProducerId(producer),
+            ..BatchStamp::default()
+        };
+        stage
+            .producer
+            .stream
+            .produce(header, batch(stamp, &["x"]))
+            .await
+            .unwrap();
     }
-    let third = BatchStamp { producer: ProducerId(102), ..BatchStamp::default() };
+    let third = BatchStamp {
+        producer: ProducerId(102),
+        ..BatchStamp::default()
+    };
     stage.produce(batch(third, &["x"])).await
 }
 
 async fn too_many_readers() -> Code {
     let mut stage = Stage::set_with(|config| config.readers_per_connection_max = 1).await;
     let topic = stage.topic.id;
-    stage.client.open_reader(&push(topic, 0, At::Latest, 1)).await.unwrap();
+    stage
+        .client
+        .open_reader(&push(topic, 0, At::Latest, 1))
+        .await
+        .unwrap();
     stage.open(push(topic, 0, At::Latest, 1)).await
 }
 
@@ -284,17 +356,33 @@ async fn reader_exists() -> Code {
 async fn credit_exceeded() -> Code {
     let mut stage = Stage::set().await;
     let topic = stage.topic.id;
-    let (_, reader) =
-        stage.client.open_reader(&push(topic, 0, At::Latest, 1)).await.unwrap();
-    stage.client.control.event(&Credit { reader: reader.id, bytes: u64::MAX }).await;
+    let (_, reader) = stage
+        .client
+        .open_reader(&push(topic, 0, At::Latest, 1))
+        .await
+        .unwrap();
+    stage
+        .client
+        .control
+        .event(&Credit {
+            reader: reader.id,
+            bytes: u64::MAX,
+        })
+        .await;
     stage.client.closed_with().await
 }
 
 async fn stale_epoch() -> Code {
     let mut stage = Stage::set().await;
-    let open = OpenReader { leader_epoch: 1, ..pull(stage.topic.id, 0, At::Latest) };
+    let open = OpenReader {
+        leader_epoch: 1,
+        ..pull(stage.topic.id, 0, At::Latest)
+    };
     let by_reader = stage.open(open).await;
-    let header = Produce { leader_epoch: 1, ..stage.to() };
+    let header = Produce {
+        leader_epoch: 1,
+        ..stage.to()
+    };
     let by_producer = code(stage.producer.stream.produce(header, plain("x")).await);
     assert_eq!(by_reader, by_producer);
     by_producer
@@ -321,13 +409,23 @@ impl Trial {
         let topic = client.create("orders", 1).await;
         let mut producer = client.producer().await;
         producer.store(&topic, 0, &["first"]).await;
-        Self { dir, node, faults, client, topic, producer }
+        Self {
+            dir,
+            node,
+            faults,
+            client,
+            topic,
+            producer,
+        }
     }
 
     /// Sends a batch that stands still on its way to the disk, and returns its correlation id.
     async fn stand_still(&mut self) -> u64 {
         self.faults.hold();
-        let held = self.producer.offer(&self.topic, 0, &["held"], Ack::Durable).await;
+        let held = self
+            .producer
+            .offer(&self.topic, 0, &["held"], Ack::Durable)
+            .await;
         self.faults.is_holding().await;
         held
     }
@@ -338,9 +436,19 @@ async fn throttled() -> Code {
     let mut sent = vec![trial.stand_still().await];
     let window = trial.client.hello.limits.in_flight_batches_max;
     for _ in 0..window {
-        sent.push(trial.producer.offer(&trial.topic, 0, &["more"], Ack::Durable).await);
+        sent.push(
+            trial
+                .producer
+                .offer(&trial.topic, 0, &["more"], Ack::Durable)
+                .await,
+        );
     }
-    let refused = trial.producer.stream.stored(sent.pop().unwrap()).await.unwrap_err();
+    let refused = trial
+        .producer
+        .stream
+        .stored(sent.pop().unwrap())
+        .await
+        .unwrap_err();
     assert!(refused.after_ms.is_some());
     trial.faults.release();
     for correlation in sent {
@@ -355,7 +463,10 @@ async fn retry() -> Code {
     let held = trial.stand_still().await;
     // Queued behind what stands still, then its actor fails: what is on the disk stands, the rest of
     // that life does not.
-    let queued = trial.producer.offer(&trial.topic, 0, &["queued"], Ack::Memory).await;
+    let queued = trial
+        .producer
+        .offer(&trial.topic, 0, &["queued"], Ack::Memory)
+        .await;
     trial.producer.stream.accepted(queued).await;
     let waiting = depth(&mut trial.client).await;
     trial.node.shared.directory.tell(FailOwner { owner });
@@ -368,7 +479,10 @@ async fn retry() -> Code {
     let again = batch(trial.producer.stamp(2), &["queued"]);
     let header = to(trial.topic.id, 0, Ack::Durable);
     trial.producer.stream.produce(header, again).await.unwrap();
-    assert_eq!(trial.client.read_all(trial.topic.id, 0).await, ["first", "held", "queued"]);
+    assert_eq!(
+        trial.client.read_all(trial.topic.id, 0).await,
+        ["first", "held", "queued"]
+    );
     refused.code()
 }
 
@@ -380,20 +494,35 @@ async fn depth(client: &mut Client) -> u64 {
 async fn log_sealed() -> Code {
     let mut trial = Trial::begin(|_| {}).await;
     trial.faults.writes_fail.store(true, Ordering::SeqCst);
-    let lost = trial.producer.offer(&trial.topic, 0, &["lost"], Ack::Durable).await;
+    let lost = trial
+        .producer
+        .offer(&trial.topic, 0, &["lost"], Ack::Durable)
+        .await;
     let first = trial.producer.stream.stored(lost).await.unwrap_err().code();
     trial.faults.writes_fail.store(false, Ordering::SeqCst);
     let header = to(trial.topic.id, 0, Ack::Durable);
-    let later = trial.producer.stream.produce(header, plain("later")).await.unwrap_err().code();
+    let later = trial
+        .producer
+        .stream
+        .produce(header, plain("later"))
+        .await
+        .unwrap_err()
+        .code();
     assert_eq!(first, later, "a failed write is never tried again");
     // Reads go on, and status says what has happened.
     assert_eq!(trial.client.read_all(trial.topic.id, 0).await, ["first"]);
     assert!(trial.client.status().await.0.sealed.is_some());
     // A restart re-reads the disk and goes on.
     trial.node.kill().await;
-    let node = Node::try_start(config(trial.dir.path()), None).await.unwrap();
+    let node = Node::try_start(config(trial.dir.path()), None)
+        .await
+        .unwrap();
     let mut client = node.client().await;
-    client.control.produce(header, plain("later")).await.unwrap();
+    client
+        .control
+        .produce(header, plain("later"))
+        .await
+        .unwrap();
     let values = client.read_all(trial.topic.id, 0).await;
     assert_eq!(values.first().map(String::as_str), Some("first"));
     assert_eq!(values.last().map(String::as_str), Some("later"));
@@ -414,7 +543,13 @@ async fn disk_full() -> Code {
     // Administration has its reserve; room again is found without a restart.
     trial.client.create("still", 1).await;
     trial.faults.is_full.store(false, Ordering::SeqCst);
-    while trial.producer.stream.produce(header, large.clone()).await.is_err() {
+    while trial
+        .producer
+        .stream
+        .produce(header, large.clone())
+        .await
+        .is_err()
+    {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     refused.code()
@@ -435,10 +570,18 @@ async fn damaged() -> Code {
     stage.producer.store(&stage.topic, 0, &["precious"]).await;
     stage.producer.store(&stage.topic, 0, &["another"]).await;
     spoil(stage.rig.dir.path(), b"precious");
-    let refused = stage.client.read_from(stage.topic.id, 0, At::Earliest).await.unwrap_err();
+    let refused = stage
+        .client
+        .read_from(stage.topic.id, 0, At::Earliest)
+        .await
+        .unwrap_err();
     assert_eq!(refused.detail["first_offset"], "0");
     assert_eq!(refused.detail["end_offset"], "1");
-    let rest = stage.client.read_from(stage.topic.id, 0, At::Offset(Offset(1))).await.unwrap();
+    let rest = stage
+        .client
+        .read_from(stage.topic.id, 0, At::Offset(Offset(1)))
+        .await
+        .unwrap();
     assert_eq!(rest.len(), 1, "the rest is served");
     refused.code()
 }
@@ -450,11 +593,23 @@ async fn shutting_down() -> Code {
     while !*trial.node.shared.stopping.borrow() {
         tokio::task::yield_now().await;
     }
-    let late = trial.producer.offer(&trial.topic, 0, &["late"], Ack::Durable).await;
+    let late = trial
+        .producer
+        .offer(&trial.topic, 0, &["late"], Ack::Durable)
+        .await;
     let refused = trial.producer.stream.stored(late).await.unwrap_err();
     trial.faults.release();
-    trial.producer.stream.stored(held).await.expect("what was in flight is answered");
-    assert_eq!(trial.client.closed_with().await, refused.code(), "and then the connection closes");
+    trial
+        .producer
+        .stream
+        .stored(held)
+        .await
+        .expect("what was in flight is answered");
+    assert_eq!(
+        trial.client.closed_with().await,
+        refused.code(),
+        "and then the connection closes"
+    );
     trial.node.ended().await;
     refused.code()
 }
@@ -463,7 +618,10 @@ async fn internal() -> Code {
     // The device does not answer: nothing is known to be lost, and nobody but the broker can mend it.
     let mut trial = Trial::begin(|config| config.tail_cache_bytes = 1).await;
     trial.faults.reads_fail.store(true, Ordering::SeqCst);
-    let read = trial.client.read_from(trial.topic.id, 0, At::Earliest).await;
+    let read = trial
+        .client
+        .read_from(trial.topic.id, 0, At::Earliest)
+        .await;
     trial.faults.reads_fail.store(false, Ordering::SeqCst);
     assert_eq!(trial.client.read_all(trial.topic.id, 0).await, ["first"]);
     code(read)

@@ -45,7 +45,9 @@ impl Faults {
         let held = self.held.lock().unwrap();
         if *held {
             self.waiting.fetch_add(1, Ordering::SeqCst);
-            let waited = self.changed.wait_timeout_while(held, HELD_AT_MOST, |held| *held);
+            let waited = self
+                .changed
+                .wait_timeout_while(held, HELD_AT_MOST, |held| *held);
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             drop(waited);
         }
@@ -70,11 +72,20 @@ impl FaultyDisk {
     pub(crate) fn of(data: &Path) -> (Arc<dyn Disk>, Arc<Faults>) {
         let faults = Arc::new(Faults::default());
         let real = RealDisk::open(data.join("log")).unwrap();
-        (Arc::new(Self { real, faults: Arc::clone(&faults) }), faults)
+        (
+            Arc::new(Self {
+                real,
+                faults: Arc::clone(&faults),
+            }),
+            faults,
+        )
     }
 
     fn file(&self, real: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(FaultyFile { real, faults: Arc::clone(&self.faults) })
+        Arc::new(FaultyFile {
+            real,
+            faults: Arc::clone(&self.faults),
+        })
     }
 }
 

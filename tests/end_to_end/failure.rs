@@ -1,5 +1,6 @@
 //! What breaks, breaks alone: actors that fail, views in any state, rotten bytes, a second broker.
 
+use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -8,10 +9,11 @@ use waterwheel::broker::StartError;
 use waterwheel::domain::batch::BatchStamp;
 use waterwheel::domain::id::{Offset, OwnerId};
 use waterwheel::wire::code::Code;
+use waterwheel::wire::hello::Ping;
 use waterwheel::wire::produce::Ack;
 use waterwheel::wire::topic::{At, PartitionInfo, TopicInfo};
 
-use crate::client::{Client, batch, owner_of, push, to, values};
+use crate::client::{Client, Producer, batch, owner_of, push, to, values};
 use crate::rig::{Node, Rig, run};
 
 /// Makes a partition's actor fail and waits until the directory has made another, or given it up.
@@ -40,7 +42,10 @@ pub(crate) fn spoil(data: &Path, needle: &[u8]) {
     for entry in std::fs::read_dir(data.join("log")).unwrap() {
         let path = entry.unwrap().path();
         let bytes = std::fs::read(&path).unwrap();
-        let places = bytes.windows(needle.len()).enumerate().filter(|(_, at)| *at == needle);
+        let places = bytes
+            .windows(needle.len())
+            .enumerate()
+            .filter(|(_, at)| *at == needle);
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         for (at, _) in places {
             file.write_all_at(&[needle[0] ^ 1], at as u64).unwrap();
@@ -54,7 +59,8 @@ pub(crate) fn spoil(data: &Path, needle: &[u8]) {
 #[test]
 fn a_partition_that_fails_under_load_is_re_created_alone_and_nothing_is_lost_or_twice() {
     run(async {
-        let rig = Rig::start().await;
+        // Checkpoints all the time: it comes back from rows and log, cut anywhere.
+        let rig = Rig::start_with(|config| config.checkpoint_ms = 10).await;
         let mut client = rig.client().await;
         let topic = client.create("orders", 8).await;
         let mut producers = Vec::new();
@@ -64,23 +70,36 @@ fn a_partition_that_fails_under_load_is_re_created_alone_and_nothing_is_lost_or_
             producers.push(producer);
         }
         let owner = owner_of(&mut client, "orders", 3).await;
-        let (_, mut reader) =
-            client.open_reader(&push(topic.id, 3, At::Earliest, 1 << 20)).await.unwrap();
-        for round in 1..=40_u64 {
-            if round == 10 || round == 25 {
+        let (_, mut reader) = client
+            .open_reader(&push(topic.id, 3, At::Earliest, 1 << 20))
+            .await
+            .unwrap();
+        let loads = (0..)
+            .zip(&mut producers)
+            .map(|(partition, producer)| load(producer, &topic, partition));
+        let failures = async {
+            for reached in [LOAD / 4, LOAD / 2] {
+                while !client
+                    .lookup(topic.id, 3, At::Latest)
+                    .await
+                    .is_ok_and(|at| at.high_watermark.0 >= reached)
+                {
+                    tokio::task::yield_now().await;
+                }
                 rig.node.shared.directory.tell(FailOwner { owner });
             }
-            for (partition, producer) in (0..).zip(&mut producers) {
-                send_until_stored(producer, &topic, partition, round).await;
-            }
-        }
-        let expected: Vec<String> = (0..=40).map(|round| round.to_string()).collect();
+        };
+        let (refusals, ()) = futures::join!(futures::future::join_all(loads), failures);
+        let expected: Vec<String> = (0..=LOAD).map(|round| round.to_string()).collect();
         let mut pushed = Vec::new();
         while pushed.len() < expected.len() {
             let (deliver, batch) = reader.batch().await;
             pushed.extend(values(&deliver, &batch));
         }
-        assert_eq!(pushed, expected, "a reader that was open all the time saw each once");
+        assert_eq!(
+            pushed, expected,
+            "a reader that was open all the time saw each once"
+        );
         for partition in 0..8 {
             assert_eq!(client.read_all(topic.id, partition).await, expected);
         }
@@ -90,24 +109,48 @@ fn a_partition_that_fails_under_load_is_re_created_alone_and_nothing_is_lost_or_
             let expected = if actor.id == owner.0 { 2 } else { 0 };
             assert_eq!(actor.restarts, expected, "{}", actor.name);
         }
+        for (partition, refusals) in refusals.into_iter().enumerate() {
+            assert!(
+                refusals == 0 || partition == 3,
+                "only the one that failed refused anything"
+            );
+        }
     });
 }
 
-/// Sends one batch again and again, in the same place of the sequence, until it is stored.
-async fn send_until_stored(
-    producer: &mut crate::client::Producer,
-    topic: &TopicInfo,
-    partition: u32,
-    sequence: u64,
-) {
-    let batch = batch(producer.stamp(sequence), &[sequence.to_string()]);
-    loop {
-        let header = to(topic.id, partition, Ack::Durable);
-        match producer.stream.produce(header, batch.clone()).await {
-            Ok(stored) => return assert_eq!(stored.first_offset, Some(Offset(sequence))),
-            Err(refused) => assert_eq!(refused.code(), Code::Retry),
+/// Batches of a load, after the first.
+const LOAD: u64 = 400;
+
+/// Keeps sixteen batches under way and sends again, in order, from the first that was refused. Returns how
+/// often that was.
+async fn load(producer: &mut Producer, topic: &TopicInfo, partition: u32) -> u32 {
+    let header = to(topic.id, partition, Ack::Durable);
+    let (mut next, mut refusals) = (1, 0);
+    let mut under_way = VecDeque::new();
+    while next <= LOAD || !under_way.is_empty() {
+        while next <= LOAD && under_way.len() < 16 {
+            let batch = batch(producer.stamp(next), &[next.to_string()]);
+            under_way.push_back((next, producer.stream.request(&header, batch).await));
+            next += 1;
+        }
+        let (sequence, correlation) = under_way.pop_front().unwrap();
+        match producer.stream.stored(correlation).await {
+            Ok(stored) => assert_eq!(stored.first_offset, Some(Offset(sequence))),
+            Err(refused) => {
+                assert_eq!(refused.code(), Code::Retry);
+                refusals += 1;
+                for (_, later) in under_way.drain(..) {
+                    let refused = producer.stream.stored(later).await.unwrap_err();
+                    assert!(
+                        matches!(refused.code(), Code::Retry | Code::SequenceGap),
+                        "{refused:?}"
+                    );
+                }
+                next = sequence;
+            }
         }
     }
+    refusals
 }
 
 #[test]
@@ -120,8 +163,10 @@ fn three_failures_in_a_minute_stop_a_partition_and_nobody_else() {
         for partition in 0..2 {
             producer.store(&topic, partition, &["a"]).await;
         }
-        let (_, mut reader) =
-            client.open_reader(&push(topic.id, 0, At::Latest, 1 << 20)).await.unwrap();
+        let (_, mut reader) = client
+            .open_reader(&push(topic.id, 0, At::Latest, 1 << 20))
+            .await
+            .unwrap();
         let owner = owner_of(&mut client, "orders", 0).await;
         for _ in 0..3 {
             fail_and_wait(&rig.node, &mut client, owner).await;
@@ -130,7 +175,7 @@ fn three_failures_in_a_minute_stop_a_partition_and_nobody_else() {
         assert_eq!(refused.code(), Code::OwnerStopped);
         assert!(refused.message.contains("orders/0"), "{}", refused.message);
         // A reader that waits there is told so.
-        let (_, end) = reader.to_end().await;
+        let (_, end) = reader.read_to_end().await;
         let waterwheel::wire::reader::EndReason::Refused(refused) = end.reason else {
             panic!("ended: {end:?}");
         };
@@ -186,7 +231,10 @@ fn a_second_broker_on_one_directory_is_refused() {
 }
 
 /// What clients can see of a broker, and what it does next with a known producer.
-async fn state(rig: &Rig, topics: &[&str]) -> Vec<(TopicInfo, Vec<PartitionInfo>, Vec<Vec<String>>)> {
+async fn state(
+    rig: &Rig,
+    topics: &[&str],
+) -> Vec<(TopicInfo, Vec<PartitionInfo>, Vec<Vec<String>>)> {
     let mut client = rig.client().await;
     let mut state = Vec::new();
     for name in topics {
@@ -213,7 +261,9 @@ async fn fill(rig: &Rig, round: u64) -> Vec<(u64, bytes::Bytes)> {
         let mut producer = client.producer().await;
         for sequence in 0..30 {
             let partition = u32::try_from(sequence % 3).unwrap();
-            producer.store(&topic, partition, &[format!("{round}:{sequence}")]).await;
+            producer
+                .store(&topic, partition, &[format!("{round}:{sequence}")])
+                .await;
         }
         producer.store(&gone, 0, &["gone"]).await;
         // The tenth batch of this producer in partition 0.
@@ -221,7 +271,10 @@ async fn fill(rig: &Rig, round: u64) -> Vec<(u64, bytes::Bytes)> {
         last.push((topic.id.0, again));
     }
     let delete = waterwheel::wire::topic::DeleteTopic { name: gone.name };
-    client.ask::<_, waterwheel::wire::topic::TopicOk>(&delete).await.unwrap();
+    client
+        .ask::<_, waterwheel::wire::topic::TopicOk>(&delete)
+        .await
+        .unwrap();
     last
 }
 
@@ -262,7 +315,9 @@ fn whatever_happens_to_the_views_the_state_is_that_of_the_log() {
         fill(&rig, 0).await;
         // Views as they once were, then more of the log.
         let old = tempfile::tempdir().unwrap();
-        let rig = rig.restart_after(|data| copy(&views(data), old.path())).await;
+        let rig = rig
+            .restart_after(|data| copy(&views(data), old.path()))
+            .await;
         let mut last = fill(&rig, 1).await;
         last.truncate(1);
         let names = ["orders", "returns"];
@@ -271,7 +326,10 @@ fn whatever_happens_to_the_views_the_state_is_that_of_the_log() {
         type Harm = Box<dyn Fn(&Path)>;
         let harms: Vec<(&str, Harm)> = vec![
             ("untouched", Box::new(|_| {})),
-            ("missing", Box::new(|data| std::fs::remove_dir_all(views(data)).unwrap())),
+            (
+                "missing",
+                Box::new(|data| std::fs::remove_dir_all(views(data)).unwrap()),
+            ),
             ("older", {
                 let old = old.clone();
                 Box::new(move |data| {
@@ -289,22 +347,28 @@ fn whatever_happens_to_the_views_the_state_is_that_of_the_log() {
                     }
                 })
             }),
-            ("truncated", Box::new(|data| {
-                for path in files(&views(data)) {
-                    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
-                    let bytes = file.metadata().unwrap().len();
-                    file.set_len(bytes / 2).unwrap();
-                }
-            })),
-            ("rotten", Box::new(|data| {
-                for path in files(&views(data)) {
-                    let mut bytes = std::fs::read(&path).unwrap();
-                    for at in (0..bytes.len()).step_by(509) {
-                        bytes[at] ^= 0x40;
+            (
+                "truncated",
+                Box::new(|data| {
+                    for path in files(&views(data)) {
+                        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+                        let bytes = file.metadata().unwrap().len();
+                        file.set_len(bytes / 2).unwrap();
                     }
-                    std::fs::write(&path, bytes).unwrap();
-                }
-            })),
+                }),
+            ),
+            (
+                "rotten",
+                Box::new(|data| {
+                    for path in files(&views(data)) {
+                        let mut bytes = std::fs::read(&path).unwrap();
+                        for at in (0..bytes.len()).step_by(509) {
+                            bytes[at] ^= 0x40;
+                        }
+                        std::fs::write(&path, bytes).unwrap();
+                    }
+                }),
+            ),
         ];
         let mut rig = rig;
         for (what, harm) in harms {
@@ -317,10 +381,70 @@ fn whatever_happens_to_the_views_the_state_is_that_of_the_log() {
             for (topic, again) in &last {
                 let header = to(waterwheel::domain::id::TopicId(*topic), 0, Ack::Durable);
                 let stored = client.control.produce(header, again.clone()).await.unwrap();
-                assert_eq!((stored.first_offset, stored.duplicate), (Some(Offset(19)), true), "{what}");
+                assert_eq!(
+                    (stored.first_offset, stored.duplicate),
+                    (Some(Offset(19)), true),
+                    "{what}"
+                );
             }
             assert!(client.describe("gone-0").await.is_err(), "{what}");
         }
+    });
+}
+
+#[test]
+fn a_bit_that_rotted_anywhere_in_the_views_changes_nothing() {
+    run(async {
+        let mut rig = Rig::start().await;
+        fill(&rig, 0).await;
+        let names = ["orders", "returns"];
+        let expected = state(&rig, &names).await;
+        for part in 1..8 {
+            rig = rig
+                .restart_after(|data| {
+                    for path in files(&views(data)) {
+                        let mut bytes = std::fs::read(&path).unwrap();
+                        // Sled makes room ahead: only what is written can rot.
+                        let written: Vec<usize> =
+                            (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+                        if let Some(at) = written.get(written.len() * part / 8) {
+                            bytes[*at] ^= 4;
+                            std::fs::write(&path, bytes).unwrap();
+                        }
+                    }
+                })
+                .await;
+            assert_eq!(
+                state(&rig, &names).await,
+                expected,
+                "{part} eighths into every file"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_client_of_a_killed_broker_hears_of_it_with_its_next_packet() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut client = rig.client().await;
+        let Rig {
+            dir,
+            mut config,
+            node,
+        } = rig;
+        config.listen = Some(node.addr);
+        node.kill().await;
+        assert!(
+            client.connection.close_reason().is_none(),
+            "a kill says goodbye to nobody"
+        );
+        let node = Node::try_start(config, None).await.unwrap();
+        client.control.request(&Ping {}, bytes::Bytes::new()).await;
+        let error = client.connection.closed().await;
+        assert!(matches!(error, quinn::ConnectionError::Reset), "{error}");
+        node.assert_serves().await;
+        drop(dir);
     });
 }
 
@@ -330,7 +454,9 @@ fn views_that_are_ahead_of_the_log_are_not_believed() {
         let rig = Rig::start().await;
         fill(&rig, 0).await;
         let old = tempfile::tempdir().unwrap();
-        let rig = rig.restart_after(|data| copy(&data.join("log"), old.path())).await;
+        let rig = rig
+            .restart_after(|data| copy(&data.join("log"), old.path()))
+            .await;
         let expected = state(&rig, &["orders", "returns"]).await;
         fill(&rig, 1).await;
         // The log of then, the views of now.
@@ -358,9 +484,11 @@ fn a_rotten_record_costs_itself_across_a_restart_too() {
         drop(client);
         let rig = rig.restart_after(|data| spoil(data, b"precious")).await;
         let mut client = rig.client().await;
-        let (_, mut reader) =
-            client.open_reader(&push(topic.id, 0, At::Earliest, 1 << 20)).await.unwrap();
-        let (batches, end) = reader.to_end().await;
+        let (_, mut reader) = client
+            .open_reader(&push(topic.id, 0, At::Earliest, 1 << 20))
+            .await
+            .unwrap();
+        let (batches, end) = reader.read_to_end().await;
         assert_eq!(batches.len(), 1, "what lies before it is delivered");
         assert_eq!(end.next_offset, Offset(1));
         let waterwheel::wire::reader::EndReason::Refused(refused) = end.reason else {
@@ -373,7 +501,10 @@ fn a_rotten_record_costs_itself_across_a_restart_too() {
         // Its offset is not given out again.
         let mut stream = client.stream().await;
         let more = batch(BatchStamp::default(), &["more"]);
-        let stored = stream.produce(to(topic.id, 0, Ack::Durable), more).await.unwrap();
+        let stored = stream
+            .produce(to(topic.id, 0, Ack::Durable), more)
+            .await
+            .unwrap();
         assert_eq!(stored.first_offset, Some(Offset(3)));
     });
 }

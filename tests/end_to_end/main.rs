@@ -3,10 +3,19 @@
 //! Nothing is mocked but, where a test says so, the disk under the log. No test sleeps to let something
 //! happen: it waits for the answer, the delivery or the state that shows it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets what it did not expect fails there"
+)]
+
 mod client;
 mod codes;
 mod disk;
 mod failure;
+mod greedy;
 mod hostile;
 mod produce;
 mod read;

@@ -34,7 +34,10 @@ fn reading_starts_at_the_ends_an_offset_or_a_time() {
         let mut appended = Vec::new();
         for value in 0..6 {
             let pair = [format!("{value}a"), format!("{value}b")];
-            let stored = stream.produce(header, batch(BatchStamp::default(), &pair)).await.unwrap();
+            let stored = stream
+                .produce(header, batch(BatchStamp::default(), &pair))
+                .await
+                .unwrap();
             appended.push(stored.appended);
             // Times must differ for a lookup by time to tell them apart.
             while WallMs(wall_ms()) <= stored.appended {
@@ -56,12 +59,18 @@ fn reading_starts_at_the_ends_an_offset_or_a_time() {
             let (ok, mut reader) = client.open_reader(&found(at)).await.unwrap();
             let lookup = client.lookup(topic.id, 0, at).await.unwrap();
             assert_eq!(ok.first_offset, lookup.offset, "{name}");
-            assert_eq!((ok.start_offset, ok.high_watermark), (Offset(0), Offset(12)));
-            let (batches, end) = reader.to_end().await;
-            let read: Vec<_> =
-                batches.iter().flat_map(|(deliver, batch)| values(deliver, batch)).collect();
-            let all: Vec<_> =
-                (0..6).flat_map(|value| [format!("{value}a"), format!("{value}b")]).collect();
+            assert_eq!(
+                (ok.start_offset, ok.high_watermark),
+                (Offset(0), Offset(12))
+            );
+            let (batches, end) = reader.read_to_end().await;
+            let read: Vec<_> = batches
+                .iter()
+                .flat_map(|(deliver, batch)| values(deliver, batch))
+                .collect();
+            let all: Vec<_> = (0..6)
+                .flat_map(|value| [format!("{value}a"), format!("{value}b")])
+                .collect();
             let from = usize::try_from(lookup.offset.0).unwrap();
             assert_eq!(read, all[from..], "{name}");
             assert_eq!(end.next_offset, Offset(12));
@@ -81,7 +90,9 @@ fn lookup_of(at: At, topic: waterwheel::domain::id::TopicId) -> OpenReader {
 }
 
 fn wall_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
     i64::try_from(since.as_millis()).unwrap()
 }
 
@@ -95,11 +106,16 @@ fn push_never_sends_more_than_was_granted_and_one_batch() {
         let one = batch(BatchStamp::default(), &[vec![b'v'; 1000]]);
         let size = one.len() as u64;
         for _ in 0..40 {
-            stream.produce(to(topic.id, 0, Ack::Durable), one.clone()).await.unwrap();
+            stream
+                .produce(to(topic.id, 0, Ack::Durable), one.clone())
+                .await
+                .unwrap();
         }
         let mut granted = 3 * size + 10;
-        let (_, mut reader) =
-            client.open_reader(&push(topic.id, 0, At::Earliest, granted)).await.unwrap();
+        let (_, mut reader) = client
+            .open_reader(&push(topic.id, 0, At::Earliest, granted))
+            .await
+            .unwrap();
         let mut received = 0_u64;
         for grant in [1, size, 5 * size, 7, 2 * size - 1] {
             // All that the credit allows comes without another word.
@@ -108,13 +124,28 @@ fn push_never_sends_more_than_was_granted_and_one_batch() {
             }
             assert!(received < granted + size, "overdrawn by less than a batch");
             // Nothing more came meanwhile: behind a ping, the next batch answers the next grant.
-            client.control.event(&Credit { reader: reader.id, bytes: grant }).await;
+            client
+                .control
+                .event(&Credit {
+                    reader: reader.id,
+                    bytes: grant,
+                })
+                .await;
             granted += grant;
         }
-        client.control.event(&CloseReader { reader: reader.id }).await;
-        let (rest, end) = reader.to_end().await;
-        received += rest.iter().map(|(_, batch)| batch.len() as u64).sum::<u64>();
-        assert!(received < granted + size, "what was sent in all: {received} of {granted}");
+        client
+            .control
+            .event(&CloseReader { reader: reader.id })
+            .await;
+        let (rest, end) = reader.read_to_end().await;
+        received += rest
+            .iter()
+            .map(|(_, batch)| batch.len() as u64)
+            .sum::<u64>();
+        assert!(
+            received < granted + size,
+            "what was sent in all: {received} of {granted}"
+        );
         assert_eq!(end.reason, EndReason::Closed);
         assert_eq!(end.next_offset, Offset(received / size));
     });
@@ -130,15 +161,29 @@ fn what_was_overdrawn_is_made_good_by_the_next_grant() {
         let large = batch(BatchStamp::default(), &[vec![b'v'; 100_000]]);
         let size = large.len() as u64;
         for _ in 0..3 {
-            stream.produce(to(topic.id, 0, Ack::Durable), large.clone()).await.unwrap();
+            stream
+                .produce(to(topic.id, 0, Ack::Durable), large.clone())
+                .await
+                .unwrap();
         }
-        let (_, mut reader) =
-            client.open_reader(&push(topic.id, 0, At::Earliest, 1)).await.unwrap();
+        let (_, mut reader) = client
+            .open_reader(&push(topic.id, 0, At::Earliest, 1))
+            .await
+            .unwrap();
         reader.batch().await;
         // Still below zero afterwards: nothing comes for it.
-        client.control.event(&Credit { reader: reader.id, bytes: size - 1 }).await;
-        client.control.event(&CloseReader { reader: reader.id }).await;
-        let (batches, end) = reader.to_end().await;
+        client
+            .control
+            .event(&Credit {
+                reader: reader.id,
+                bytes: size - 1,
+            })
+            .await;
+        client
+            .control
+            .event(&CloseReader { reader: reader.id })
+            .await;
+        let (batches, end) = reader.read_to_end().await;
         assert_eq!((batches.len(), end.next_offset), (0, Offset(1)));
     });
 }
@@ -149,20 +194,29 @@ fn a_pull_ends_when_its_credit_its_records_or_its_time_is_used_up() {
         let rig = Rig::start().await;
         let mut client = rig.client().await;
         let topic = topic_with(&mut client, &["a", "b", "c", "d"]).await;
-        let by_credit = OpenReader { credit_bytes: 1, ..pull(topic.id, 0, At::Earliest) };
+        let by_credit = OpenReader {
+            credit_bytes: 1,
+            ..pull(topic.id, 0, At::Earliest)
+        };
         let (_, mut reader) = client.open_reader(&by_credit).await.unwrap();
-        let (batches, end) = reader.to_end().await;
+        let (batches, end) = reader.read_to_end().await;
         assert_eq!((batches.len(), end.reason), (1, EndReason::Filled));
         assert_eq!(end.next_offset, Offset(1));
-        let by_records =
-            OpenReader { records_max: 3, wait_ms: 60_000, ..pull(topic.id, 0, At::Earliest) };
+        let by_records = OpenReader {
+            records_max: 3,
+            wait_ms: 60_000,
+            ..pull(topic.id, 0, At::Earliest)
+        };
         let (_, mut reader) = client.open_reader(&by_records).await.unwrap();
-        let (batches, end) = reader.to_end().await;
+        let (batches, end) = reader.read_to_end().await;
         assert_eq!((batches.len(), end.reason), (3, EndReason::Filled));
-        let by_time = OpenReader { wait_ms: 20, ..pull(topic.id, 0, At::Earliest) };
+        let by_time = OpenReader {
+            wait_ms: 20,
+            ..pull(topic.id, 0, At::Earliest)
+        };
         let started = std::time::Instant::now();
         let (_, mut reader) = client.open_reader(&by_time).await.unwrap();
-        let (batches, end) = reader.to_end().await;
+        let (batches, end) = reader.read_to_end().await;
         assert_eq!((batches.len(), end.reason), (4, EndReason::Waited));
         assert!(started.elapsed().as_millis() >= 20, "it waited for more");
     });
@@ -174,15 +228,24 @@ fn a_reader_that_waits_is_woken_by_what_is_produced() {
         let rig = Rig::start().await;
         let mut client = rig.client().await;
         let topic = topic_with(&mut client, &["old"]).await;
-        let (_, mut pushed) =
-            client.open_reader(&push(topic.id, 0, At::Latest, 1 << 20)).await.unwrap();
-        let waits = OpenReader { wait_ms: 60_000, records_max: 1, ..pull(topic.id, 0, At::Latest) };
+        let (_, mut pushed) = client
+            .open_reader(&push(topic.id, 0, At::Latest, 1 << 20))
+            .await
+            .unwrap();
+        let waits = OpenReader {
+            wait_ms: 60_000,
+            records_max: 1,
+            ..pull(topic.id, 0, At::Latest)
+        };
         let (_, mut pulled) = client.open_reader(&waits).await.unwrap();
         client.producer().await.store(&topic, 0, &["new"]).await;
         let (deliver, bytes) = pushed.batch().await;
         assert_eq!(values(&deliver, &bytes), ["new"]);
-        assert_eq!((deliver.first_offset, deliver.high_watermark), (Offset(1), Offset(2)));
-        let (batches, end) = pulled.to_end().await;
+        assert_eq!(
+            (deliver.first_offset, deliver.high_watermark),
+            (Offset(1), Offset(2))
+        );
+        let (batches, end) = pulled.read_to_end().await;
         assert_eq!(values(&batches[0].0, &batches[0].1), ["new"]);
         assert_eq!(end.reason, EndReason::Filled);
     });
@@ -217,7 +280,9 @@ fn many_readers_of_many_partitions_share_a_connection() {
         let mut producer = client.producer().await;
         for round in 0..20 {
             for partition in 0..8 {
-                producer.store(&topic, partition, &[format!("{partition}:{round}")]).await;
+                producer
+                    .store(&topic, partition, &[format!("{partition}:{round}")])
+                    .await;
             }
         }
         for (partition, reader) in readers.iter_mut().enumerate() {
@@ -226,7 +291,9 @@ fn many_readers_of_many_partitions_share_a_connection() {
                 let (deliver, batch) = reader.batch().await;
                 read.extend(values(&deliver, &batch));
             }
-            let expected: Vec<_> = (0..20).map(|round| format!("{partition}:{round}")).collect();
+            let expected: Vec<_> = (0..20)
+                .map(|round| format!("{partition}:{round}"))
+                .collect();
             assert_eq!(read, expected);
         }
     });
@@ -255,23 +322,34 @@ fn what_is_read_is_byte_for_byte_what_was_sent_from_memory_from_disk_and_after_a
             let sent = batches();
             let mut stream = client.stream().await;
             for batch in &sent {
-                stream.produce(to(topic.id, 0, Ack::Durable), batch.clone()).await.unwrap();
+                stream
+                    .produce(to(topic.id, 0, Ack::Durable), batch.clone())
+                    .await
+                    .unwrap();
             }
             let read = client.read_from(topic.id, 0, At::Earliest).await.unwrap();
             assert_same(&sent, &read);
             // From the middle: the first batch is still whole, and says what to skip.
-            let (_, mut reader) =
-                client.open_reader(&pull(topic.id, 0, At::Offset(Offset(4)))).await.unwrap();
+            let (_, mut reader) = client
+                .open_reader(&pull(topic.id, 0, At::Offset(Offset(4))))
+                .await
+                .unwrap();
             let (deliver, _) = reader.batch().await;
             assert_eq!(deliver.first_offset.0 + u64::from(deliver.skip), 4);
             drop(client);
             let rig = rig.kill_and_restart(|_| {}).await;
             let mut client = rig.client().await;
-            assert_same(&sent, &client.read_from(topic.id, 0, At::Earliest).await.unwrap());
+            assert_same(
+                &sent,
+                &client.read_from(topic.id, 0, At::Earliest).await.unwrap(),
+            );
             drop(client);
             let rig = rig.restart().await;
             let mut client = rig.client().await;
-            assert_same(&sent, &client.read_from(topic.id, 0, At::Earliest).await.unwrap());
+            assert_same(
+                &sent,
+                &client.read_from(topic.id, 0, At::Earliest).await.unwrap(),
+            );
         }
     });
 }
@@ -280,7 +358,11 @@ fn assert_same(sent: &[Bytes], read: &[(waterwheel::wire::reader::Deliver, Bytes
     assert_eq!(sent.len(), read.len());
     let mut next = 0;
     for (sent, (deliver, read)) in sent.iter().zip(read) {
-        assert!(sent == read, "the batch at {} is another", deliver.first_offset);
+        assert!(
+            sent == read,
+            "the batch at {} is another",
+            deliver.first_offset
+        );
         assert_eq!(deliver.first_offset, Offset(next));
         next += u64::from(deliver.count);
     }
@@ -307,7 +389,10 @@ fn a_partition_of_more_runs_than_are_kept_is_read_from_any_place() {
         let expected: Vec<_> = (0..4000).map(|value| value.to_string()).collect();
         assert_eq!(client.read_all(topic.id, 0).await, expected);
         for from in [0, 511, 512, 1500, 2047, 3999] {
-            let at = OpenReader { records_max: 1, ..pull(topic.id, 0, At::Offset(Offset(from))) };
+            let at = OpenReader {
+                records_max: 1,
+                ..pull(topic.id, 0, At::Offset(Offset(from)))
+            };
             let (_, mut reader) = client.open_reader(&at).await.unwrap();
             let (deliver, batch) = reader.batch().await;
             assert_eq!(values(&deliver, &batch), [from.to_string()]);

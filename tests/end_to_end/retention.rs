@@ -7,7 +7,7 @@ use waterwheel::config::Config;
 use waterwheel::domain::id::Offset;
 use waterwheel::wire::code::Code;
 use waterwheel::wire::produce::Ack;
-use waterwheel::wire::topic::{AlterTopic, At, TopicConfig, TopicInfo, TopicOk};
+use waterwheel::wire::topic::{AlterTopic, At, DeleteTopic, TopicConfig, TopicInfo, TopicOk};
 
 use crate::client::{Client, Producer, batch, to};
 use crate::rig::{Rig, run};
@@ -28,7 +28,11 @@ fn small(config: &mut Config) {
 }
 
 fn keeps(ms: Option<u64>, bytes: Option<u64>) -> TopicConfig {
-    TopicConfig { retention_ms: ms, retention_bytes: bytes, ..TopicConfig::new(1) }
+    TopicConfig {
+        retention_ms: ms,
+        retention_bytes: bytes,
+        ..TopicConfig::new(1)
+    }
 }
 
 fn value() -> [Vec<u8>; 1] {
@@ -66,7 +70,10 @@ fn by_size_the_oldest_go_and_at_least_so_much_stays() {
         let rig = Rig::start_with(small).await;
         let mut client = rig.client().await;
         let kept_bytes = 500_000;
-        let topic = client.create_with("orders", keeps(None, Some(kept_bytes))).await.unwrap();
+        let topic = client
+            .create_with("orders", keeps(None, Some(kept_bytes)))
+            .await
+            .unwrap();
         let all = client.create("all", 1).await;
         let mut producer = client.producer().await;
         fill(&mut producer, &topic, 40).await;
@@ -75,11 +82,21 @@ fn by_size_the_oldest_go_and_at_least_so_much_stays() {
         let (start, end) = start_of(&mut client, &topic, |start| start.0 >= 31).await;
         assert_eq!(start, Offset(31));
         assert_eq!(end, Offset(40));
-        assert_eq!(client.read_all(topic.id, 0).await.len() as u64, 40 - start.0);
-        let refused = client.read_from(topic.id, 0, At::Offset(Offset(0))).await.unwrap_err();
+        assert_eq!(
+            client.read_all(topic.id, 0).await.len() as u64,
+            40 - start.0
+        );
+        let refused = client
+            .read_from(topic.id, 0, At::Offset(Offset(0)))
+            .await
+            .unwrap_err();
         assert_eq!(refused.code(), Code::OffsetOutOfRange);
         assert_eq!(refused.detail["start_offset"], start.to_string());
-        assert_eq!(client.read_all(all.id, 0).await.len(), 5, "another topic's are its own business");
+        assert_eq!(
+            client.read_all(all.id, 0).await.len(),
+            5,
+            "another topic's are its own business"
+        );
     });
 }
 
@@ -88,8 +105,14 @@ fn by_age_everything_goes_and_offsets_go_on() {
     run(async {
         let rig = Rig::start_with(small).await;
         let mut client = rig.client().await;
-        let topic = client.create_with("orders", keeps(Some(1), None)).await.unwrap();
-        let young = client.create_with("young", keeps(Some(3_600_000), None)).await.unwrap();
+        let topic = client
+            .create_with("orders", keeps(Some(1), None))
+            .await
+            .unwrap();
+        let young = client
+            .create_with("young", keeps(Some(3_600_000), None))
+            .await
+            .unwrap();
         let mut producer = client.producer().await;
         fill(&mut producer, &topic, 20).await;
         fill(&mut producer, &young, 3).await;
@@ -114,7 +137,10 @@ fn a_reader_overtaken_by_retention_is_told_where_to_go_on() {
     run(async {
         let rig = Rig::start_with(small).await;
         let mut client = rig.client().await;
-        let topic = client.create_with("orders", keeps(None, Some(200_000))).await.unwrap();
+        let topic = client
+            .create_with("orders", keeps(None, Some(200_000)))
+            .await
+            .unwrap();
         let mut producer = client.producer().await;
         fill(&mut producer, &topic, 3).await;
         // Credit for one batch only: then it stands while the log moves on.
@@ -123,9 +149,12 @@ fn a_reader_overtaken_by_retention_is_told_where_to_go_on() {
         reader.batch().await;
         fill(&mut producer, &topic, 60).await;
         let (start, _) = start_of(&mut client, &topic, |start| start.0 > 50).await;
-        let credit = waterwheel::wire::reader::Credit { reader: reader.id, bytes: 1 << 20 };
+        let credit = waterwheel::wire::reader::Credit {
+            reader: reader.id,
+            bytes: 1 << 20,
+        };
         client.control.event(&credit).await;
-        let (_, end) = reader.to_end().await;
+        let (_, end) = reader.read_to_end().await;
         let waterwheel::wire::reader::EndReason::Refused(refused) = end.reason else {
             panic!("its place is gone: {end:?}");
         };
@@ -140,7 +169,10 @@ fn a_hundred_segments_of_traffic_beside_an_idle_topic_leave_the_directory_small(
         let rig = Rig::start_with(small).await;
         let mut client = rig.client().await;
         let idle = client.create("idle", 1).await;
-        let topic = client.create_with("busy", keeps(None, Some(1_000_000))).await.unwrap();
+        let topic = client
+            .create_with("busy", keeps(None, Some(1_000_000)))
+            .await
+            .unwrap();
         let mut producer = client.producer().await;
         producer.store(&idle, 0, &["kept"]).await;
         let mut most = 0;
@@ -177,8 +209,14 @@ fn expired_recycled_and_rebuilt_a_partition_still_knows_its_numbers_and_producer
     run(async {
         let rig = Rig::start_with(small).await;
         let mut client = rig.client().await;
-        let quiet = client.create_with("quiet", keeps(Some(1), None)).await.unwrap();
-        let busy = client.create_with("busy", keeps(Some(1), None)).await.unwrap();
+        let quiet = client
+            .create_with("quiet", keeps(Some(1), None))
+            .await
+            .unwrap();
+        let busy = client
+            .create_with("busy", keeps(Some(1), None))
+            .await
+            .unwrap();
         let mut producer = client.producer().await;
         for sequence in 0..5 {
             producer.store(&quiet, 0, &[format!("{sequence}")]).await;
@@ -197,17 +235,26 @@ fn expired_recycled_and_rebuilt_a_partition_still_knows_its_numbers_and_producer
         let mut client = rig.client().await;
         let after = describe(&mut client).await;
         assert_eq!(before[0], after[0]);
-        assert_eq!(before[1].1, after[1].1, "the end is the same; retention may have gone on");
+        assert_eq!(
+            before[1].1, after[1].1,
+            "the end is the same; retention may have gone on"
+        );
         let mut stream = client.stream().await;
         let header = to(quiet.id, 0, Ack::Durable);
         for sequence in 0..5 {
             let again = batch(producer.stamp(sequence), &[format!("{sequence}")]);
             let stored = stream.produce(header, again).await.unwrap();
-            assert_eq!((stored.first_offset, stored.duplicate), (Some(Offset(sequence)), true));
+            assert_eq!(
+                (stored.first_offset, stored.duplicate),
+                (Some(Offset(sequence)), true)
+            );
         }
         let next = batch(producer.stamp(5), &["5"]);
         let stored = stream.produce(header, next).await.unwrap();
-        assert_eq!((stored.first_offset, stored.duplicate), (Some(Offset(5)), false));
+        assert_eq!(
+            (stored.first_offset, stored.duplicate),
+            (Some(Offset(5)), false)
+        );
     });
 }
 
@@ -240,7 +287,9 @@ fn head(path: &Path) -> Option<Vec<u8>> {
 }
 
 fn rig_first_segment(data: &Path) -> FirstSegment {
-    let names = std::fs::read_dir(data.join("log")).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = std::fs::read_dir(data.join("log"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
     // The one with entries in it: spares hold nothing but their header.
     let written = names.filter(|name| {
         let bytes = std::fs::read(data.join("log").join(name)).unwrap();
@@ -251,4 +300,30 @@ fn rig_first_segment(data: &Path) -> FirstSegment {
     let name = names.into_iter().next().unwrap();
     let head = head(&data.join("log").join(&name)).unwrap();
     FirstSegment { name, head }
+}
+
+#[test]
+fn a_deleted_topic_gives_its_segments_back() {
+    run(async {
+        let rig = Rig::start_with(small).await;
+        let mut client = rig.client().await;
+        let topic = client.create("orders", 1).await;
+        let mut producer = client.producer().await;
+        fill(&mut producer, &topic, 120).await;
+        let before = segments(rig.dir.path());
+        assert!(before > 6, "{before} segments of seven megabytes");
+        let question = DeleteTopic {
+            name: "orders".to_owned(),
+        };
+        client.ask::<_, TopicOk>(&question).await.unwrap();
+        while segments(rig.dir.path()) > 5 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(client);
+        rig.kill_and_restart(|_| {})
+            .await
+            .node
+            .assert_serves()
+            .await;
+    });
 }

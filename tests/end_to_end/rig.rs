@@ -30,9 +30,14 @@ pub(crate) const BATCH_BYTES_MAX: u32 = 256 << 10;
 
 /// Runs a test's conversation; it must end.
 pub(crate) fn run<F: Future<Output = ()>>(test: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, test).await.expect("the test hangs");
+        tokio::time::timeout(PATIENCE, test)
+            .await
+            .expect("the test hangs");
     });
 }
 
@@ -103,13 +108,22 @@ impl Node {
             });
         });
         let (addr, shared) = started.await.expect("the broker's thread lives")?;
-        Ok(Self { addr, shared, ca, end: Some(end), thread: Some(thread) })
+        Ok(Self {
+            addr,
+            shared,
+            ca,
+            end: Some(end),
+            thread: Some(thread),
+        })
     }
 
     async fn finish(mut self, how: End) {
         let _ = self.end.take().map(|end| end.send(how));
         let thread = self.thread.take().expect("it runs");
-        tokio::task::spawn_blocking(move || thread.join()).await.unwrap().unwrap();
+        tokio::task::spawn_blocking(move || thread.join())
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     /// Stops it in good order.
@@ -130,13 +144,18 @@ impl Node {
     /// Waits for the end of a stop that has begun.
     pub(crate) async fn ended(mut self) {
         let thread = self.thread.take().expect("it runs");
-        tokio::task::spawn_blocking(move || thread.join()).await.unwrap().unwrap();
+        tokio::task::spawn_blocking(move || thread.join())
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     /// The client's side of its certificates, for this protocol name.
     pub(crate) fn tls(&self, alpn: &[u8]) -> rustls::ClientConfig {
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(&self.ca).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_file(&self.ca).unwrap())
+            .unwrap();
         let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
@@ -159,7 +178,11 @@ impl Node {
     /// A connection nobody has said anything on.
     pub(crate) async fn dial(&self) -> (quinn::Endpoint, quinn::Connection) {
         let endpoint = Self::endpoint(self.tls(ALPN));
-        let connection = endpoint.connect(self.addr, "localhost").unwrap().await.unwrap();
+        let connection = endpoint
+            .connect(self.addr, "localhost")
+            .unwrap()
+            .await
+            .unwrap();
         (endpoint, connection)
     }
 
@@ -207,7 +230,9 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let mut config = config(dir.path());
         change(&mut config);
-        let node = Node::try_start(config.clone(), None).await.expect("a broker starts");
+        let node = Node::try_start(config.clone(), None)
+            .await
+            .expect("a broker starts");
         Self { dir, config, node }
     }
 
@@ -221,7 +246,9 @@ impl Rig {
         let Self { dir, config, node } = self;
         node.stop().await;
         between(dir.path());
-        let node = Node::try_start(config.clone(), None).await.expect("a broker starts again");
+        let node = Node::try_start(config.clone(), None)
+            .await
+            .expect("a broker starts again");
         Self { dir, config, node }
     }
 
@@ -230,7 +257,9 @@ impl Rig {
         let Self { dir, config, node } = self;
         node.kill().await;
         between(dir.path());
-        let node = Node::try_start(config.clone(), None).await.expect("a broker starts again");
+        let node = Node::try_start(config.clone(), None)
+            .await
+            .expect("a broker starts again");
         Self { dir, config, node }
     }
 

@@ -1,6 +1,6 @@
 //! The machine of one partition lane: acceptance, duplicates, what is visible, who waits for more.
 //!
-//! In: [`Append`], [`Read`], [`Lookup`], retention and restating requests, and applied entries.
+//! In: [`Append`], [`Read`], lookups, retention and restating requests, and applied entries.
 //! Out: [`Effect`]s. `handle`-like methods decide and ask for entries; [`Partition::apply`] alone
 //! changes what others see.
 //!

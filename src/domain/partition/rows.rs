@@ -86,6 +86,9 @@ pub fn snapshot_drafts(head: &Head, producers: &ProducerTable) -> Vec<Draft> {
         .collect()
 }
 
+/// A partition's head, its producers, and the bounds of its index runs.
+pub type AppliedState = (Head, Vec<(ProducerId, ProducerRow)>, Vec<(Offset, Offset)>);
+
 impl Partition {
     /// The rows changed since the last call, as of the applied state; empty if none is.
     pub fn take_rows(&mut self) -> (OwnerSequence, Vec<RowChange>) {
@@ -143,7 +146,7 @@ impl Partition {
     /// The rows of the applied state as a fresh fold would write them: for comparison (P7).
     /// Runs that are not in memory are missing.
     #[must_use]
-    pub fn applied_state(&self) -> (Head, Vec<(ProducerId, ProducerRow)>, Vec<(Offset, Offset)>) {
+    pub fn applied_state(&self) -> AppliedState {
         let producers = self.producers.rows().map(|(id, row)| (id, row.clone())).collect();
         (self.head, producers, self.index.bounds())
     }
