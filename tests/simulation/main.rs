@@ -9,6 +9,7 @@
     reason = "a test says what broke by panicking, and prints its seed"
 )]
 
+mod broker;
 mod disk;
 mod faults;
 mod later_features;

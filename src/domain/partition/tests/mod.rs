@@ -400,11 +400,12 @@ impl World {
         let mut left: u64 = kept.iter().map(|batch| u64::from(batch.length)).sum();
         let mut ideal = self.model.start;
         for batch in &kept {
-            if !old(batch) && bytes.is_none_or(|max| left <= max) {
+            let without = left - u64::from(batch.length);
+            if !old(batch) && bytes.is_none_or(|kept| without < kept) {
                 break;
             }
             ideal = batch.end();
-            left -= u64::from(batch.length);
+            left = without;
         }
         self.flush(usize::MAX);
         self.may_go = self.may_go.max(ideal);
