@@ -4,6 +4,14 @@
 //! fixture`) and is never written again: a change of a format adds another directory, and a way to read
 //! this one.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it did"
+)]
+
 use std::path::{Path, PathBuf};
 
 use futures::StreamExt;

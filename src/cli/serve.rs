@@ -97,7 +97,12 @@ impl Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
     let config = arguments.config()?;
     log_to_stderr(arguments.log);
-    actix_rt::System::new().block_on(serve(config))
+    let system = actix_rt::System::new();
+    let outcome = system.block_on(serve(config));
+    // Dropping it would wait, deaf to signals, for whatever still blocks: a recovery that was
+    // interrupted, a disk that does not answer. The process ends anyway.
+    std::mem::forget(system);
+    outcome
 }
 
 async fn serve(config: Config) -> Result<Outcome, CliError> {

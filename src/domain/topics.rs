@@ -28,8 +28,9 @@ pub const NAME_BYTES_MAX: usize = 200;
 /// Producer ids are reserved in blocks, so that handing one out needs no flush of its own.
 const PRODUCER_BLOCK: u64 = 1000;
 
-/// Topics a broker takes at most.
-pub const TOPICS_MAX: usize = 100_000;
+/// Topics a broker takes at most: the directory's snapshot, about 400 bytes for each, is one flush of the
+/// default size.
+pub const TOPICS_MAX: usize = 20_000;
 
 /// The level of acknowledgement a topic's producers get unless they ask for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]

@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use futures::StreamExt;
 use waterwheel::client::{Ack, Client, Start};
 
 use crate::load::{Acked, parse};
 
 /// Fails unless everything acknowledged is there once, at its place, in order per key.
-pub async fn audit(client: &Client, topic: &str, acked: &Acked, ack: Ack) {
+pub(crate) async fn audit(client: &Client, topic: &str, acked: &Acked, ack: Ack) {
     let mut reader = client
         .reader(topic)
         .from(Start::Earliest)

@@ -5,34 +5,32 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a start may take before the test gives up: far above what it takes.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How a broker is started.
 #[derive(Debug, Clone)]
-pub struct Launch {
+pub(crate) struct Launch {
     /// The data directory.
-    pub data: PathBuf,
+    pub(crate) data: PathBuf,
     /// Small sizes, so that a short run meets every kind of work: `NAME=value` of the environment.
-    pub settings: Vec<(&'static str, String)>,
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 /// A running broker.
 #[derive(Debug)]
-pub struct Broker {
+pub(crate) struct Broker {
     child: Child,
     /// Where it listens.
-    pub address: SocketAddr,
-    /// From exec to "listening".
-    pub started_in: Duration,
+    pub(crate) address: SocketAddr,
 }
 
 impl Launch {
     /// Starts a broker on `port` (0: a free one); `None` if it ended before it listened, as one with
     /// a crash point on its way does.
-    pub fn start(&self, port: u16, crash_at: Option<&str>) -> Option<Broker> {
+    pub(crate) fn start(&self, port: u16, crash_at: Option<&str>) -> Option<Broker> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waterwheel"));
         command
             .arg("serve")
@@ -48,7 +46,6 @@ impl Launch {
         if let Some(point) = crash_at {
             command.env("WATERWHEEL_CRASH_AT", point);
         }
-        let exec = Instant::now();
         let mut child = command.spawn().expect("the broker's binary starts");
         let stdout = child.stdout.take().expect("stdout is piped");
         let (line, listening) = mpsc::channel();
@@ -60,7 +57,7 @@ impl Launch {
             }
         });
         match listening.recv_timeout(START_TIMEOUT) {
-            Ok(Ok(address)) => Some(Broker { child, address, started_in: exec.elapsed() }),
+            Ok(Ok(address)) => Some(Broker { child, address }),
             Ok(Err(error)) => panic!("not an address: {error}"),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 child.wait().expect("a child that ended can be waited for");
@@ -77,13 +74,13 @@ impl Launch {
 
 impl Broker {
     /// Kills it as `kill -9` does.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().expect("a child can be killed");
         self.child.wait().expect("a killed child ends");
     }
 
     /// Whether it has ended by itself: a crash point was reached.
-    pub fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("a child can be asked").is_some()
     }
 }
@@ -96,7 +93,7 @@ impl Drop for Broker {
 }
 
 /// Throws the views away, as an operator might.
-pub fn delete_views(data: &Path) {
+pub(crate) fn delete_views(data: &Path) {
     let views = data.join("views");
     if views.exists() {
         std::fs::remove_dir_all(&views).expect("the views can be deleted");

@@ -14,11 +14,11 @@ use waterwheel::client::{Ack, Client, Record};
 const WINDOW: usize = 256;
 
 /// What producers were told: by producer, the place of each of its records, by number.
-pub type Acked = BTreeMap<u32, BTreeMap<u64, (u32, Option<u64>)>>;
+pub(crate) type Acked = BTreeMap<u32, BTreeMap<u64, (u32, Option<u64>)>>;
 
 /// Shared by producers and the one who kills.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     acked: AtomicU64,
     unacked: AtomicU64,
     bell: Notify,
@@ -28,27 +28,27 @@ pub struct Progress {
 
 impl Progress {
     /// Acknowledgements so far.
-    pub fn acked(&self) -> u64 {
+    pub(crate) fn acked(&self) -> u64 {
         self.acked.load(Ordering::SeqCst)
     }
 
     /// Records sent and not acknowledged.
-    pub fn unacked(&self) -> u64 {
+    pub(crate) fn unacked(&self) -> u64 {
         self.unacked.load(Ordering::SeqCst)
     }
 
     /// Waits for an acknowledgement, or a little while: a broker may also end by itself.
-    pub async fn changed(&self) {
+    pub(crate) async fn changed(&self) {
         let _ = tokio::time::timeout(Duration::from_millis(20), self.bell.notified()).await;
     }
 
     /// Producers send nothing more and wait for what is under way.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
     }
 
     /// What was told.
-    pub fn places(&self) -> Acked {
+    pub(crate) fn places(&self) -> Acked {
         self.places.lock().expect("no producer panicked").clone()
     }
 
@@ -64,7 +64,7 @@ impl Progress {
 }
 
 /// A client of the broker.
-pub async fn connect(address: SocketAddr, data: &Path) -> Client {
+pub(crate) async fn connect(address: SocketAddr, data: &Path) -> Client {
     Client::connect(&address.to_string())
         .ca_file(data.join("tls/ca.pem"))
         .timeout(Duration::from_secs(60))
@@ -73,7 +73,7 @@ pub async fn connect(address: SocketAddr, data: &Path) -> Client {
 }
 
 /// The value of a record: whose it is, its number, and filler so that segments fill.
-pub fn value(producer: u32, number: u64) -> Vec<u8> {
+pub(crate) fn value(producer: u32, number: u64) -> Vec<u8> {
     let mut value = format!("{producer}:{number}:").into_bytes();
     let filler = (number % 7) as usize * 150;
     value.extend(std::iter::repeat_n(b'x', filler));
@@ -81,7 +81,7 @@ pub fn value(producer: u32, number: u64) -> Vec<u8> {
 }
 
 /// Reads whose a value is.
-pub fn parse(value: &[u8]) -> (u32, u64) {
+pub(crate) fn parse(value: &[u8]) -> (u32, u64) {
     let text = std::str::from_utf8(value).expect("values are text");
     let mut parts = text.split(':');
     let mut number = || parts.next().expect("a number").parse::<u64>().expect("a number");
@@ -89,7 +89,7 @@ pub fn parse(value: &[u8]) -> (u32, u64) {
 }
 
 /// Sends numbered records until told to stop, resending through every kill, and notes each receipt.
-pub async fn produce(client: Client, topic: &'static str, id: u32, ack: Ack, progress: Arc<Progress>) {
+pub(crate) async fn produce(client: Client, topic: &'static str, id: u32, ack: Ack, progress: Arc<Progress>) {
     let producer = client
         .producer(topic)
         .ack(ack)

@@ -8,6 +8,14 @@
 //! `WATERWHEEL_TEST=full` makes it at least 200 kills, half of them at named points. `WATERWHEEL_SEED`
 //! repeats the choices of a run.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it did"
+)]
+
 mod audit;
 mod child;
 mod load;

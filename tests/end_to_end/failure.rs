@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use waterwheel::actors::directory::{FailOwner, StartOwner};
 use waterwheel::broker::StartError;
@@ -14,7 +15,8 @@ use waterwheel::wire::produce::Ack;
 use waterwheel::wire::topic::{At, PartitionInfo, TopicInfo};
 
 use crate::client::{Client, Producer, batch, owner_of, push, to, values};
-use crate::rig::{Node, Rig, run};
+use crate::disk::FaultyDisk;
+use crate::rig::{Node, Rig, config, run};
 
 /// Makes a partition's actor fail and waits until the directory has made another, or given it up.
 pub(crate) async fn fail_and_wait(node: &Node, client: &mut Client, owner: OwnerId) {
@@ -22,7 +24,8 @@ pub(crate) async fn fail_and_wait(node: &Node, client: &mut Client, owner: Owner
     node.shared.directory.tell(FailOwner { owner });
     loop {
         let (topic, restarts) = restarts(client, owner).await;
-        let stopped = |refused: waterwheel::wire::code::Refused| refused.code() == Code::OwnerStopped;
+        let stopped =
+            |refused: waterwheel::wire::code::Refused| refused.code() == Code::OwnerStopped;
         if restarts > before || client.describe(&topic).await.is_err_and(stopped) {
             return;
         }
@@ -32,8 +35,14 @@ pub(crate) async fn fail_and_wait(node: &Node, client: &mut Client, owner: Owner
 /// The topic of a partition's actor, and how often it was made again.
 async fn restarts(client: &mut Client, owner: OwnerId) -> (String, u64) {
     let actors = client.actors("partition").await;
-    let actor = actors.into_iter().find(|actor| actor.id == owner.0).expect("it was started");
-    (actor.name.rsplit_once('/').unwrap().0.to_owned(), actor.restarts)
+    let actor = actors
+        .into_iter()
+        .find(|actor| actor.id == owner.0)
+        .expect("it was started");
+    (
+        actor.name.rsplit_once('/').unwrap().0.to_owned(),
+        actor.restarts,
+    )
 }
 
 /// Flips a bit in every place of the log where these bytes are.
@@ -227,6 +236,38 @@ fn a_second_broker_on_one_directory_is_refused() {
         // Neither a stop nor a kill leaves the directory locked.
         let rig = rig.restart().await.kill_and_restart(|_| {}).await;
         rig.node.assert_serves().await;
+    });
+}
+
+#[test]
+fn a_stop_that_a_disk_holds_up_ends_in_time_but_frees_the_directory_only_with_the_last_write() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, faults) = FaultyDisk::of(dir.path());
+        let node = Node::try_start(config(dir.path()), Some(disk))
+            .await
+            .unwrap();
+        let mut client = node.client().await;
+        let topic = client.create("orders", 1).await;
+        let mut producer = client.producer().await;
+        faults.hold();
+        producer.offer(&topic, 0, &["late"], Ack::Durable).await;
+        faults.is_holding().await;
+        let started = Instant::now();
+        node.stop().await;
+        assert!(started.elapsed() < Duration::from_secs(8));
+        let second = Node::try_start(config(dir.path()), None).await;
+        assert!(matches!(second, Err(StartError::Locked(_))));
+        faults.release();
+        let node = loop {
+            match Node::try_start(config(dir.path()), None).await {
+                Ok(node) => break node,
+                Err(StartError::Locked(_)) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let mut client = node.client().await;
+        assert_eq!(client.read_all(topic.id, 0).await, ["late"]);
     });
 }
 

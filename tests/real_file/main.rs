@@ -5,7 +5,16 @@
 //! compared byte for byte: everything once, in order per key. `WATERWHEEL_TEST=full` takes a million
 //! lines, twice: the second time the views are deleted before each restart.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it did"
+)]
+
 #[path = "../crash/child.rs"]
+#[allow(dead_code, reason = "the crash test needs more of it")]
 mod child;
 
 use std::collections::HashMap;

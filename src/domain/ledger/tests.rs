@@ -1,9 +1,9 @@
 //! The ledger against the entries themselves: whatever it lets go of, what is left still tells every
 //! owner's state; and it lets go of everything else.
 
-#![expect(
+#![allow(
     clippy::cast_possible_truncation,
-    reason = "the numbers of these tests are small"
+    reason = "the numbers of a test are small"
 )]
 
 use std::collections::BTreeMap;

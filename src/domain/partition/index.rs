@@ -194,18 +194,27 @@ impl Index {
     }
 
     /// Takes in a run as its row has it, for instance after [`Found::Load`]; keeps memory bounded by
-    /// letting go of others.
-    pub fn load(&mut self, batches: Vec<BatchPlace>) {
-        let Some(first) = batches.first().map(|batch| batch.first_offset) else { return };
+    /// letting go of others. Says whether it is the run: a row that does not reach as far as the run
+    /// does was written before it was full, and what followed was lost.
+    pub fn load(&mut self, batches: &[BatchPlace]) -> bool {
+        let (Some(first), Some(end)) =
+            (batches.first().map(|batch| batch.first_offset), batches.last().map(BatchPlace::end))
+        else {
+            return false;
+        };
+        if self.runs.get(&first).is_some_and(|run| run.end != end) {
+            return false;
+        }
         // The one just loaded is the last to go, or its asker would have it loaded again, for ever.
         self.clock += 1;
         if let Some(run) = self.runs.get_mut(&first) {
             if run.batches.is_none() {
-                run.batches = Some(Arc::new(batches));
+                run.batches = Some(Arc::new(batches.to_vec()));
             }
             run.touched = self.clock;
         }
         self.shed();
+        true
     }
 
     /// Takes in a run at the start of an incarnation.
@@ -300,5 +309,38 @@ impl Index {
     #[must_use]
     pub fn bounds(&self) -> Vec<(Offset, Offset)> {
         self.runs.iter().map(|(first, run)| (*first, run.end)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(offset: u64) -> BatchPlace {
+        BatchPlace {
+            first_offset: Offset(offset),
+            count: 1,
+            first_number: RecordNumber(offset),
+            position: LogPosition(offset * 100),
+            length: 100,
+            appended: WallMs(0),
+            tags: 0,
+        }
+    }
+
+    /// A view that could not be written any more has the run as it was when it last could.
+    #[test]
+    fn a_row_from_before_the_run_was_full_is_not_the_run() {
+        let run = RUN_BATCHES as u64;
+        let mut index = Index::default();
+        (0..run * (RUNS_KEPT as u64 + 2)).map(batch).for_each(|batch| index.push(batch));
+        let rows = index.take_dirty();
+        let (first, whole) = rows.first().unwrap();
+        assert_eq!(index.find(*first), Found::Load(*first));
+        assert!(!index.load(&[]));
+        assert!(!index.load(whole.split_last().unwrap().1));
+        assert_eq!(index.find(Offset(run - 1)), Found::Load(*first), "nothing half is answered from");
+        assert!(index.load(whole));
+        assert_eq!(index.find(Offset(run - 1)), Found::Batches(Arc::clone(whole), RUN_BATCHES - 1));
     }
 }

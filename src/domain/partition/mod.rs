@@ -321,12 +321,12 @@ impl Partition {
         effects: &mut Vec<Effect>,
     ) {
         let waiting = self.loading.remove(&first).unwrap_or_default();
+        let belongs = |run: &[BatchPlace]| run.first().is_some_and(|batch| batch.first_offset == first);
         let failed = match run {
-            Ok(batches) if batches.first().is_some_and(|b| b.first_offset == first) => {
-                self.index.load(batches);
-                None
-            }
-            Ok(_) => Some(Rejection::Damaged(format!("the index run at offset {first} is missing"))),
+            Ok(batches) if belongs(&batches) && self.index.load(&batches) => None,
+            Ok(_) => Some(Rejection::Damaged(format!(
+                "the index run at offset {first} is missing from the views; restart the broker to rebuild it"
+            ))),
             Err(rejection) => Some(rejection),
         };
         for waiting in waiting {

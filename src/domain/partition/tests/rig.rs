@@ -1,8 +1,8 @@
 //! A partition between a naive sequencer and a naive store: nothing of it but the machine can be wrong.
 
-#![expect(
+#![allow(
     clippy::cast_possible_truncation,
-    reason = "the numbers of these tests are small"
+    reason = "the numbers of a test are small"
 )]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
