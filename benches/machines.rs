@@ -113,7 +113,7 @@ fn checksums(c: &mut Criterion) {
         let bytes = noise(length);
         group.throughput(Throughput::Bytes(bytes.len() as u64));
         group.bench_function(format!("{length} B"), |b| {
-            b.iter(|| crc32c::crc32c(black_box(&bytes)));
+            b.iter(|| waterwheel::domain::checksum::crc32c(black_box(&bytes)));
         });
     }
     group.finish();

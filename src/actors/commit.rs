@@ -157,9 +157,14 @@ impl CommitActor {
         let mut refused = Vec::new();
         let wall = self.clock.now().wall;
         let (capacity, room) = (self.log.append_capacity(), self.room());
-        let plan = self.machine.plan(wall, capacity, room, &mut refused);
+        if let Some(plan) = self.machine.plan(wall, capacity, room, &mut refused) {
+            self.write(plan);
+        }
+        // Behind what was applied: who is refused goes back to a state that is up to date.
         self.refuse(refused);
-        let Some(plan) = plan else { return };
+    }
+
+    fn write(&mut self, plan: Plan<Ticket>) {
         let room = match plan.need {
             Need::Payload => Room::Normal,
             Need::Decision => Room::Decisions,
@@ -493,7 +498,8 @@ impl Handler<BeginCheckpoint> for CommitActor {
         self.pressed = false;
         let others = others.clone();
         for owner in &owners {
-            match self.owners.get(owner) {
+            // A link may have come in after its owner was deleted: then nobody is behind it.
+            match self.owners.get(owner).filter(|link| link.is_alive()) {
                 Some(link) => link.tell(WriteRows { round: message.round }),
                 // It does not answer this round, so the mark stays; the next finds it running.
                 None => others.directory.tell(StartOwner { owner: *owner }),

@@ -47,6 +47,13 @@ pub async fn partition(
             machine
         });
         machine = folded.await.map_err(|error| error.to_string())?;
+        if machine.head().sequence < life.counters.sequence {
+            return Err(format!(
+                "the log is damaged where its last entries lie: {} of {} could be folded",
+                machine.head().sequence,
+                life.counters.sequence
+            ));
+        }
     }
     Ok((machine, life.author))
 }

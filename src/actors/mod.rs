@@ -132,6 +132,15 @@ pub enum OwnerLink {
 }
 
 impl OwnerLink {
+    /// Whether its actor lives.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        match self {
+            Self::Directory(link) => link.is_alive(),
+            Self::Partition(link) => link.is_alive(),
+        }
+    }
+
     /// Tells the owner.
     pub fn tell<M>(&self, message: M)
     where

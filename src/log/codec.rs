@@ -8,7 +8,7 @@ pub(crate) struct Seed(pub(crate) u32);
 
 impl Seed {
     pub(crate) fn crc(self, bytes: &[u8]) -> u32 {
-        crc32c::crc32c_append(self.0, bytes)
+        crate::domain::checksum::crc32c_append(self.0, bytes)
     }
 }
 

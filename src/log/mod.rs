@@ -55,6 +55,6 @@ pub use reader::{EntryRead, LogReader};
 pub use recovery::{Inspected, Opened};
 pub use scan::{Scan, Scanned};
 pub use segments::SegmentInfo;
-pub use tail_cache::TailCache;
+pub use tail_cache::{Attendance, TailCache};
 pub use verify::{SegmentReport, Verified, Verify};
 pub use writer::{Log, Recycled, Room, RoomLeft, encoded_length};

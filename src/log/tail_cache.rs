@@ -3,7 +3,8 @@
 //! Bounded in bytes; the oldest positions go first, whatever the order they came in.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -15,9 +16,14 @@ use super::reader::EntryRead;
 /// What an entry costs beside its body.
 const OVERHEAD_BYTES: usize = 256;
 
+/// What is kept while nobody reads, in bytes: enough for a reader that comes back at once. More would
+/// only keep memory cold that the next batches can be put together in.
+const UNREAD_BYTES: usize = 4 << 20;
+
 /// A cache in front of the log. Entries never change, so that what is in it is never stale.
 pub struct TailCache {
     bytes_max: usize,
+    readers: AtomicUsize,
     kept: Mutex<Kept>,
 }
 
@@ -34,6 +40,7 @@ impl TailCache {
     pub fn new(bytes_max: usize) -> Self {
         Self {
             bytes_max,
+            readers: AtomicUsize::new(0),
             kept: Mutex::default(),
         }
     }
@@ -55,11 +62,22 @@ impl TailCache {
         }
         kept.entries.insert(at, (place, EntryRead { header, body }));
         kept.bytes = kept.bytes.saturating_add(cost);
-        while kept.bytes > self.bytes_max
+        let bound = match self.readers.load(Ordering::Relaxed) {
+            0 => self.bytes_max.min(UNREAD_BYTES),
+            _ => self.bytes_max,
+        };
+        while kept.bytes > bound
             && let Some((_, gone)) = kept.entries.pop_front()
         {
             kept.bytes = kept.bytes.saturating_sub(self::cost(&gone.body));
         }
+    }
+
+    /// A reader is there, until what this returns is dropped: the whole bound is used.
+    #[must_use]
+    pub fn attend(self: &Arc<Self>) -> Attendance {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+        Attendance(Arc::clone(self))
     }
 
     /// The body of the entry at a position, if it is still here.
@@ -90,6 +108,15 @@ impl TailCache {
     }
 }
 
+/// A reader's presence.
+pub struct Attendance(Arc<TailCache>);
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn cost(body: &Bytes) -> usize {
     body.len().saturating_add(OVERHEAD_BYTES)
 }
@@ -104,6 +131,24 @@ mod tests {
             position: LogPosition(position),
             length: 100,
         }
+    }
+
+    #[test]
+    fn while_nobody_reads_little_is_kept() {
+        let cache = Arc::new(TailCache::new(4 * UNREAD_BYTES));
+        let fill = |from: u64| {
+            for position in from..from + 20 {
+                cache.insert(place(position), frame().header, Bytes::from(vec![0; 1 << 20]));
+            }
+        };
+        fill(0);
+        assert!(cache.bytes() <= UNREAD_BYTES);
+        let reader = cache.attend();
+        fill(100);
+        assert!(cache.bytes() > 3 * UNREAD_BYTES && cache.bytes() <= 4 * UNREAD_BYTES);
+        drop(reader);
+        fill(200);
+        assert!(cache.bytes() <= UNREAD_BYTES);
     }
 
     #[test]

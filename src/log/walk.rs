@@ -228,7 +228,7 @@ impl Walk {
                 found.extend(gap_in(&segment, bytes, start, (gap, at), first).map(Found::Damaged));
             }
             frames_crc =
-                crc32c::crc32c_append(frames_crc, rest.get(..FRAME_BYTES).unwrap_or_default());
+                crate::domain::checksum::crc32c_append(frames_crc, rest.get(..FRAME_BYTES).unwrap_or_default());
             let body = rest
                 .get(FRAME_BYTES..frame.place.length as usize)
                 .unwrap_or_default();

@@ -18,7 +18,7 @@ use super::spares::{Filling, Spare, Spares, write_spare_header};
 use super::summary::{push_record, record_bytes};
 
 /// Bodies are copied and summed in pieces that stay in the nearest cache.
-const COPY_BYTES: usize = 16 << 10;
+const COPY_BYTES: usize = 64 << 10;
 /// The next segment is made once this part (a quarter) of the active one is used.
 const AHEAD_PART: u64 = 4;
 /// From this mean size on, flushes gain less from blocks written before than the writing costs.
@@ -415,7 +415,7 @@ impl Log {
             let mut copied = frame_end;
             for piece in entry.body.chunks(COPY_BYTES) {
                 put(out, copied, piece);
-                body_crc = crc32c::crc32c_append(body_crc, piece);
+                body_crc = crate::domain::checksum::crc32c_append(body_crc, piece);
                 copied += piece.len();
             }
             let place = EntryPlace {
@@ -429,7 +429,7 @@ impl Log {
             };
             let encoded = frame.encode(seed);
             put(out, at, &encoded);
-            frames_crc = crc32c::crc32c_append(frames_crc, &encoded);
+            frames_crc = crate::domain::checksum::crc32c_append(frames_crc, &encoded);
             push_record(
                 &mut self.active.summary,
                 &encoded,

@@ -197,6 +197,7 @@ async fn run(
     if stream.write_chunk(head.freeze()).await.is_err() {
         return Ok(());
     }
+    let _attendance = session.shared.house.cache.attend();
     let (groups, mut fetched) = mpsc::channel(1);
     let fetch = fetch(session, control, open, found.offset, groups);
     let write = async {

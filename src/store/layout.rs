@@ -256,9 +256,9 @@ fn word(fixed: &[u8; FIXED_BYTES], at: usize) -> u64 {
 }
 
 fn checksum(tree: Tree, key: RowKey, body: &[u8]) -> u32 {
-    let crc = crc32c::crc32c(&[tree as u8]);
-    let crc = crc32c::crc32c_append(crc, &key.encode());
-    crc32c::crc32c_append(crc, body)
+    let crc = crate::domain::checksum::crc32c(&[tree as u8]);
+    let crc = crate::domain::checksum::crc32c_append(crc, &key.encode());
+    crate::domain::checksum::crc32c_append(crc, body)
 }
 
 fn count(live: bool, crc: u32) -> u64 {

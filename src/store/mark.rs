@@ -81,7 +81,7 @@ impl Mark {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
         bytes.extend_from_slice(&self.boot.0);
-        let crc = crc32c::crc32c(&bytes);
+        let crc = crate::domain::checksum::crc32c(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -89,7 +89,7 @@ impl Mark {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; BYTES] = bytes.as_array()?;
         let (body, crc) = bytes.split_last_chunk::<4>()?;
-        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+        if crate::domain::checksum::crc32c(body) != u32::from_le_bytes(*crc) {
             return None;
         }
         let (magic, rest) = body.split_first_chunk::<8>()?;

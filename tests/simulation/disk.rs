@@ -390,7 +390,7 @@ impl DiskFile for SimFile {
         assert_eq!(offset % u64::from(UNIT), 0);
         assert_eq!(bytes.len() % UNIT as usize, 0);
         assert_eq!(bytes.as_ptr() as usize % UNIT as usize, 0);
-        let sum = u64::from(crc32c::crc32c(bytes));
+        let sum = u64::from(waterwheel::domain::checksum::crc32c(bytes));
         self.with(8 ^ (offset << 20) ^ (sum << 8), |state, cut| {
             let fails = state.fail_synced_writes > 0;
             let through_cache = state.through_cache;

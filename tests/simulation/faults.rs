@@ -494,7 +494,7 @@ fn a_foreign_or_newer_segment_is_refused_by_name() {
     let file = disk.file_names().remove(0);
     let mut header = disk.peek(&file)[..124].to_vec();
     header[8] = 2;
-    let crc = crc32c::crc32c(&header).to_le_bytes();
+    let crc = waterwheel::domain::checksum::crc32c(&header).to_le_bytes();
     disk.flip(&file, 8, 1 ^ 2);
     for (at, byte) in crc.iter().enumerate() {
         let now = disk.peek(&file)[124 + at];

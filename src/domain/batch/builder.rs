@@ -140,7 +140,7 @@ impl BatchBuilder {
             self.bodies.truncate(start);
             return Err(BatchFull);
         };
-        self.crcs.push(crc32c::crc32c(body));
+        self.crcs.push(crate::domain::checksum::crc32c(body));
         self.lengths.push(length);
         self.key_hashes.push(key_hash);
         self.tag_hashes.push(tag_hash);
@@ -170,7 +170,7 @@ impl BatchBuilder {
         let directory_bytes = row_bytes(self.flags) * self.len();
         let body_crc = match compression {
             Compression::None => 0,
-            Compression::Lz4 | Compression::Zstd => crc32c::crc32c(stored),
+            Compression::Lz4 | Compression::Zstd => crate::domain::checksum::crc32c(stored),
         };
 
         let mut out = Vec::with_capacity(BATCH_HEADER_BYTES + directory_bytes + stored.len());
@@ -186,11 +186,11 @@ impl BatchBuilder {
         out.extend(word(stored.len()));
         out.extend(word(self.bodies.len()));
         out.extend(body_crc.to_le_bytes());
-        let fixed_crc = crc32c::crc32c(&out);
+        let fixed_crc = crate::domain::checksum::crc32c(&out);
         out.extend([0; 4]);
         self.write_directory(base, &stored_lengths, &mut out);
         let directory = out.get(BATCH_HEADER_BYTES..).unwrap_or_default();
-        let header_crc = crc32c::crc32c_append(fixed_crc, directory);
+        let header_crc = crate::domain::checksum::crc32c_append(fixed_crc, directory);
         if let Some(place) = out.get_mut(BATCH_HEADER_BYTES - 4..BATCH_HEADER_BYTES) {
             place.copy_from_slice(&header_crc.to_le_bytes());
         }

@@ -63,21 +63,21 @@ fn plain_batch_has_its_golden_bytes() {
     golden.extend([0; 4]);
     assert_eq!(golden.len(), 60);
     let mut directory = vec![29, 0, 0, 0, 26, 0, 0, 0];
-    directory.extend(crc32c::crc32c(&bodies[0]).to_le_bytes());
-    directory.extend(crc32c::crc32c(&bodies[1]).to_le_bytes());
+    directory.extend(crate::domain::checksum::crc32c(&bodies[0]).to_le_bytes());
+    directory.extend(crate::domain::checksum::crc32c(&bodies[1]).to_le_bytes());
     directory.extend([0x5b, 0x6e, 0x8c, 0xa9, 0xf1, 0xc4, 0x4e, 0xd2]); // XXH64("a")
     directory.extend([0; 8]);
     directory.extend([0x5b, 0x6e, 0x8c, 0xa9]);
     directory.extend([0; 4]);
     directory.extend([0, 0, 0, 0, 7, 0, 0, 0]);
-    let crc = crc32c::crc32c(&[golden.as_slice(), &directory].concat());
+    let crc = crate::domain::checksum::crc32c(&[golden.as_slice(), &directory].concat());
     golden.extend(crc.to_le_bytes());
     golden.extend(directory);
     golden.extend_from_slice(&bodies[0]);
     golden.extend_from_slice(&bodies[1]);
     assert_eq!(batch.as_ref(), golden);
     // The checksum itself, so that its polynomial cannot change unnoticed.
-    assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
+    assert_eq!(crate::domain::checksum::crc32c(b"123456789"), 0xe306_9283);
 }
 
 /// Every column and compression record by record.
@@ -210,7 +210,7 @@ fn resealed(batch: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     let mut bytes = batch.to_vec();
     change(&mut bytes);
     let end = end.min(bytes.len());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..60]), &bytes[64..end]);
+    let crc = crate::domain::checksum::crc32c_append(crate::domain::checksum::crc32c(&bytes[..60]), &bytes[64..end]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     bytes.into()
 }
@@ -372,7 +372,7 @@ proptest! {
             prop_assert_eq!(slot.delivery, *delivery);
             prop_assert_eq!(slot.key_hash == 0, key.is_none());
             prop_assert_eq!(slot.tag_hash == 0, tag.is_none());
-            prop_assert_eq!(slot.body_crc, crc32c::crc32c(&body));
+            prop_assert_eq!(slot.body_crc, crate::domain::checksum::crc32c(&body));
         }
     }
 

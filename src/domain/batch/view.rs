@@ -173,7 +173,7 @@ impl BatchView {
     fn check_bodies(&self) -> Result<(), BatchError> {
         let stored = self.stored();
         if self.header.compression != Compression::None {
-            return if crc32c::crc32c(&stored) == self.header.body_crc {
+            return if crate::domain::checksum::crc32c(&stored) == self.header.body_crc {
                 Ok(())
             } else {
                 Err(BatchError::BodyChecksum)
@@ -187,7 +187,7 @@ impl BatchView {
         for (index, (length, crc)) in (0..).zip(integers(lengths).zip(integers(crcs))) {
             let length = usize::try_from(length).unwrap_or(usize::MAX);
             let (body, after) = rest.split_at_checked(length).ok_or(BatchError::Directory)?;
-            if crc32c::crc32c(body) != crc {
+            if crate::domain::checksum::crc32c(body) != crc {
                 return Err(BatchError::RecordChecksum(index));
             }
             rest = after;
@@ -256,7 +256,7 @@ impl Bodies {
             self.batch.header.compression.open(&stored, &mut plain)?;
             Bytes::from(plain)
         };
-        if self.check && crc32c::crc32c(&body) != crc {
+        if self.check && crate::domain::checksum::crc32c(&body) != crc {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             return Err(BatchError::RecordChecksum(index));
         }
