@@ -327,3 +327,27 @@ fn a_deleted_topic_gives_its_segments_back() {
             .await;
     });
 }
+
+#[test]
+fn an_unused_producer_is_forgotten_where_everything_is_kept_too() {
+    run(async {
+        let rig = Rig::start_with(|config| {
+            small(config);
+            config.producers_per_partition_max = 1;
+            config.producer_state_ms = 1000;
+        })
+        .await;
+        let mut client = rig.client().await;
+        let topic = client.create("orders", 1).await;
+        client.producer().await.store(&topic, 0, &["a"]).await;
+        let mut other = client.producer().await;
+        loop {
+            let record = batch(other.stamp(0), &["b"]);
+            let header = to(topic.id, 0, Ack::Durable);
+            match other.stream.produce(header, record).await {
+                Ok(stored) => break assert_eq!(stored.first_offset, Some(Offset(1))),
+                Err(refused) => assert_eq!(refused.code(), Code::TooManyProducers),
+            }
+        }
+    });
+}
