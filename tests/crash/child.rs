@@ -38,7 +38,11 @@ impl Launch {
             .arg(&self.data)
             .arg("--listen")
             .arg(format!("127.0.0.1:{port}"))
-            .envs(self.settings.iter().map(|(name, value)| (*name, value.clone())))
+            .envs(
+                self.settings
+                    .iter()
+                    .map(|(name, value)| (*name, value.clone())),
+            )
             .env("RUST_LOG", "error")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -69,7 +73,6 @@ impl Launch {
             }
         }
     }
-
 }
 
 impl Broker {
@@ -81,7 +84,10 @@ impl Broker {
 
     /// Whether it has ended by itself: a crash point was reached.
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("a child can be asked").is_some()
+        self.child
+            .try_wait()
+            .expect("a child can be asked")
+            .is_some()
     }
 }
 
