@@ -92,7 +92,9 @@ pub struct Broker {
 
 impl std::fmt::Debug for Broker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Broker").field("local_addr", &self.local_addr).finish_non_exhaustive()
+        f.debug_struct("Broker")
+            .field("local_addr", &self.local_addr)
+            .finish_non_exhaustive()
     }
 }
 
@@ -131,26 +133,34 @@ impl Broker {
         config.check()?;
         let crash = CrashPoints::parse(config.crash_at.as_deref());
         let (ground_config, ground_crash) = (config.clone(), crash.clone());
-        let ground = tokio::task::spawn_blocking(move || lay_ground(&ground_config, &ground_crash, disk))
-            .await
-            .map_err(|_| StartError::Interrupted("recovery failed"))??;
+        let ground =
+            tokio::task::spawn_blocking(move || lay_ground(&ground_config, &ground_crash, disk))
+                .await
+                .map_err(|_| StartError::Interrupted("recovery failed"))??;
         Self::raise(config, crash, ground).await
     }
 
-    async fn raise(
-        config: Config,
-        crash: CrashPoints,
-        ground: Ground,
-    ) -> Result<Self, StartError> {
-        let Ground { opened, recovered, lock } = ground;
+    async fn raise(config: Config, crash: CrashPoints, ground: Ground) -> Result<Self, StartError> {
+        let Ground {
+            opened,
+            recovered,
+            lock,
+        } = ground;
         let cluster = opened.identity.cluster;
         let reader = opened.log.reader();
-        let pool = ReadPool::start(reader.clone(), ReadPool::THREADS_DEFAULT)
-            .map_err(|source| StartError::Io { path: config.data.clone(), source })?;
+        let pool =
+            ReadPool::start(reader.clone(), ReadPool::THREADS_DEFAULT).map_err(|source| {
+                StartError::Io {
+                    path: config.data.clone(),
+                    source,
+                }
+            })?;
         let gauge = Arc::new(LogGauge::default());
         let clock = Clock::start();
         let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
-        let workers: Vec<Arbiter> = (0..config.arbiters_effective()).map(|_| Arbiter::new()).collect();
+        let workers: Vec<Arbiter> = (0..config.arbiters_effective())
+            .map(|_| Arbiter::new())
+            .collect();
         let handles: Vec<_> = workers.iter().map(Arbiter::handle).collect();
         let standing = Standing {
             config: &config,
@@ -160,15 +170,35 @@ impl Broker {
             registry: Registry::default(),
             cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
         };
-        let house = standing.actors(opened, &recovered.counters, &commit_arbiter, &store_arbiter, recovered.views, recovered.mark, recovered.found)?;
-        let stats = house.registry.enter("directory", OwnerId::DIRECTORY, "directory".into(), house.settings.standing_mailbox);
-        let (topics, directory_house, spread, shared_stats) =
-            (recovered.topics, house.clone(), handles.clone(), Arc::clone(&stats));
-        let addr = DirectoryActor::start_in_arbiter(&commit_neighbour(&workers, &store_arbiter), move |_| {
-            DirectoryActor::new(topics, directory_house, spread, shared_stats)
-        });
+        let house = standing.actors(
+            opened,
+            &recovered.counters,
+            &commit_arbiter,
+            &store_arbiter,
+            recovered.views,
+            recovered.mark,
+            recovered.found,
+        )?;
+        let stats = house.registry.enter(
+            "directory",
+            OwnerId::DIRECTORY,
+            "directory".into(),
+            house.settings.standing_mailbox,
+        );
+        let (topics, directory_house, spread, shared_stats) = (
+            recovered.topics,
+            house.clone(),
+            handles.clone(),
+            Arc::clone(&stats),
+        );
+        let addr = DirectoryActor::start_in_arbiter(
+            &commit_neighbour(&workers, &store_arbiter),
+            move |_| DirectoryActor::new(topics, directory_house, spread, shared_stats),
+        );
         let directory = Link::new(addr, stats);
-        house.checkpoint.tell(checkpoint::Introduce(house.cleaner.clone()));
+        house
+            .checkpoint
+            .tell(checkpoint::Introduce(house.cleaner.clone()));
         house.cleaner.tell(cleaner::Introduce(directory.clone()));
         house.commit.tell(commit::Introduce {
             directory: directory.clone(),
@@ -180,7 +210,9 @@ impl Broker {
         let shared = Arc::new(Shared {
             house,
             directory,
-            admission: Arc::new(Semaphore::new(usize::try_from(admission_bytes).unwrap_or(usize::MAX >> 4))),
+            admission: Arc::new(Semaphore::new(
+                usize::try_from(admission_bytes).unwrap_or(usize::MAX >> 4),
+            )),
             admission_bytes,
             pool: Arc::new(pool),
             limits: limits(&config),
@@ -193,8 +225,14 @@ impl Broker {
         });
         let mut arbiters = workers;
         arbiters.extend([commit_arbiter, store_arbiter]);
-        let mut broker =
-            Self { local_addr: None, endpoint: None, shared, stopping, arbiters, lock: Some(lock) };
+        let mut broker = Self {
+            local_addr: None,
+            endpoint: None,
+            shared,
+            stopping,
+            arbiters,
+            lock: Some(lock),
+        };
         if let Some(listen) = config.listen {
             let endpoint = listen_on(&config, listen, &broker.shared, handles).await?;
             broker.local_addr = endpoint.local_addr().ok();
@@ -221,10 +259,16 @@ impl Broker {
     pub async fn stop(mut self) {
         let _ = self.stopping.send(true);
         let all = usize::try_from(self.shared.admission_bytes).unwrap_or(usize::MAX >> 4);
-        let drained = self.shared.admission.acquire_many(u32::try_from(all).unwrap_or(u32::MAX));
+        let drained = self
+            .shared
+            .admission
+            .acquire_many(u32::try_from(all).unwrap_or(u32::MAX));
         let _ = tokio::time::timeout(DRAIN, drained).await;
         let (reply, done) = oneshot::channel();
-        self.shared.house.checkpoint.tell(checkpoint::Close { reply });
+        self.shared
+            .house
+            .checkpoint
+            .tell(checkpoint::Close { reply });
         let marked = tokio::time::timeout(LAST_WRITES, done).await;
         if !matches!(marked, Ok(Ok(true))) {
             tracing::warn!(target: "waterwheel::broker", "the last checkpoint was not written: the next start folds the log behind the one before");
@@ -302,7 +346,10 @@ fn lay_ground(
     let lock = File::create(&lock_path).map_err(at(&lock_path))?;
     lock.try_lock().map_err(|error| match error {
         std::fs::TryLockError::WouldBlock => StartError::Locked(data.clone()),
-        std::fs::TryLockError::Error(source) => StartError::Io { path: lock_path.clone(), source },
+        std::fs::TryLockError::Error(source) => StartError::Io {
+            path: lock_path.clone(),
+            source,
+        },
     })?;
     let log_dir = data.join("log");
     let disk = match disk {
@@ -319,12 +366,21 @@ fn lay_ground(
     for damage in &opened.damage {
         tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
     }
-    let limits = Limits { producers_max: config.producers_per_partition_effective() };
+    let limits = Limits {
+        producers_max: config.producers_per_partition_effective(),
+    };
     let views = data.join("views");
     let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
     let fold = || {
         let reader = opened.log.reader();
-        recover(&reader, opened.end, &views, config.views_cache_bytes, limits, crash)
+        recover(
+            &reader,
+            opened.end,
+            &views,
+            config.views_cache_bytes,
+            limits,
+            crash,
+        )
     };
     let recovered = match fold() {
         Err(error) if error.is_disk_full() && ballast.drop_it()? => {
@@ -339,7 +395,11 @@ fn lay_ground(
     if let Err(error) = ballast.load() {
         tracing::warn!(target: "waterwheel::recovery", %error, "no room for the views' ballast");
     }
-    Ok(Ground { opened, recovered, lock })
+    Ok(Ground {
+        opened,
+        recovered,
+        lock,
+    })
 }
 
 struct Standing<'a> {
@@ -353,10 +413,18 @@ struct Standing<'a> {
 
 impl Standing<'_> {
     fn stats(&self, kind: &'static str) -> Arc<ActorStats> {
-        self.registry.enter(kind, OwnerId(0), kind.to_owned(), self.config.standing_mailbox)
+        self.registry.enter(
+            kind,
+            OwnerId(0),
+            kind.to_owned(),
+            self.config.standing_mailbox,
+        )
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the one place where everything meets")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the one place where everything meets"
+    )]
     fn actors(
         &self,
         opened: Opened,
@@ -378,7 +446,11 @@ impl Standing<'_> {
         let stats = self.stats("commit");
         let newest = opened.newest.unwrap_or(WallMs(i64::MIN));
         let parts = CommitParts {
-            machine: Commit::new(LogIndex(opened.next_index), newest, counters.iter().copied()),
+            machine: Commit::new(
+                LogIndex(opened.next_index),
+                newest,
+                counters.iter().copied(),
+            ),
             log: opened.log,
             cache: Arc::clone(&self.cache),
             clock: self.clock,
@@ -387,8 +459,9 @@ impl Standing<'_> {
             crash: self.crash.clone(),
             checkpoint_bytes: config.checkpoint_bytes,
         };
-        let addr =
-            CommitActor::start_in_arbiter(&commit_arbiter.handle(), move |_| CommitActor::new(parts));
+        let addr = CommitActor::start_in_arbiter(&commit_arbiter.handle(), move |_| {
+            CommitActor::new(parts)
+        });
         let commit = Link::new(addr, stats);
         let stats = self.stats("checkpoint");
         let (commit_link, store_link, shared) = (commit.clone(), store.clone(), Arc::clone(&stats));
@@ -398,8 +471,12 @@ impl Standing<'_> {
         });
         let checkpoint = Link::new(addr, stats);
         let stats = self.stats("cleaner");
-        let (reader_link, commit_link, shared, clock) =
-            (reader.clone(), commit.clone(), Arc::clone(&stats), self.clock);
+        let (reader_link, commit_link, shared, clock) = (
+            reader.clone(),
+            commit.clone(),
+            Arc::clone(&stats),
+            self.clock,
+        );
         let every = Duration::from_millis(config.retention_check_ms);
         let addr = CleanerActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
             CleanerActor::new(reader_link, commit_link, shared, clock, every, found)
@@ -436,8 +513,13 @@ async fn listen_on(
     handles: Vec<actix_rt::ArbiterHandle>,
 ) -> Result<quinn::Endpoint, StartError> {
     let certificates = match (&config.cert, &config.key) {
-        (Some(chain), Some(key)) => Certificates::Given { chain: chain.clone(), key: key.clone() },
-        _ => Certificates::Development { dir: config.data.join("tls") },
+        (Some(chain), Some(key)) => Certificates::Given {
+            chain: chain.clone(),
+            key: key.clone(),
+        },
+        _ => Certificates::Development {
+            dir: config.data.join("tls"),
+        },
     };
     let options = EndpointOptions {
         listen,
@@ -461,6 +543,8 @@ async fn listen_on(
         }
         None => open(),
     }
-    let opened = opened.await.map_err(|_| StartError::Interrupted("the arbiter is gone"))?;
+    let opened = opened
+        .await
+        .map_err(|_| StartError::Interrupted("the arbiter is gone"))?;
     Ok(opened?)
 }

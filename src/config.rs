@@ -320,7 +320,8 @@ impl Config {
     #[must_use]
     pub fn producers_per_partition_effective(&self) -> u32 {
         let room = self.flush_bytes_max.saturating_sub(SNAPSHOT_REST_BYTES_MAX);
-        self.producers_per_partition_max.min((room / PRODUCER_SNAPSHOT_BYTES_MAX).max(1))
+        self.producers_per_partition_max
+            .min((room / PRODUCER_SNAPSHOT_BYTES_MAX).max(1))
     }
 
     /// The most credit all readers of one connection may hold, in bytes.
@@ -349,7 +350,9 @@ mod tests {
     #[test]
     fn a_partitions_snapshot_fits_one_flush_whatever_is_configured() {
         use crate::domain::commit::ENTRY_OVERHEAD_BYTES;
-        use crate::domain::id::{Offset, ProducerEpoch, ProducerId, ProducerSequence, RecordNumber};
+        use crate::domain::id::{
+            Offset, ProducerEpoch, ProducerId, ProducerSequence, RecordNumber,
+        };
         use crate::domain::partition::Head;
         use crate::domain::partition::producers::{
             ProducerRow, ProducerTable, StoredBatch, WINDOW_BATCHES,

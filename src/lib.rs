@@ -2,9 +2,9 @@
 
 pub mod actors;
 pub mod broker;
-pub mod config;
 pub mod cli;
 pub mod client;
+pub mod config;
 pub mod domain;
 pub mod log;
 pub mod net;

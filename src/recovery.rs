@@ -121,7 +121,10 @@ pub(crate) struct Fold {
 impl Fold {
     fn begin(views: Views, limits: Limits) -> Result<Self, ViewsError> {
         let rows = views.rows(Tree::Meta, OwnerId::DIRECTORY)?;
-        let head = rows.iter().find(|row| row.kind == layout::HEAD).map(|row| &*row.payload);
+        let head = rows
+            .iter()
+            .find(|row| row.kind == layout::HEAD)
+            .map(|row| &*row.payload);
         let topics = rows
             .iter()
             .filter(|row| row.kind == layout::DIRECTORY_TOPIC)
@@ -150,10 +153,20 @@ impl Fold {
         let mut told = started;
         for scanned in reader.scan(from, Some(end)) {
             match scanned {
-                Scanned::Entry { header, place, facts, body } => {
+                Scanned::Entry {
+                    header,
+                    place,
+                    facts,
+                    body,
+                } => {
                     let body = body.unwrap_or_default();
                     let position = place.position;
-                    self.entry(&AppliedEntry { header, place, body, facts })?;
+                    self.entry(&AppliedEntry {
+                        header,
+                        place,
+                        body,
+                        facts,
+                    })?;
                     if told.elapsed() > PROGRESS_EVERY {
                         told = Instant::now();
                         let percent = progress(from, position, end);
@@ -237,7 +250,9 @@ impl Fold {
                 gone.push(head.owner);
                 continue;
             }
-            let Ok(values) = rmp_serde::from_slice::<Head>(&head.payload) else { continue };
+            let Ok(values) = rmp_serde::from_slice::<Head>(&head.payload) else {
+                continue;
+            };
             counters.push((
                 head.owner,
                 Counters {
@@ -251,13 +266,33 @@ impl Fold {
             }
         }
         for owner in gone {
-            let key = RowKey { owner, kind: layout::HEAD, id: 0 };
-            self.views.write(&[RowChange { tree: Tree::Partition, key, value: None }])?;
+            let key = RowKey {
+                owner,
+                kind: layout::HEAD,
+                id: 0,
+            };
+            self.views.write(&[RowChange {
+                tree: Tree::Partition,
+                key,
+                value: None,
+            }])?;
         }
         let sequence = self.topics.head().sequence;
-        counters.push((OwnerId::DIRECTORY, Counters { sequence, ..Counters::default() }));
+        counters.push((
+            OwnerId::DIRECTORY,
+            Counters {
+                sequence,
+                ..Counters::default()
+            },
+        ));
         let sequence = self.log_sequence;
-        counters.push((OwnerId::LOG, Counters { sequence, ..Counters::default() }));
+        counters.push((
+            OwnerId::LOG,
+            Counters {
+                sequence,
+                ..Counters::default()
+            },
+        ));
         self.views.mark(end, false)?;
         Ok((counters, starts))
     }
@@ -275,7 +310,13 @@ struct Owned(BTreeMap<OwnerId, u64>);
 
 impl Owned {
     fn of(topics: &Topics) -> Self {
-        Self(topics.iter().flat_map(Topic::ranges).map(|r| (r.first, r.count)).collect())
+        Self(
+            topics
+                .iter()
+                .flat_map(Topic::ranges)
+                .map(|r| (r.first, r.count))
+                .collect(),
+        )
     }
 
     fn contains(&self, owner: OwnerId) -> bool {
@@ -288,7 +329,10 @@ impl Owned {
 
 /// The rows a fold of the whole log gives, by owner: what `check --views` compares the views with.
 #[must_use]
-pub fn expected_heads(topics: &Topics, partitions: &HashMap<OwnerId, Partition>) -> Vec<(OwnerId, Vec<u8>)> {
+pub fn expected_heads(
+    topics: &Topics,
+    partitions: &HashMap<OwnerId, Partition>,
+) -> Vec<(OwnerId, Vec<u8>)> {
     let mut heads: Vec<_> = partitions
         .iter()
         .map(|(owner, machine)| (*owner, encode(&machine.head()).to_vec()))

@@ -51,23 +51,35 @@ fn copy(from: &Path, to: &Path) {
 
 async fn client(broker: &Broker, data: &Path) -> Client {
     let address = broker.local_addr().expect("it listens").to_string();
-    Client::connect(&address).ca_file(data.join("tls/ca.pem")).await.expect("it answers")
+    Client::connect(&address)
+        .ca_file(data.join("tls/ca.pem"))
+        .await
+        .expect("it answers")
 }
 
 fn record(number: u64) -> Record {
     Record::new(format!("value {number}"))
         .key(format!("key {}", number % 9))
-        .tag(if number.is_multiple_of(2) { "even" } else { "odd" })
+        .tag(if number.is_multiple_of(2) {
+            "even"
+        } else {
+            "odd"
+        })
         .header("number", number.to_string())
 }
 
 async fn write_fixture(data: &Path) {
     let broker = Broker::start(config(data)).await.expect("it starts");
     let client = client(&broker, data).await;
-    for (topic, compression) in
-        [("plain", Compression::None), ("lz4", Compression::Lz4), ("zstd", Compression::Zstd)]
-    {
-        client.create_topic(topic, TopicConfig::new(2)).await.expect("a new topic");
+    for (topic, compression) in [
+        ("plain", Compression::None),
+        ("lz4", Compression::Lz4),
+        ("zstd", Compression::Zstd),
+    ] {
+        client
+            .create_topic(topic, TopicConfig::new(2))
+            .await
+            .expect("a new topic");
         let producer = client
             .producer(topic)
             .compression(compression)
@@ -83,16 +95,26 @@ async fn write_fixture(data: &Path) {
             pending.expect("there is room").await.expect("it is stored");
         }
     }
-    client.create_topic("gone", TopicConfig::new(1)).await.expect("a new topic");
+    client
+        .create_topic("gone", TopicConfig::new(1))
+        .await
+        .expect("a new topic");
     client.delete_topic("gone").await.expect("it is there");
     broker.stop().await;
 }
 
 async fn check(data: &Path) {
-    let broker = Broker::start(config(data)).await.expect("it opens what was written before");
+    let broker = Broker::start(config(data))
+        .await
+        .expect("it opens what was written before");
     let client = client(&broker, data).await;
-    let names: Vec<String> =
-        client.topics().await.expect("topics").into_iter().map(|topic| topic.name).collect();
+    let names: Vec<String> = client
+        .topics()
+        .await
+        .expect("topics")
+        .into_iter()
+        .map(|topic| topic.name)
+        .collect();
     assert_eq!(names, ["plain", "lz4", "zstd"]);
     for topic in names {
         let mut numbers = Vec::new();
@@ -108,10 +130,16 @@ async fn check(data: &Path) {
             while let Some(delivery) = reader.next().await {
                 let delivery = delivery.expect("every record can be read");
                 let (_, number) = delivery.headers.first().expect("a header");
-                let number: u64 = std::str::from_utf8(number).expect("text").parse().expect("a number");
+                let number: u64 = std::str::from_utf8(number)
+                    .expect("text")
+                    .parse()
+                    .expect("a number");
                 let expected = record(number);
                 assert_eq!(delivery.value, format!("value {number}"));
-                assert_eq!(delivery.key.as_deref(), Some(format!("key {}", number % 9).as_bytes()));
+                assert_eq!(
+                    delivery.key.as_deref(),
+                    Some(format!("key {}", number % 9).as_bytes())
+                );
                 drop(expected);
                 numbers.push(number);
             }
@@ -120,7 +148,10 @@ async fn check(data: &Path) {
         assert_eq!(numbers, (0..RECORDS).collect::<Vec<_>>(), "{topic}");
     }
     let producer = client.producer("plain").open().await.expect("it opens");
-    producer.send(Record::new("one more")).await.expect("it goes on");
+    producer
+        .send(Record::new("one more"))
+        .await
+        .expect("it goes on");
     broker.stop().await;
 }
 

@@ -70,7 +70,11 @@ impl Rounds {
 
     /// The round's position, once.
     fn complete(&mut self) -> Option<LogPosition> {
-        if self.waiting.is_empty() { self.position.take() } else { None }
+        if self.waiting.is_empty() {
+            self.position.take()
+        } else {
+            None
+        }
     }
 }
 
@@ -143,7 +147,12 @@ impl CheckpointActor {
         if let Some(position) = self.rounds.complete() {
             let reply = self.link(ctx);
             let clean = self.closing.is_some();
-            self.store.tell(WriteMark { round: self.rounds.round, position, clean, reply });
+            self.store.tell(WriteMark {
+                round: self.rounds.round,
+                position,
+                clean,
+                reply,
+            });
         }
     }
 }

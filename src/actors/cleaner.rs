@@ -8,7 +8,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler, Message, WrapFuture};
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler, Message,
+    WrapFuture,
+};
 
 use super::commit::{CommitActor, Recycle};
 use super::directory::{DirectoryActor, RestateOwner, RetainAll};
@@ -53,7 +56,9 @@ pub struct Found {
 
 impl std::fmt::Debug for CleanerActor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CleanerActor").field("segments", &self.ledger.len()).finish_non_exhaustive()
+        f.debug_struct("CleanerActor")
+            .field("segments", &self.ledger.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,10 +90,17 @@ impl CleanerActor {
     }
 
     fn step(&mut self) {
-        for segment in self.reader.segments().iter().filter(|segment| segment.closed) {
+        for segment in self
+            .reader
+            .segments()
+            .iter()
+            .filter(|segment| segment.closed)
+        {
             self.ledger.closed(segment.number.0, segment.end);
         }
-        let Some(directory) = &self.directory else { return };
+        let Some(directory) = &self.directory else {
+            return;
+        };
         for step in self.ledger.steps() {
             match step {
                 Step::Recycle(segment) => {
@@ -121,7 +133,13 @@ impl Actor for CleanerActor {
         // Flushes wait in the mailbox meanwhile: they are few, one per write to the disk.
         tokio::task::spawn_blocking(move || {
             for scanned in reader.scan(LogPosition(0), None) {
-                if let Scanned::Entry { header, place, body, .. } = scanned {
+                if let Scanned::Entry {
+                    header,
+                    place,
+                    body,
+                    ..
+                } = scanned
+                {
                     note(&mut ledger, &reader, place, &header);
                     if header.kind == EntryKind::Delete
                         && let Some(Ok(range)) = body.map(|body| rmp_serde::from_slice(&body))
@@ -141,7 +159,9 @@ impl Actor for CleanerActor {
         .wait(ctx);
         ctx.run_interval(self.every, |actor, _| {
             if let Some(directory) = &actor.directory {
-                directory.tell(RetainAll { now: actor.clock.now().wall });
+                directory.tell(RetainAll {
+                    now: actor.clock.now().wall,
+                });
             }
             actor.asked.clear();
             actor.recycling.clear();

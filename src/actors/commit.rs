@@ -130,9 +130,13 @@ impl CommitActor {
     fn show(&mut self) {
         use std::sync::atomic::Ordering::Relaxed;
         let segments = self.log.segments();
-        self.first = segments.first().map_or(LogPosition(0), |segment| segment.base);
+        self.first = segments
+            .first()
+            .map_or(LogPosition(0), |segment| segment.base);
         self.gauge.segments.store(segments.len() as u64, Relaxed);
-        self.gauge.log_bytes.store(self.log.end().0.saturating_sub(self.first.0), Relaxed);
+        self.gauge
+            .log_bytes
+            .store(self.log.end().0.saturating_sub(self.first.0), Relaxed);
     }
 
     fn notice(&mut self, ctx: &mut Context<Self>) {
@@ -174,8 +178,7 @@ impl CommitActor {
         match self.log.append(&plan.entries, room) {
             Ok(places) => self.landed(plan, &places),
             Err(LogError::Full { .. }) => {
-                let (tickets, owners, why) =
-                    self.machine.not_written(plan, &Rejection::DiskFull);
+                let (tickets, owners, why) = self.machine.not_written(plan, &Rejection::DiskFull);
                 for ticket in tickets {
                     ticket.reply.refuse(why.clone());
                 }
@@ -192,15 +195,22 @@ impl CommitActor {
         for (entry, place) in plan.entries.iter().zip(places) {
             let framed = u64::from(place.length);
             self.since_mark += framed;
-            self.gauge.written_bytes.fetch_add(framed, std::sync::atomic::Ordering::Relaxed);
+            self.gauge
+                .written_bytes
+                .fetch_add(framed, std::sync::atomic::Ordering::Relaxed);
             if entry.header.kind == EntryKind::Payload {
                 self.cache.insert(*place, entry.header, entry.body.clone());
             }
         }
         let held = self.log.end().0.saturating_sub(self.first.0);
-        self.gauge.log_bytes.store(held, std::sync::atomic::Ordering::Relaxed);
+        self.gauge
+            .log_bytes
+            .store(held, std::sync::atomic::Ordering::Relaxed);
         // A mark alone is nothing the views have to catch up with.
-        let press = plan.entries.iter().any(|entry| entry.header.owner != OwnerId::LOG);
+        let press = plan
+            .entries
+            .iter()
+            .any(|entry| entry.header.owner != OwnerId::LOG);
         let (applied, tickets) = self.machine.flushed(plan, places);
         self.tell_cleaner(&applied);
         for (owner, entries) in applied {
@@ -216,7 +226,10 @@ impl CommitActor {
         }
         for (ticket, receipt) in tickets {
             drop(ticket.permit);
-            ticket.reply.answer(Answer::Stored { receipt, repeat: false });
+            ticket.reply.answer(Answer::Stored {
+                receipt,
+                repeat: false,
+            });
         }
         if press {
             self.press();
@@ -225,8 +238,11 @@ impl CommitActor {
 
     fn tell_cleaner(&self, applied: &std::collections::BTreeMap<OwnerId, Vec<AppliedEntry>>) {
         let Some(others) = &self.others else { return };
-        let headers =
-            applied.values().flatten().map(|entry| (entry.place, entry.header)).collect();
+        let headers = applied
+            .values()
+            .flatten()
+            .map(|entry| (entry.place, entry.header))
+            .collect();
         let deleted = applied
             .values()
             .flatten()
@@ -257,8 +273,11 @@ impl CommitActor {
             "a write to the log failed: it is sealed, nothing is accepted any more, reading goes on; \
              mend the disk and restart the broker"
         );
-        *self.gauge.sealed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Some(error.to_string());
+        *self
+            .gauge
+            .sealed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error.to_string());
         let mut refused = Vec::new();
         self.machine.seal(&mut refused);
         let (tickets, _, _) = self.machine.not_written(plan, &Rejection::LogSealed);
@@ -267,18 +286,29 @@ impl CommitActor {
         }
         self.refuse(refused);
         for link in self.owners.values() {
-            link.tell(Fenced { incarnation: Incarnation(u32::MAX), rejection: Rejection::LogSealed });
+            link.tell(Fenced {
+                incarnation: Incarnation(u32::MAX),
+                rejection: Rejection::LogSealed,
+            });
         }
     }
 
     fn refuse(&mut self, refused: Vec<Refused<Ticket>>) {
         let mut owners = BTreeSet::new();
-        for Refused { author, ticket, rejection } in refused {
+        for Refused {
+            author,
+            ticket,
+            rejection,
+        } in refused
+        {
             ticket.reply.refuse(rejection.clone());
             if owners.insert(author.owner)
                 && let Some(link) = self.owners.get(&author.owner)
             {
-                link.tell(Fenced { incarnation: author.incarnation, rejection });
+                link.tell(Fenced {
+                    incarnation: author.incarnation,
+                    rejection,
+                });
             }
         }
     }
@@ -315,8 +345,11 @@ impl CommitActor {
         if let Err(error) = self.log.close_tail() {
             let mut refused = Vec::new();
             tracing::error!(target: "waterwheel::log", %error, "closing the tail failed: the log is sealed");
-            *self.gauge.sealed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                Some(error.to_string());
+            *self
+                .gauge
+                .sealed
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error.to_string());
             self.machine.seal(&mut refused);
             self.refuse(refused);
         }
@@ -391,12 +424,22 @@ impl Handler<Begin> for CommitActor {
         self.stats.handled();
         let mut refused = Vec::new();
         let (incarnation, counters) = self.machine.begin(message.owner, &mut refused);
-        for Refused { ticket, rejection, .. } in refused {
+        for Refused {
+            ticket, rejection, ..
+        } in refused
+        {
             ticket.reply.refuse(rejection);
         }
         self.owners.insert(message.owner, message.link);
-        let author = Author { owner: message.owner, incarnation };
-        let _ = message.reply.send(Life { author, counters, end: self.log.end() });
+        let author = Author {
+            owner: message.owner,
+            incarnation,
+        };
+        let _ = message.reply.send(Life {
+            author,
+            counters,
+            end: self.log.end(),
+        });
     }
 }
 
@@ -442,11 +485,22 @@ impl Handler<Persist> for CommitActor {
 
     fn handle(&mut self, message: Persist, ctx: &mut Self::Context) {
         self.stats.handled();
-        let Persist { author, drafts, need, ticket } = message;
+        let Persist {
+            author,
+            drafts,
+            need,
+            ticket,
+        } = message;
         let bytes_max = self.log.append_capacity();
-        if let Err(refused) =
-            self.machine.enqueue(Run { author, drafts, need, ticket }, bytes_max)
-        {
+        if let Err(refused) = self.machine.enqueue(
+            Run {
+                author,
+                drafts,
+                need,
+                ticket,
+            },
+            bytes_max,
+        ) {
             self.refuse(vec![refused]);
         }
         self.notice(ctx);
@@ -500,7 +554,9 @@ impl Handler<BeginCheckpoint> for CommitActor {
         for owner in &owners {
             // A link may have come in after its owner was deleted: then nobody is behind it.
             match self.owners.get(owner).filter(|link| link.is_alive()) {
-                Some(link) => link.tell(WriteRows { round: message.round }),
+                Some(link) => link.tell(WriteRows {
+                    round: message.round,
+                }),
                 // It does not answer this round, so the mark stays; the next finds it running.
                 None => others.directory.tell(StartOwner { owner: *owner }),
             }
@@ -524,7 +580,10 @@ impl Handler<NoteMark> for CommitActor {
 
     fn handle(&mut self, message: NoteMark, ctx: &mut Self::Context) {
         self.stats.handled();
-        let author = Author { owner: OwnerId::LOG, incarnation: Incarnation(0) };
+        let author = Author {
+            owner: OwnerId::LOG,
+            incarnation: Incarnation(0),
+        };
         let draft = Draft {
             kind: EntryKind::Mark,
             numbers: 0,
@@ -532,9 +591,17 @@ impl Handler<NoteMark> for CommitActor {
             body: bytes::Bytes::copy_from_slice(&message.0.0.to_le_bytes()),
             facts: PayloadFacts::default(),
         };
-        let ticket = Ticket { reply: ReplyTo::nobody(), permit: None };
+        let ticket = Ticket {
+            reply: ReplyTo::nobody(),
+            permit: None,
+        };
         let drafts = vec![(OwnerId::LOG, draft)];
-        let run = Run { author, drafts, need: Need::Housekeeping, ticket };
+        let run = Run {
+            author,
+            drafts,
+            need: Need::Housekeeping,
+            ticket,
+        };
         // Only a hint: a sealed log goes without.
         let _ = self.machine.enqueue(run, self.log.append_capacity());
         self.notice(ctx);

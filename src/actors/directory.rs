@@ -58,7 +58,9 @@ pub struct DirectoryActor {
 
 impl std::fmt::Debug for DirectoryActor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DirectoryActor").field("running", &self.running.len()).finish_non_exhaustive()
+        f.debug_struct("DirectoryActor")
+            .field("running", &self.running.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -118,9 +120,20 @@ impl DirectoryActor {
             self.machine.reset(&Rejection::Retry, &mut effects);
             return self.perform(effects);
         };
-        let drafts = drafts.into_iter().map(|draft| (OwnerId::DIRECTORY, draft)).collect();
-        let ticket = Ticket { reply: ReplyTo::nobody(), permit: None };
-        self.house.commit.tell(Persist { author, drafts, need: Need::Housekeeping, ticket });
+        let drafts = drafts
+            .into_iter()
+            .map(|draft| (OwnerId::DIRECTORY, draft))
+            .collect();
+        let ticket = Ticket {
+            reply: ReplyTo::nobody(),
+            permit: None,
+        };
+        self.house.commit.tell(Persist {
+            author,
+            drafts,
+            need: Need::Housekeeping,
+            ticket,
+        });
     }
 
     fn dismiss(&mut self, ranges: &[OwnerRange]) {
@@ -154,7 +167,11 @@ impl DirectoryActor {
             .owner(partition, lane)
             .filter(|_| lane == Lane::ZERO)
             .ok_or(Rejection::PartitionOutOfRange { partitions })?;
-        let id = PartitionId { topic: topic.id, partition, lane };
+        let id = PartitionId {
+            topic: topic.id,
+            partition,
+            lane,
+        };
         let name = format!("{}/{}", topic.name, partition.0);
         if let Some(running) = self.running.get(&owner) {
             if running.stopped {
@@ -167,7 +184,12 @@ impl DirectoryActor {
             return Err(Rejection::Retry);
         }
         let link = self.raise(owner, id, name, ctx);
-        let running = Running { link: link.clone(), id, failures: Vec::new(), stopped: false };
+        let running = Running {
+            link: link.clone(),
+            id,
+            failures: Vec::new(),
+            stopped: false,
+        };
         self.running.insert(owner, running);
         Ok((owner, link))
     }
@@ -180,13 +202,17 @@ impl DirectoryActor {
         ctx: &Context<Self>,
     ) -> Link<PartitionActor> {
         let capacity = self.house.settings.partition_mailbox;
-        let stats = self.house.registry.enter("partition", owner, name, capacity);
+        let stats = self
+            .house
+            .registry
+            .enter("partition", owner, name, capacity);
         let (house, directory) = (self.house.clone(), self.link(ctx));
         let shared = Arc::clone(&stats);
         let make = move |_: &mut Context<PartitionActor>| {
             PartitionActor::new(owner, id, house, directory, shared)
         };
-        let spread = usize::try_from(owner.0 / u64::from(crate::domain::id::LANES_MAX)).unwrap_or(0);
+        let spread =
+            usize::try_from(owner.0 / u64::from(crate::domain::id::LANES_MAX)).unwrap_or(0);
         let at = spread.checked_rem(self.arbiters.len()).unwrap_or(0);
         let addr = match self.arbiters.get(at) {
             Some(arbiter) => PartitionActor::start_in_arbiter(arbiter, make),
@@ -204,15 +230,24 @@ impl DirectoryActor {
             return;
         }
         self.forgot = monotonic;
-        let retain = Retain { now, retention_ms: None, retention_bytes: None };
+        let retain = Retain {
+            now,
+            retention_ms: None,
+            retention_bytes: None,
+        };
         for running in self.running.values().filter(|running| !running.stopped) {
             running.link.tell(retain);
         }
     }
 
     fn start_owner(&mut self, owner: OwnerId, ctx: &Context<Self>) -> Option<Link<PartitionActor>> {
-        let id = self.machine.iter().find_map(|topic| topic.partition_of(owner))?;
-        self.locate(id.topic, id.partition, id.lane, ctx).ok().map(|(_, link)| link)
+        let id = self
+            .machine
+            .iter()
+            .find_map(|topic| topic.partition_of(owner))?;
+        self.locate(id.topic, id.partition, id.lane, ctx)
+            .ok()
+            .map(|(_, link)| link)
     }
 }
 
@@ -323,7 +358,12 @@ impl Handler<Locate> for DirectoryActor {
 
     fn handle(&mut self, message: Locate, ctx: &mut Self::Context) {
         self.stats.handled();
-        let Locate { topic, partition, lane, reply } = message;
+        let Locate {
+            topic,
+            partition,
+            lane,
+            reply,
+        } = message;
         match self.locate(topic, partition, lane, ctx) {
             Ok((owner, link)) => reply.answer(Answer::Partition(owner, link)),
             Err(rejection) => reply.refuse(rejection),
@@ -347,12 +387,17 @@ impl Handler<StartOwner> for DirectoryActor {
 
     fn handle(&mut self, message: StartOwner, ctx: &mut Self::Context) {
         self.stats.handled();
-        let exists = self.machine.iter().any(|topic| topic.partition_of(message.owner).is_some());
+        let exists = self
+            .machine
+            .iter()
+            .any(|topic| topic.partition_of(message.owner).is_some());
         if exists {
             let _ = self.start_owner(message.owner, ctx);
         } else {
             // Deleted meanwhile: no round of the checkpoint need wait for it.
-            self.house.checkpoint.tell(Gone { owner: message.owner });
+            self.house.checkpoint.tell(Gone {
+                owner: message.owner,
+            });
         }
     }
 }
@@ -451,10 +496,16 @@ impl Handler<Died> for DirectoryActor {
         self.stats.handled();
         let owner = message.owner;
         let now = self.house.clock.now().monotonic;
-        let Some(mut running) = self.running.remove(&owner) else { return };
+        let Some(mut running) = self.running.remove(&owner) else {
+            return;
+        };
         running.failures.push(now);
-        running.failures.retain(|at| now.0.saturating_sub(at.0) < FAILURES_WITHIN_MS);
-        let Some(topic) = self.machine.topic(running.id.topic) else { return };
+        running
+            .failures
+            .retain(|at| now.0.saturating_sub(at.0) < FAILURES_WITHIN_MS);
+        let Some(topic) = self.machine.topic(running.id.topic) else {
+            return;
+        };
         let name = format!("{}/{}", topic.name, running.id.partition.0);
         running.stopped = running.failures.len() >= FAILURES_MAX;
         if running.stopped {
@@ -493,7 +544,10 @@ impl Handler<Fenced> for DirectoryActor {
 
     fn handle(&mut self, message: Fenced, ctx: &mut Self::Context) {
         self.stats.handled();
-        if self.author.is_none_or(|author| author.incarnation > message.incarnation) {
+        if self
+            .author
+            .is_none_or(|author| author.incarnation > message.incarnation)
+        {
             return;
         }
         let mut effects = Vec::new();
@@ -514,14 +568,23 @@ impl Handler<WriteRows> for DirectoryActor {
         self.stats.rows(1 + self.machine.iter().count() as u64);
         self.house.store.tell(Write(changes));
         let owner = OwnerId::DIRECTORY;
-        self.house.checkpoint.tell(RowsWritten { round: message.round, owner });
+        self.house.checkpoint.tell(RowsWritten {
+            round: message.round,
+            owner,
+        });
     }
 }
 
 /// The directory's changed rows as the views take them.
 pub fn row_changes(machine: &mut Topics) -> Vec<RowChange> {
-    let Some((head, topics)) = machine.take_rows() else { return Vec::new() };
-    let key = |kind, id| RowKey { owner: OwnerId::DIRECTORY, kind, id };
+    let Some((head, topics)) = machine.take_rows() else {
+        return Vec::new();
+    };
+    let key = |kind, id| RowKey {
+        owner: OwnerId::DIRECTORY,
+        kind,
+        id,
+    };
     topics
         .into_iter()
         .map(|(id, value)| (key(layout::DIRECTORY_TOPIC, id.0), value))

@@ -29,19 +29,33 @@ pub async fn partition(
 ) -> Result<(Partition, Author), String> {
     let life = begin(&house, owner, link).await?;
     let OwnerRows { rows, mark } = rows(&house, Tree::Partition, owner).await?;
-    let mut machine = partition_from_rows(limits, &rows)
-        .ok_or_else(|| "a row of its view does not read; restart the broker to rebuild".to_owned())?;
+    let mut machine = partition_from_rows(limits, &rows).ok_or_else(|| {
+        "a row of its view does not read; restart the broker to rebuild".to_owned()
+    })?;
     if machine.head().sequence < life.counters.sequence {
         let reader = house.reader.clone();
         // Reading the log blocks: not on an arbiter.
         let folded = tokio::task::spawn_blocking(move || {
             let mut effects = Vec::new();
             for scanned in reader.scan(mark, Some(life.end)) {
-                if let Scanned::Entry { header, place, facts, body } = scanned
+                if let Scanned::Entry {
+                    header,
+                    place,
+                    facts,
+                    body,
+                } = scanned
                     && header.owner == owner
                 {
                     let body = body.unwrap_or_default();
-                    machine.apply(&AppliedEntry { header, place, body, facts }, &mut effects);
+                    machine.apply(
+                        &AppliedEntry {
+                            header,
+                            place,
+                            body,
+                            facts,
+                        },
+                        &mut effects,
+                    );
                 }
             }
             machine
@@ -76,13 +90,15 @@ pub fn partition_from_rows(limits: Limits, rows: &[Row]) -> Option<Partition> {
 async fn begin(house: &House, owner: OwnerId, link: OwnerLink) -> Result<commit::Life, String> {
     let (reply, life) = oneshot::channel();
     house.commit.tell(Begin { owner, link, reply });
-    life.await.map_err(|_| "the commit actor is gone".to_owned())
+    life.await
+        .map_err(|_| "the commit actor is gone".to_owned())
 }
 
 async fn rows(house: &House, tree: Tree, owner: OwnerId) -> Result<OwnerRows, String> {
     let (reply, rows) = oneshot::channel();
     house.store.tell(LoadOwner { tree, owner, reply });
-    rows.await.map_err(|_| "the store actor is gone".to_owned())?
+    rows.await
+        .map_err(|_| "the store actor is gone".to_owned())?
 }
 
 /// An owner's shell that can begin another life without losing its applied state.

@@ -20,9 +20,9 @@ use std::sync::Arc;
 use actix::dev::ToEnvelope;
 use actix::{Actor, Addr, Handler, Message};
 
-use self::commit::CommitActor;
 use self::checkpoint::CheckpointActor;
 use self::cleaner::CleanerActor;
+use self::commit::CommitActor;
 use self::directory::DirectoryActor;
 use self::partition::PartitionActor;
 use self::stats::{ActorStats, Registry};
@@ -42,7 +42,10 @@ pub struct Link<A: Actor> {
 
 impl<A: Actor> Clone for Link<A> {
     fn clone(&self) -> Self {
-        Self { addr: self.addr.clone(), stats: Arc::clone(&self.stats) }
+        Self {
+            addr: self.addr.clone(),
+            stats: Arc::clone(&self.stats),
+        }
     }
 }
 
@@ -235,7 +238,10 @@ impl CrashPoints {
     pub fn pass(&self, name: &str) {
         if let Some(point) = &self.point
             && point.name == name
-            && point.passes.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 1
+            && point
+                .passes
+                .fetch_sub(1, std::sync::atomic::Ordering::SeqCst)
+                == 1
         {
             std::process::abort();
         }
@@ -252,7 +258,9 @@ impl Clock {
     /// Starts the monotonic clock.
     #[must_use]
     pub fn start() -> Self {
-        Self { started: std::time::Instant::now() }
+        Self {
+            started: std::time::Instant::now(),
+        }
     }
 
     /// Reads both.
@@ -260,9 +268,14 @@ impl Clock {
     pub fn now(&self) -> Now {
         let wall = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+            .map_or(0, |since| {
+                i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+            });
         let monotonic = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Now { wall: WallMs(wall), monotonic: MonotonicMs(monotonic) }
+        Now {
+            wall: WallMs(wall),
+            monotonic: MonotonicMs(monotonic),
+        }
     }
 }
 
@@ -279,7 +292,11 @@ impl Life {
     /// The life of an owner's actor.
     #[must_use]
     pub fn new(owner: OwnerId, directory: Link<DirectoryActor>) -> Self {
-        Self { owner, directory, dismissed: false }
+        Self {
+            owner,
+            directory,
+            dismissed: false,
+        }
     }
 
     /// The actor ends in good order.

@@ -61,7 +61,9 @@ pub struct PartitionActor {
 
 impl std::fmt::Debug for PartitionActor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PartitionActor").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("PartitionActor")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -75,7 +77,9 @@ impl PartitionActor {
         directory: Link<DirectoryActor>,
         stats: Arc<ActorStats>,
     ) -> Self {
-        let limits = Limits { producers_max: house.settings.producers_per_partition_max };
+        let limits = Limits {
+            producers_max: house.settings.producers_per_partition_max,
+        };
         Self {
             owner,
             id,
@@ -104,7 +108,9 @@ impl PartitionActor {
 
     fn begin(&mut self, ctx: &mut Context<Self>) {
         self.author = None;
-        let limits = Limits { producers_max: self.house.settings.producers_per_partition_max };
+        let limits = Limits {
+            producers_max: self.house.settings.producers_per_partition_max,
+        };
         let link = OwnerLink::Partition(self.link(ctx));
         // Nothing else is taken from the mailbox until this is done.
         load::partition(self.house.clone(), self.owner, limits, link)
@@ -130,7 +136,10 @@ impl PartitionActor {
         let start = self.machine.head().start_offset;
         if start > self.trimmed {
             self.trimmed = start;
-            self.house.cleaner.tell(Trimmed { owner: self.owner, start });
+            self.house.cleaner.tell(Trimmed {
+                owner: self.owner,
+                start,
+            });
         }
     }
 
@@ -149,14 +158,24 @@ impl PartitionActor {
                         first_number: stored.first_number,
                         appended: stored.appended,
                     };
-                    self.answer(token, Answer::Stored { receipt, repeat: true });
+                    self.answer(
+                        token,
+                        Answer::Stored {
+                            receipt,
+                            repeat: true,
+                        },
+                    );
                 }
                 Effect::Batches(token, answer) => self.answer(token, Answer::Batches(answer)),
                 Effect::Found(token, bounds) => self.answer(token, Answer::Bounds(bounds)),
                 Effect::Refuse(token, rejection) => self.answer(token, Answer::Refused(rejection)),
                 Effect::LoadRun(first) => {
                     let reply = self.link(ctx);
-                    self.house.store.tell(LoadRun { owner: self.owner, first, reply });
+                    self.house.store.tell(LoadRun {
+                        owner: self.owner,
+                        first,
+                        reply,
+                    });
                 }
             }
         }
@@ -165,8 +184,14 @@ impl PartitionActor {
     fn persist(&mut self, token: Option<Token>, drafts: Vec<Draft>) {
         let pending = token.and_then(|token| self.pending.remove(&token));
         let ticket = pending.map_or_else(
-            || Ticket { reply: ReplyTo::nobody(), permit: None },
-            |pending| Ticket { reply: pending.reply, permit: pending.permit },
+            || Ticket {
+                reply: ReplyTo::nobody(),
+                permit: None,
+            },
+            |pending| Ticket {
+                reply: pending.reply,
+                permit: pending.permit,
+            },
         );
         let Some(author) = self.author else {
             ticket.reply.refuse(Rejection::Retry);
@@ -181,9 +206,21 @@ impl PartitionActor {
             return;
         };
         let payload = drafts.iter().any(|draft| draft.kind == EntryKind::Payload);
-        let need = if payload { Need::Payload } else { Need::Housekeeping };
-        let drafts = drafts.into_iter().map(|draft| (self.owner, draft)).collect();
-        self.house.commit.tell(Persist { author, drafts, need, ticket });
+        let need = if payload {
+            Need::Payload
+        } else {
+            Need::Housekeeping
+        };
+        let drafts = drafts
+            .into_iter()
+            .map(|draft| (self.owner, draft))
+            .collect();
+        self.house.commit.tell(Persist {
+            author,
+            drafts,
+            need,
+            ticket,
+        });
     }
 
     /// Forgets reads whose asker is gone: on an idle partition nothing else would ever end them. Looking
@@ -245,10 +282,23 @@ impl Handler<Append> for PartitionActor {
 
     fn handle(&mut self, message: Append, ctx: &mut Self::Context) {
         self.stats.handled();
-        let Append { batch, count, facts, tell_accepted, reply, permit } = message;
+        let Append {
+            batch,
+            count,
+            facts,
+            tell_accepted,
+            reply,
+            permit,
+        } = message;
         let token = self.token(reply, permit);
         let mut effects = Vec::new();
-        let append = partition::Append { token, batch, count, facts, tell_accepted };
+        let append = partition::Append {
+            token,
+            batch,
+            count,
+            facts,
+            tell_accepted,
+        };
         self.machine.append(append, &mut effects);
         self.perform(effects, ctx);
     }
@@ -279,8 +329,21 @@ impl Handler<Read> for PartitionActor {
         self.sweep();
         let token = self.token(message.reply, None);
         let mut effects = Vec::new();
-        let Read { from, bytes_max, wait, .. } = message;
-        self.machine.read(partition::Read { token, from, bytes_max, wait }, &mut effects);
+        let Read {
+            from,
+            bytes_max,
+            wait,
+            ..
+        } = message;
+        self.machine.read(
+            partition::Read {
+                token,
+                from,
+                bytes_max,
+                wait,
+            },
+            &mut effects,
+        );
         self.perform(effects, ctx);
     }
 }
@@ -339,7 +402,10 @@ impl Handler<Fenced> for PartitionActor {
 
     fn handle(&mut self, message: Fenced, ctx: &mut Self::Context) {
         self.stats.handled();
-        if self.author.is_none_or(|author| author.incarnation > message.incarnation) {
+        if self
+            .author
+            .is_none_or(|author| author.incarnation > message.incarnation)
+        {
             return;
         }
         let mut effects = Vec::new();
@@ -389,7 +455,8 @@ impl Handler<RunLoaded> for PartitionActor {
     fn handle(&mut self, message: RunLoaded, ctx: &mut Self::Context) {
         self.stats.handled();
         let mut effects = Vec::new();
-        self.machine.run_loaded(message.first, message.run, &mut effects);
+        self.machine
+            .run_loaded(message.first, message.run, &mut effects);
         self.perform(effects, ctx);
     }
 }
@@ -402,7 +469,10 @@ impl Handler<WriteRows> for PartitionActor {
         let changes = row_changes(self.owner, &mut self.machine);
         self.stats.rows(self.machine.row_count());
         self.house.store.tell(Write(changes));
-        self.house.checkpoint.tell(RowsWritten { round: message.round, owner: self.owner });
+        self.house.checkpoint.tell(RowsWritten {
+            round: message.round,
+            owner: self.owner,
+        });
     }
 }
 
@@ -421,9 +491,21 @@ pub fn row_changes(owner: OwnerId, machine: &mut Partition) -> Vec<RowChange> {
 
 fn row_key(owner: OwnerId, id: rows::RowId) -> RowKey {
     match id {
-        rows::RowId::Head => RowKey { owner, kind: layout::HEAD, id: 0 },
-        rows::RowId::Run(first) => RowKey { owner, kind: layout::PARTITION_INDEX_RUN, id: first.0 },
-        rows::RowId::Producer(id) => RowKey { owner, kind: layout::PARTITION_PRODUCER, id: id.0 },
+        rows::RowId::Head => RowKey {
+            owner,
+            kind: layout::HEAD,
+            id: 0,
+        },
+        rows::RowId::Run(first) => RowKey {
+            owner,
+            kind: layout::PARTITION_INDEX_RUN,
+            id: first.0,
+        },
+        rows::RowId::Producer(id) => RowKey {
+            owner,
+            kind: layout::PARTITION_PRODUCER,
+            id: id.0,
+        },
     }
 }
 
@@ -448,10 +530,16 @@ impl Handler<Retain> for PartitionActor {
     fn handle(&mut self, message: Retain, ctx: &mut Self::Context) {
         self.stats.handled();
         let mut effects = Vec::new();
-        let Retain { now, retention_ms, retention_bytes } = message;
-        self.machine.retain(now, retention_ms, retention_bytes, &mut effects);
+        let Retain {
+            now,
+            retention_ms,
+            retention_bytes,
+        } = message;
+        self.machine
+            .retain(now, retention_ms, retention_bytes, &mut effects);
         let keep = i64::try_from(self.house.settings.producer_state_ms).unwrap_or(i64::MAX);
-        self.machine.forget_producers(WallMs(now.0.saturating_sub(keep)), &mut effects);
+        self.machine
+            .forget_producers(WallMs(now.0.saturating_sub(keep)), &mut effects);
         self.perform(effects, ctx);
     }
 }

@@ -64,13 +64,19 @@ impl ReplyTo {
     /// questions open as its admission allows.
     #[must_use]
     pub fn new(to: UnboundedSender<Mail>, correlation: u64) -> Self {
-        Self { to: Some(to), correlation }
+        Self {
+            to: Some(to),
+            correlation,
+        }
     }
 
     /// For a sender that wants no answer.
     #[must_use]
     pub fn nobody() -> Self {
-        Self { to: None, correlation: 0 }
+        Self {
+            to: None,
+            correlation: 0,
+        }
     }
 
     /// The final answer.
@@ -98,7 +104,10 @@ impl ReplyTo {
     fn post(&self, answer: Answer) {
         if let Some(to) = &self.to {
             // A session that is gone has nobody to tell.
-            let _ = to.send(Mail { correlation: self.correlation, answer });
+            let _ = to.send(Mail {
+                correlation: self.correlation,
+                answer,
+            });
         }
     }
 }

@@ -37,7 +37,8 @@ impl ActorStats {
     /// It is re-created: what was in its mailbox went with it.
     pub fn restarted(&self) {
         self.restarts.fetch_add(1, Ordering::Relaxed);
-        self.told.store(self.handled.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.told
+            .store(self.handled.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// It wrote this many rows more (or fewer) than were in its tree.
@@ -119,7 +120,10 @@ impl Registry {
 
     /// The actor is gone for good.
     pub fn leave(&self, kind: &'static str, id: OwnerId) {
-        self.actors.lock().unwrap_or_else(PoisonError::into_inner).remove(&(kind, id));
+        self.actors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&(kind, id));
     }
 
     /// All of them.

@@ -36,7 +36,13 @@ impl StoreActor {
         stats: Arc<ActorStats>,
         crash: super::CrashPoints,
     ) -> Self {
-        Self { views, mark, failed: None, stats, crash }
+        Self {
+            views,
+            mark,
+            failed: None,
+            stats,
+            crash,
+        }
     }
 
     fn fail(&mut self, what: &str, error: &ViewsError) {
@@ -88,8 +94,9 @@ impl Handler<LoadOwner> for StoreActor {
         self.stats.handled();
         let rows = self.views.rows(message.tree, message.owner);
         let mark = self.mark;
-        let answer =
-            rows.map(|rows| OwnerRows { rows, mark }).map_err(|error| error.to_string());
+        let answer = rows
+            .map(|rows| OwnerRows { rows, mark })
+            .map_err(|error| error.to_string());
         let _ = message.reply.send(answer);
     }
 }
@@ -120,12 +127,17 @@ impl Handler<LoadRun> for StoreActor {
             id: message.first.0,
         };
         let run = match self.views.row(Tree::Partition, key) {
-            Ok(row) => Ok(row.and_then(|row| decode_run(&row.payload)).unwrap_or_default()),
+            Ok(row) => Ok(row
+                .and_then(|row| decode_run(&row.payload))
+                .unwrap_or_default()),
             Err(error) => Err(Rejection::Damaged(format!(
                 "the view of this partition ({error}); restart the broker to rebuild it"
             ))),
         };
-        message.reply.tell(RunLoaded { first: message.first, run });
+        message.reply.tell(RunLoaded {
+            first: message.first,
+            run,
+        });
     }
 }
 
@@ -187,6 +199,9 @@ impl Handler<WriteMark> for StoreActor {
                 Err(error) => self.fail("syncing", &error),
             }
         }
-        message.reply.tell(Marked { round: message.round, position: marked });
+        message.reply.tell(Marked {
+            round: message.round,
+            position: marked,
+        });
     }
 }

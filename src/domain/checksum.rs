@@ -36,12 +36,18 @@ mod tests {
 
     #[test]
     fn it_can_be_computed_in_pieces_from_any_start() {
-        let bytes: Vec<u8> = (0..5000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let bytes: Vec<u8> = (0..5000u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+            .collect();
         for start in [0, 1, 0xdead_beef, u32::MAX] {
             for cut in [0, 1, 63, 64, 1000, 16_384, bytes.len()] {
                 let (head, tail) = bytes.split_at(cut);
                 let whole = crc32c_append(start, &bytes);
-                assert_eq!(crc32c_append(crc32c_append(start, head), tail), whole, "{cut}");
+                assert_eq!(
+                    crc32c_append(crc32c_append(start, head), tail),
+                    whole,
+                    "{cut}"
+                );
             }
         }
         assert_ne!(crc32c_append(1, &bytes), crc32c(&bytes));

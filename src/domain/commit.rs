@@ -47,7 +47,10 @@ impl OwnerRange {
     /// Whether the owner is one of them.
     #[must_use]
     pub fn contains(&self, owner: OwnerId) -> bool {
-        owner.0.checked_sub(self.first.0).is_some_and(|distance| distance < self.count)
+        owner
+            .0
+            .checked_sub(self.first.0)
+            .is_some_and(|distance| distance < self.count)
     }
 }
 
@@ -147,7 +150,15 @@ impl<T> Commit<T> {
     ) -> Self {
         let owners = owners
             .into_iter()
-            .map(|(id, counters)| (id, Owner { counters, ..Owner::default() }))
+            .map(|(id, counters)| {
+                (
+                    id,
+                    Owner {
+                        counters,
+                        ..Owner::default()
+                    },
+                )
+            })
             .collect();
         Self {
             owners,
@@ -177,12 +188,18 @@ impl<T> Commit<T> {
     /// The counters of an owner; zeros for one never seen.
     #[must_use]
     pub fn counters(&self, owner: OwnerId) -> Counters {
-        self.owners.get(&owner).map_or_else(Counters::default, |owner| owner.counters)
+        self.owners
+            .get(&owner)
+            .map_or_else(Counters::default, |owner| owner.counters)
     }
 
     /// An owner begins a life: what is queued from earlier ones is refused (C2), and the incarnation
     /// it may write under is returned, with the counters up to which it has to fold.
-    pub fn begin(&mut self, owner: OwnerId, refused: &mut Vec<Refused<T>>) -> (Incarnation, Counters) {
+    pub fn begin(
+        &mut self,
+        owner: OwnerId,
+        refused: &mut Vec<Refused<T>>,
+    ) -> (Incarnation, Counters) {
         let state = self.owners.entry(owner).or_default();
         state.incarnation = Incarnation(state.incarnation.0.saturating_add(1));
         state.fenced = false;
@@ -199,12 +216,20 @@ impl<T> Commit<T> {
     pub fn enqueue(&mut self, run: Run<T>, run_bytes_max: u32) -> Result<(), Refused<T>> {
         let owner = self.owners.entry(run.author.owner).or_default();
         let refuse = |run: Run<T>, rejection| {
-            Err(Refused { author: run.author, ticket: run.ticket, rejection })
+            Err(Refused {
+                author: run.author,
+                ticket: run.ticket,
+                rejection,
+            })
         };
         if self.sealed {
             return refuse(run, Rejection::LogSealed);
         }
-        if self.deleted.iter().any(|range| range.contains(run.author.owner)) {
+        if self
+            .deleted
+            .iter()
+            .any(|range| range.contains(run.author.owner))
+        {
             return refuse(run, Rejection::UnknownTopic);
         }
         if owner.fenced || run.author.incarnation != owner.incarnation {
@@ -213,7 +238,12 @@ impl<T> Commit<T> {
         let bytes: u64 = run.drafts.iter().map(|(_, draft)| draft_bytes(draft)).sum();
         if bytes > u64::from(run_bytes_max) {
             owner.fenced = true;
-            return refuse(run, Rejection::TooLarge { bytes_max: run_bytes_max });
+            return refuse(
+                run,
+                Rejection::TooLarge {
+                    bytes_max: run_bytes_max,
+                },
+            );
         }
         self.queued_bytes = self.queued_bytes.saturating_add(bytes);
         self.queue.push_back(run);
@@ -244,10 +274,20 @@ impl<T> Commit<T> {
             if !plan.entries.is_empty() && bytes + size > u64::from(bytes_max) {
                 break;
             }
-            let Some(mut run) = self.queue.pop_front() else { break };
+            let Some(mut run) = self.queue.pop_front() else {
+                break;
+            };
             self.queued_bytes = self.queued_bytes.saturating_sub(size);
-            let fenced = self.owners.get(&run.author.owner).is_none_or(|owner| owner.fenced);
-            if fenced || self.deleted.iter().any(|range| range.contains(run.author.owner)) {
+            let fenced = self
+                .owners
+                .get(&run.author.owner)
+                .is_none_or(|owner| owner.fenced);
+            if fenced
+                || self
+                    .deleted
+                    .iter()
+                    .any(|range| range.contains(run.author.owner))
+            {
                 refused.push(run.refused(Rejection::Retry));
                 continue;
             }
@@ -257,7 +297,8 @@ impl<T> Commit<T> {
                 continue;
             }
             // C6: what is for a deleted owner is void; the rest of its run stands without it.
-            run.drafts.retain(|(owner, _)| !self.deleted.iter().any(|range| range.contains(*owner)));
+            run.drafts
+                .retain(|(owner, _)| !self.deleted.iter().any(|range| range.contains(*owner)));
             if run.drafts.is_empty() {
                 self.fence(run.author.owner);
                 refused.push(run.refused(Rejection::UnknownTopic));
@@ -281,8 +322,10 @@ impl<T> Commit<T> {
         let mut deletes = false;
         let last = run.drafts.len().saturating_sub(1);
         for (at, (owner, draft)) in run.drafts.into_iter().enumerate() {
-            let counters =
-                plan.counters.entry(owner).or_insert_with(|| self.counters(owner));
+            let counters = plan
+                .counters
+                .entry(owner)
+                .or_insert_with(|| self.counters(owner));
             counters.sequence = OwnerSequence(counters.sequence.0 + 1);
             let header = EntryHeader {
                 kind: draft.kind,
@@ -308,7 +351,11 @@ impl<T> Commit<T> {
                 first_number: header.first_number,
                 appended: header.appended,
             });
-            plan.entries.push(NewEntry { header, body: draft.body, facts: draft.facts });
+            plan.entries.push(NewEntry {
+                header,
+                body: draft.body,
+                facts: draft.facts,
+            });
         }
         if let Some(receipt) = receipt {
             plan.tickets.push((run.ticket, receipt));
@@ -317,12 +364,12 @@ impl<T> Commit<T> {
     }
 
     /// The plan is durable: what each owner applies, in log order, and who is answered.
-    pub fn flushed(
-        &mut self,
-        plan: Plan<T>,
-        places: &[EntryPlace],
-    ) -> Flushed<T> {
-        assert_eq!(places.len(), plan.entries.len(), "C4: the log places every entry of a flush");
+    pub fn flushed(&mut self, plan: Plan<T>, places: &[EntryPlace]) -> Flushed<T> {
+        assert_eq!(
+            places.len(),
+            plan.entries.len(),
+            "C4: the log places every entry of a flush"
+        );
         self.next_index = plan.next_index;
         self.appended = plan.appended;
         for (id, counters) in plan.counters {
@@ -347,12 +394,15 @@ impl<T> Commit<T> {
                 | EntryKind::Delete
                 | EntryKind::Mark => entry.body,
             };
-            applied.entry(entry.header.owner).or_default().push(AppliedEntry {
-                header: entry.header,
-                place: *place,
-                body,
-                facts: entry.facts,
-            });
+            applied
+                .entry(entry.header.owner)
+                .or_default()
+                .push(AppliedEntry {
+                    header: entry.header,
+                    place: *place,
+                    body,
+                    facts: entry.facts,
+                });
         }
         (applied, plan.tickets)
     }
@@ -396,18 +446,31 @@ impl<T> Commit<T> {
         rejection: &Rejection,
         refused: &mut Vec<Refused<T>>,
     ) {
-        let (dropped, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.queue).into_iter().partition(matches);
+        let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition(matches);
         self.queue = kept.into();
-        self.queued_bytes =
-            self.queue.iter().flat_map(|run| &run.drafts).map(|(_, draft)| draft_bytes(draft)).sum();
-        refused.extend(dropped.into_iter().map(|run| run.refused(rejection.clone())));
+        self.queued_bytes = self
+            .queue
+            .iter()
+            .flat_map(|run| &run.drafts)
+            .map(|(_, draft)| draft_bytes(draft))
+            .sum();
+        refused.extend(
+            dropped
+                .into_iter()
+                .map(|run| run.refused(rejection.clone())),
+        );
     }
 }
 
 impl<T> Run<T> {
     fn refused(self, rejection: Rejection) -> Refused<T> {
-        Refused { author: self.author, ticket: self.ticket, rejection }
+        Refused {
+            author: self.author,
+            ticket: self.ticket,
+            rejection,
+        }
     }
 }
 

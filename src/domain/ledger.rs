@@ -60,7 +60,13 @@ pub struct Ledger {
 impl Ledger {
     /// An entry lies in this segment. Entries of an owner come in order; told twice is told once.
     pub fn appended(&mut self, segment: SegmentNumber, header: &EntryHeader) {
-        let share = self.segments.entry(segment).or_default().owners.entry(header.owner).or_default();
+        let share = self
+            .segments
+            .entry(segment)
+            .or_default()
+            .owners
+            .entry(header.owner)
+            .or_default();
         share.last_sequence = share.last_sequence.max(header.sequence);
         if header.kind == EntryKind::Payload {
             let end = Offset(header.first_offset.0 + u64::from(header.offsets));
@@ -99,7 +105,10 @@ impl Ledger {
     /// order, apart) exist. The entry that deleted the others may have left the log before theirs have.
     pub fn existing(&mut self, mut ranges: Vec<OwnerRange>, next: OwnerId) {
         ranges.sort_unstable_by_key(|range| range.first);
-        ranges.push(OwnerRange { first: next, count: 0 });
+        ranges.push(OwnerRange {
+            first: next,
+            count: 0,
+        });
         let mut from = OwnerId::FIRST_FREE;
         for range in ranges {
             if let Some(count) = range.first.0.checked_sub(from.0).filter(|count| *count > 0) {
@@ -132,7 +141,12 @@ impl Ledger {
         let mut steps = Vec::new();
         for (number, segment) in &self.segments {
             let Some(end) = segment.end else { continue };
-            if end > self.mark || segment.owners.iter().any(|(id, share)| self.is_live(*id, share)) {
+            if end > self.mark
+                || segment
+                    .owners
+                    .iter()
+                    .any(|(id, share)| self.is_live(*id, share))
+            {
                 continue;
             }
             let before = steps.len();
@@ -170,7 +184,10 @@ impl Ledger {
     }
 
     fn is_behind(&self, id: OwnerId, share: &Share) -> bool {
-        let restated = self.owners.get(&id).map_or(OwnerSequence(0), |owner| owner.restated);
+        let restated = self
+            .owners
+            .get(&id)
+            .map_or(OwnerSequence(0), |owner| owner.restated);
         restated <= share.last_sequence && !self.is_void(id)
     }
 }

@@ -57,7 +57,12 @@ pub struct TopicConfig {
 
 impl Default for TopicConfig {
     fn default() -> Self {
-        Self { keyed: true, flush: Flush::Sync, retention_ms: None, retention_bytes: None }
+        Self {
+            keyed: true,
+            flush: Flush::Sync,
+            retention_ms: None,
+            retention_bytes: None,
+        }
     }
 }
 
@@ -106,7 +111,11 @@ impl Topic {
         if partition.0 >= self.partitions || lane.0 >= LANES_MAX {
             return None;
         }
-        let (first, owner) = self.owners.iter().rev().find(|(first, _)| *first <= partition.0)?;
+        let (first, owner) = self
+            .owners
+            .iter()
+            .rev()
+            .find(|(first, _)| *first <= partition.0)?;
         let within = u64::from(partition.0 - first) * u64::from(LANES_MAX) + u64::from(lane.0);
         Some(OwnerId(owner.0 + within))
     }
@@ -116,7 +125,9 @@ impl Topic {
     pub fn partition_of(&self, owner: OwnerId) -> Option<PartitionId> {
         let (first, base) = self.owners.iter().rev().find(|(_, base)| *base <= owner)?;
         let within = owner.0 - base.0;
-        let partition = u32::try_from(within / u64::from(LANES_MAX)).ok()?.checked_add(*first)?;
+        let partition = u32::try_from(within / u64::from(LANES_MAX))
+            .ok()?
+            .checked_add(*first)?;
         let lane = u8::try_from(within % u64::from(LANES_MAX)).ok()?;
         (partition < self.partitions).then_some(PartitionId {
             topic: self.id,
@@ -128,7 +139,12 @@ impl Topic {
     /// The owners of its partitions.
     #[must_use]
     pub fn ranges(&self) -> Vec<OwnerRange> {
-        let ends = self.owners.iter().skip(1).map(|(first, _)| *first).chain([self.partitions]);
+        let ends = self
+            .owners
+            .iter()
+            .skip(1)
+            .map(|(first, _)| *first)
+            .chain([self.partitions]);
         self.owners
             .iter()
             .zip(ends)
@@ -280,12 +296,16 @@ impl Topics {
     /// Decides about a command; whatever needs the log is answered by [`Topics::apply`].
     pub fn handle(&mut self, token: Token, command: Command, effects: &mut Vec<Effect>) {
         let decided = match command {
-            Command::Create { name, partitions, config } => {
-                self.create(token, &name, partitions, config)
-            }
-            Command::Alter { name, partitions, change } => {
-                self.alter(token, &name, partitions, change)
-            }
+            Command::Create {
+                name,
+                partitions,
+                config,
+            } => self.create(token, &name, partitions, config),
+            Command::Alter {
+                name,
+                partitions,
+                change,
+            } => self.alter(token, &name, partitions, change),
             Command::Delete { name } => self.delete(token, &name),
             Command::OpenProducer => Ok(self.open_producer(token)),
         };
@@ -317,14 +337,22 @@ impl Topics {
             return Err(Rejection::TopicExists);
         }
         if self.topics.len() >= TOPICS_MAX {
-            return Err(Rejection::InvalidConfig(format!("there are {TOPICS_MAX} topics already")));
+            return Err(Rejection::InvalidConfig(format!(
+                "there are {TOPICS_MAX} topics already"
+            )));
         }
         self.claim(token, name)?;
         let id = TopicId(self.accepted_topic.max(self.head.next_topic.0));
         self.accepted_topic = id.0 + 1;
         let owner = self.claim_owners(partitions);
         let owners = vec![(0, owner)];
-        let topic = Topic { id, name: name.to_owned(), partitions, owners, config };
+        let topic = Topic {
+            id,
+            name: name.to_owned(),
+            partitions,
+            owners,
+            config,
+        };
         Ok(Some(Effect::Persist(vec![self.ask(Delta::Topic(topic))])))
     }
 
@@ -371,7 +399,12 @@ impl Topics {
         let topic = self.named(name).ok_or(Rejection::UnknownTopic)?.clone();
         self.claim(token, name)?;
         let mut drafts = vec![self.ask(Delta::Deleted(topic.id))];
-        drafts.extend(topic.ranges().iter().map(|range| draft(EntryKind::Delete, encode(range))));
+        drafts.extend(
+            topic
+                .ranges()
+                .iter()
+                .map(|range| draft(EntryKind::Delete, encode(range))),
+        );
         Ok(Some(Effect::Persist(drafts)))
     }
 
@@ -454,8 +487,7 @@ impl Topics {
         match snapshot {
             Snapshot::Topic(topic) => self.put(topic),
             Snapshot::Head { head, topics } => {
-                let gone: Vec<_> =
-                    self
+                let gone: Vec<_> = self
                     .topics
                     .keys()
                     .filter(|id| topics.binary_search(id).is_err())
@@ -493,18 +525,25 @@ impl Topics {
     }
 
     fn landed(&mut self, name: &str) -> Option<Token> {
-        let at = self.in_flight.iter().position(|(_, claimed)| claimed == name)?;
+        let at = self
+            .in_flight
+            .iter()
+            .position(|(_, claimed)| claimed == name)?;
         Some(self.in_flight.remove(at).0)
     }
 
     /// The commit machine refused something: whatever was on its way is answered and forgotten.
     pub fn reset(&mut self, rejection: &Rejection, effects: &mut Vec<Effect>) {
-        let waiting = std::mem::take(&mut self.in_flight).into_iter().map(|(token, _)| token);
+        let waiting = std::mem::take(&mut self.in_flight)
+            .into_iter()
+            .map(|(token, _)| token);
         let producers = std::mem::take(&mut self.waiting_producers);
         self.asked.clear();
         // What was claimed stays claimed: an id that is never used costs nothing (D1).
         effects.extend(
-            waiting.chain(producers).map(|token| Effect::Refuse(token, rejection.clone())),
+            waiting
+                .chain(producers)
+                .map(|token| Effect::Refuse(token, rejection.clone())),
         );
     }
 
@@ -519,9 +558,19 @@ impl Topics {
             stamped.apply_delta(delta.clone(), &mut Vec::new());
         }
         let topics = stamped.topics.keys().copied().collect();
-        let rows = stamped.topics.values().map(|topic| encode(&Snapshot::Topic(topic.clone())));
-        let head = encode(&Snapshot::Head { head: stamped.head, topics });
-        Effect::Persist(rows.chain([head]).map(|body| draft(EntryKind::Snapshot, body)).collect())
+        let rows = stamped
+            .topics
+            .values()
+            .map(|topic| encode(&Snapshot::Topic(topic.clone())));
+        let head = encode(&Snapshot::Head {
+            head: stamped.head,
+            topics,
+        });
+        Effect::Persist(
+            rows.chain([head])
+                .map(|body| draft(EntryKind::Snapshot, body))
+                .collect(),
+        )
     }
 
     /// The rows changed since the last call: topic rows by id, `None` where one is gone, and the head.
@@ -530,9 +579,13 @@ impl Topics {
         if !std::mem::take(&mut self.head_dirty) {
             return None;
         }
-        let gone = std::mem::take(&mut self.gone).into_iter().map(|id| (id, None));
+        let gone = std::mem::take(&mut self.gone)
+            .into_iter()
+            .map(|id| (id, None));
         let dirty = std::mem::take(&mut self.dirty);
-        let rows = dirty.iter().filter_map(|id| Some((*id, Some(encode(self.topics.get(id)?)))));
+        let rows = dirty
+            .iter()
+            .filter_map(|id| Some((*id, Some(encode(self.topics.get(id)?)))));
         let rows = gone.chain(rows).collect();
         Some((self.head, rows))
     }
@@ -556,7 +609,13 @@ impl Topics {
 }
 
 fn draft(kind: EntryKind, body: Bytes) -> Draft {
-    Draft { kind, numbers: 0, offsets: 0, body, facts: PayloadFacts::default() }
+    Draft {
+        kind,
+        numbers: 0,
+        offsets: 0,
+        body,
+        facts: PayloadFacts::default(),
+    }
 }
 
 /// Whether a topic may have this name.
@@ -582,7 +641,9 @@ fn check_partitions(partitions: u32) -> Result<(), Rejection> {
     if (1..=PARTITIONS_MAX).contains(&partitions) {
         return Ok(());
     }
-    Err(Rejection::InvalidConfig(format!("partitions must be 1 to {PARTITIONS_MAX}, not {partitions}")))
+    Err(Rejection::InvalidConfig(format!(
+        "partitions must be 1 to {PARTITIONS_MAX}, not {partitions}"
+    )))
 }
 
 fn check_config(config: &TopicConfig) -> Result<(), Rejection> {

@@ -138,7 +138,11 @@ mod tests {
         let cache = Arc::new(TailCache::new(4 * UNREAD_BYTES));
         let fill = |from: u64| {
             for position in from..from + 20 {
-                cache.insert(place(position), frame().header, Bytes::from(vec![0; 1 << 20]));
+                cache.insert(
+                    place(position),
+                    frame().header,
+                    Bytes::from(vec![0; 1 << 20]),
+                );
             }
         };
         fill(0);

@@ -227,8 +227,10 @@ impl Walk {
             if let Some(gap) = gap.take() {
                 found.extend(gap_in(&segment, bytes, start, (gap, at), first).map(Found::Damaged));
             }
-            frames_crc =
-                crate::domain::checksum::crc32c_append(frames_crc, rest.get(..FRAME_BYTES).unwrap_or_default());
+            frames_crc = crate::domain::checksum::crc32c_append(
+                frames_crc,
+                rest.get(..FRAME_BYTES).unwrap_or_default(),
+            );
             let body = rest
                 .get(FRAME_BYTES..frame.place.length as usize)
                 .unwrap_or_default();

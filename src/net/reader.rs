@@ -21,9 +21,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::Instrument;
 
+use super::out::Out;
 use super::refusal::refused;
 use super::requests::{bounds, read_from, unexpected};
-use super::out::Out;
 use super::session::{Session, first, question};
 use crate::actors::Link;
 use crate::actors::partition::{PartitionActor, Read};
@@ -120,7 +120,9 @@ fn take_credit(session: &Session, bytes: u64) -> Result<(), Refused> {
 }
 
 fn give_back(session: &Session, bytes: u64) {
-    session.credit.set(session.credit.get().saturating_sub(bytes));
+    session
+        .credit
+        .set(session.credit.get().saturating_sub(bytes));
 }
 
 /// Closes a reader; one that has ended already is none.
@@ -134,11 +136,20 @@ pub(super) fn close(session: &Session, reader: u64) {
 pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, out: Out) {
     let limit = session.shared.limits.readers_max as usize;
     let refusal = if session.readers.borrow().len() >= limit {
-        Some(Refused::new(Code::TooManyReaders, format!("a connection may have {limit} readers")))
+        Some(Refused::new(
+            Code::TooManyReaders,
+            format!("a connection may have {limit} readers"),
+        ))
     } else if session.readers.borrow().contains_key(&open.reader) {
-        Some(Refused::new(Code::ReaderExists, "a reader of that id is open on this connection"))
+        Some(Refused::new(
+            Code::ReaderExists,
+            "a reader of that id is open on this connection",
+        ))
     } else if open.leader_epoch != 0 {
-        Some(Refused::new(Code::StaleEpoch, "the leader epoch is 0; ask for the metadata"))
+        Some(Refused::new(
+            Code::StaleEpoch,
+            "the leader epoch is 0; ask for the metadata",
+        ))
     } else {
         take_credit(session, open.credit_bytes).err()
     };
@@ -147,7 +158,10 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
     }
     let control = Rc::new(Control::default());
     control.grant(open.credit_bytes);
-    session.readers.borrow_mut().insert(open.reader, Rc::clone(&control));
+    session
+        .readers
+        .borrow_mut()
+        .insert(open.reader, Rc::clone(&control));
     let session = Rc::clone(session);
     let span = tracing::debug_span!(
         target: "waterwheel::reader", "reader", topic = open.topic.0, partition = open.partition.0
@@ -191,7 +205,14 @@ async fn run(
         .map_err(|error| Refused::new(Code::TooManyReaders, error.to_string()))?;
     out.send(&ok, correlation, Bytes::new());
     let mut head = BytesMut::new();
-    let opened = encode(&StreamOpen { reader: open.reader }, 0, 0, &mut head);
+    let opened = encode(
+        &StreamOpen {
+            reader: open.reader,
+        },
+        0,
+        0,
+        &mut head,
+    );
     debug_assert!(opened.is_ok());
     // A stream the client refuses ends the reader as if it had closed it.
     if stream.write_chunk(head.freeze()).await.is_err() {
@@ -214,7 +235,11 @@ async fn run(
         next
     };
     let (reason, next_offset) = futures::join!(fetch, write);
-    let end = ReaderEnd { reader: open.reader, reason, next_offset };
+    let end = ReaderEnd {
+        reader: open.reader,
+        reason,
+        next_offset,
+    };
     let mut last = BytesMut::new();
     if encode(&end, 0, 0, &mut last).is_ok() {
         let _ = stream.write_chunk(last.freeze()).await;
@@ -269,8 +294,11 @@ async fn fetch(
     let pull = open.mode == ReaderMode::Pull;
     let wait = Duration::from_millis(open.wait_ms.min(WAIT_MS_MAX));
     let deadline = pull.then(|| tokio::time::Instant::now() + wait);
-    let mut records_left =
-        if pull && open.records_max > 0 { u64::from(open.records_max) } else { u64::MAX };
+    let mut records_left = if pull && open.records_max > 0 {
+        u64::from(open.records_max)
+    } else {
+        u64::MAX
+    };
     let mut tries = 0;
     loop {
         while control.credit.get() <= 0 && !control.closed.get() {
@@ -280,7 +308,12 @@ async fn fetch(
             control.changed.notified().await;
         }
         let bytes_max = control.balance().min(GROUP_BYTES);
-        let wanted = Wanted { from: next, bytes_max, records_left, deadline };
+        let wanted = Wanted {
+            from: next,
+            bytes_max,
+            records_left,
+            deadline,
+        };
         let Group { answer, bodies } = match group(session, control, open, wanted).await {
             Ok(group) => group,
             Err(Stop::End(reason)) => return reason,
@@ -352,7 +385,12 @@ async fn group(
     open: &OpenReader,
     wanted: Wanted,
 ) -> Result<Group, Stop> {
-    let Wanted { from, bytes_max, records_left, deadline } = wanted;
+    let Wanted {
+        from,
+        bytes_max,
+        records_left,
+        deadline,
+    } = wanted;
     let mut answer = ask(session, control, open, from, bytes_max, deadline).await?;
     limit_records(&mut answer.batches, from, records_left);
     let bodies = bodies(session, &answer.batches).await?;
@@ -375,14 +413,47 @@ async fn ask(
         Err(rejection) => return Err(Stop::End(EndReason::Refused(refused(&rejection)))),
     };
     let Some(deadline) = deadline else {
-        return answer_to(control, &partition, |reply| Read { from, bytes_max, wait: true, reply }, None).await;
+        return answer_to(
+            control,
+            &partition,
+            |reply| Read {
+                from,
+                bytes_max,
+                wait: true,
+                reply,
+            },
+            None,
+        )
+        .await;
     };
     // What is there is given, however long it takes to find: only waiting for more has an end.
-    let found = answer_to(control, &partition, |reply| Read { from, bytes_max, wait: false, reply }, None).await?;
+    let found = answer_to(
+        control,
+        &partition,
+        |reply| Read {
+            from,
+            bytes_max,
+            wait: false,
+            reply,
+        },
+        None,
+    )
+    .await?;
     if !found.batches.is_empty() {
         return Ok(found);
     }
-    answer_to(control, &partition, |reply| Read { from, bytes_max, wait: true, reply }, Some(deadline)).await
+    answer_to(
+        control,
+        &partition,
+        |reply| Read {
+            from,
+            bytes_max,
+            wait: true,
+            reply,
+        },
+        Some(deadline),
+    )
+    .await
 }
 
 async fn answer_to(
@@ -422,8 +493,10 @@ async fn answer_to(
 /// which is an error once it is the first of all.
 async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>, Stop> {
     let cache = &session.shared.house.cache;
-    let cached: Vec<Option<Bytes>> =
-        batches.iter().map(|batch| cache.lookup(batch.position)).collect();
+    let cached: Vec<Option<Bytes>> = batches
+        .iter()
+        .map(|batch| cache.lookup(batch.position))
+        .collect();
     let missing: Vec<EntryPlace> = batches
         .iter()
         .zip(&cached)
@@ -440,12 +513,17 @@ async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>,
             }),
         );
         // The pool answers unless it is going away with the broker.
-        read = answer.await.map_err(|_| Stop::Passing(refused(&Rejection::Retry)))?;
+        read = answer
+            .await
+            .map_err(|_| Stop::Passing(refused(&Rejection::Retry)))?;
     }
     let mut read = read.into_iter();
     let mut bodies = Vec::with_capacity(batches.len());
     for (batch, body) in batches.iter().zip(cached) {
-        match body.map(Ok).or_else(|| read.next().map(|entry| entry.map(|entry| entry.body))) {
+        match body
+            .map(Ok)
+            .or_else(|| read.next().map(|entry| entry.map(|entry| entry.body)))
+        {
             Some(Ok(body)) => bodies.push(body),
             Some(Err(error)) if bodies.is_empty() => return Err(Stop::unreadable(batch, &error)),
             Some(Err(_)) | None => break,

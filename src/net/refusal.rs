@@ -14,9 +14,9 @@ pub(super) fn refused(rejection: &Rejection) -> Refused {
         Rejection::ProducerFenced { current } => refused.detail("epoch", current),
         Rejection::Throttled { after_ms } => refused.after_ms(u64::from(*after_ms)),
         Rejection::DiskFull => refused.after_ms(1000),
-        Rejection::OffsetOutOfRange { start, end } => {
-            refused.detail("start_offset", start).detail("high_watermark", end)
-        }
+        Rejection::OffsetOutOfRange { start, end } => refused
+            .detail("start_offset", start)
+            .detail("high_watermark", end),
         Rejection::PartitionOutOfRange { partitions } => refused.detail("partitions", partitions),
         Rejection::TooLarge { bytes_max } => refused.detail("bytes_max", bytes_max),
         Rejection::TooManyProducers { max } => refused.after_ms(1000).detail("max", max),
@@ -63,7 +63,10 @@ fn code(rejection: &Rejection) -> Code {
 #[must_use]
 pub(super) fn unknown_topic(name: &str) -> Refused {
     if check_name(name).is_err() {
-        return Refused::new(Code::UnknownTopic, "there is no topic of that name, nor can there be");
+        return Refused::new(
+            Code::UnknownTopic,
+            "there is no topic of that name, nor can there be",
+        );
     }
     Refused::new(
         Code::UnknownTopic,

@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::out::Out;
 use super::reader;
 use super::refusal::{refused, unknown_topic};
-use super::out::Out;
 use super::session::{Session, bad_frame, first, question};
 use crate::actors::directory::{Do, List};
 use crate::actors::partition::Lookup;
@@ -29,11 +29,11 @@ use crate::wire::hello::{Hello, HelloOk, Pong};
 use crate::wire::produce::{OpenProducer, ProducerOk};
 use crate::wire::reader::{CloseReader, Credit, OpenReader};
 use crate::wire::status::{ActorInfo, Status, StatusOk};
+use crate::wire::topic;
 use crate::wire::topic::{
     AlterTopic, At, CreateTopic, DeleteTopic, DescribeTopic, FlushMode, LookupOffset, Metadata,
     MetadataOk, OffsetOk, PartitionInfo, TopicInfo, TopicOk, encode_list,
 };
-use crate::wire::topic;
 
 /// Takes a request or event; answers come on `out`, in any order.
 ///
@@ -129,12 +129,20 @@ async fn answer(
         FrameKind::Metadata => {
             let request: Metadata = frame.decode().map_err(bad_frame)?;
             let names = request.topics;
-            let answer =
-                session.shared.ask_directory(|reply| List { names, reply }).await;
-            let Answer::Topics(topics, _) = answer else { return Err(unexpected(answer, "")) };
+            let answer = session
+                .shared
+                .ask_directory(|reply| List { names, reply })
+                .await;
+            let Answer::Topics(topics, _) = answer else {
+                return Err(unexpected(answer, ""));
+            };
             let list: Vec<TopicInfo> = topics.iter().map(info).collect();
             let count = u32::try_from(list.len()).unwrap_or(u32::MAX);
-            out.send(&MetadataOk { topics: count }, correlation, encode_list(&list));
+            out.send(
+                &MetadataOk { topics: count },
+                correlation,
+                encode_list(&list),
+            );
         }
         FrameKind::CreateTopic => {
             let CreateTopic { name, config } = frame.decode().map_err(bad_frame)?;
@@ -145,7 +153,11 @@ async fn answer(
                 retention_ms: config.retention_ms,
                 retention_bytes: config.retention_bytes,
             };
-            let command = Command::Create { name: name.clone(), partitions, config };
+            let command = Command::Create {
+                name: name.clone(),
+                partitions,
+                config,
+            };
             command_topic(session, command, &name, correlation, out).await?;
         }
         FrameKind::AlterTopic => {
@@ -156,8 +168,11 @@ async fn answer(
                 retention_bytes: alter.retention_bytes,
             };
             let name = alter.name.clone();
-            let command =
-                Command::Alter { name: alter.name, partitions: alter.partitions, change };
+            let command = Command::Alter {
+                name: alter.name,
+                partitions: alter.partitions,
+                change,
+            };
             command_topic(session, command, &name, correlation, out).await?;
         }
         FrameKind::DeleteTopic => {
@@ -184,9 +199,17 @@ async fn answer(
         FrameKind::OpenProducer => {
             let _: OpenProducer = frame.decode().map_err(bad_frame)?;
             let command = Command::OpenProducer;
-            let answer = session.shared.ask_directory(|reply| Do { command, reply }).await;
-            let Answer::Producer(producer) = answer else { return Err(unexpected(answer, "")) };
-            let ok = ProducerOk { producer, epoch: ProducerEpoch(0) };
+            let answer = session
+                .shared
+                .ask_directory(|reply| Do { command, reply })
+                .await;
+            let Answer::Producer(producer) = answer else {
+                return Err(unexpected(answer, ""));
+            };
+            let ok = ProducerOk {
+                producer,
+                epoch: ProducerEpoch(0),
+            };
             out.send(&ok, correlation, Bytes::new());
         }
         FrameKind::Status => {
@@ -208,9 +231,20 @@ async fn command_topic(
     if *session.shared.stopping.borrow() {
         return Err(refused(&Rejection::ShuttingDown));
     }
-    let answer = session.shared.ask_directory(|reply| Do { command, reply }).await;
-    let Answer::Topic(topic) = answer else { return Err(unexpected(answer, name)) };
-    out.send(&TopicOk { topic: info(&topic) }, correlation, Bytes::new());
+    let answer = session
+        .shared
+        .ask_directory(|reply| Do { command, reply })
+        .await;
+    let Answer::Topic(topic) = answer else {
+        return Err(unexpected(answer, name));
+    };
+    out.send(
+        &TopicOk {
+            topic: info(&topic),
+        },
+        correlation,
+        Bytes::new(),
+    );
     Ok(())
 }
 
@@ -221,9 +255,16 @@ async fn describe(
     out: &Out,
 ) -> Result<(), Refused> {
     let names = vec![name.to_owned()];
-    let answer = session.shared.ask_directory(|reply| List { names, reply }).await;
-    let Answer::Topics(topics, _) = answer else { return Err(unexpected(answer, name)) };
-    let Some(topic) = topics.first() else { return Err(unknown_topic(name)) };
+    let answer = session
+        .shared
+        .ask_directory(|reply| List { names, reply })
+        .await;
+    let Answer::Topics(topics, _) = answer else {
+        return Err(unexpected(answer, name));
+    };
+    let Some(topic) = topics.first() else {
+        return Err(unknown_topic(name));
+    };
     let mut partitions = Vec::new();
     for index in 0..topic.partitions {
         let place = (topic.id, PartitionIndex(index), Lane::ZERO);
@@ -237,7 +278,11 @@ async fn describe(
             next_number: bounds.next_number,
         });
     }
-    out.send(&TopicOk { topic: info(topic) }, correlation, encode_list(&partitions));
+    out.send(
+        &TopicOk { topic: info(topic) },
+        correlation,
+        encode_list(&partitions),
+    );
     Ok(())
 }
 
@@ -247,7 +292,10 @@ pub(super) async fn bounds(
     place: super::session::Place,
     from: ReadFrom,
 ) -> Result<Bounds, Refused> {
-    let partition = session.locate(place).await.map_err(|rejection| refused(&rejection))?;
+    let partition = session
+        .locate(place)
+        .await
+        .map_err(|rejection| refused(&rejection))?;
     let (reply, mut answer) = question();
     partition.tell(Lookup { from, reply });
     match first(&mut answer).await {
@@ -259,8 +307,12 @@ pub(super) async fn bounds(
 fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
     let shared = &session.shared;
     let free = shared.admission.available_permits() as u64;
-    let sealed =
-        shared.gauge.sealed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let sealed = shared
+        .gauge
+        .sealed
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .clone();
     let ok = StatusOk {
         uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         connections: shared.connections.load(Ordering::Relaxed),
@@ -272,11 +324,21 @@ fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let list: Vec<ActorInfo> = if actors {
-        shared.house.registry.snapshot().into_iter().map(actor_info).collect()
+        shared
+            .house
+            .registry
+            .snapshot()
+            .into_iter()
+            .map(actor_info)
+            .collect()
     } else {
         Vec::new()
     };
-    let body = if list.is_empty() { Bytes::new() } else { encode_list(&list) };
+    let body = if list.is_empty() {
+        Bytes::new()
+    } else {
+        encode_list(&list)
+    };
     out.send(&ok, correlation, body);
 }
 
@@ -298,7 +360,10 @@ pub(super) fn unexpected(answer: Answer, topic: &str) -> Refused {
     match answer {
         Answer::Refused(Rejection::UnknownTopic) if !topic.is_empty() => unknown_topic(topic),
         Answer::Refused(rejection) => refused(&rejection),
-        _ => Refused::new(Code::Internal, "an actor gave an answer to another question"),
+        _ => Refused::new(
+            Code::Internal,
+            "an actor gave an answer to another question",
+        ),
     }
 }
 

@@ -16,7 +16,10 @@ pub async fn accept(listening: Listening, shared: Arc<Shared>, arbiters: Vec<Arb
             incoming.refuse();
             continue;
         }
-        let at = turn.fetch_add(1, Ordering::Relaxed).checked_rem(arbiters.len()).unwrap_or(0);
+        let at = turn
+            .fetch_add(1, Ordering::Relaxed)
+            .checked_rem(arbiters.len())
+            .unwrap_or(0);
         let (shared, listening) = (Arc::clone(&shared), listening.clone());
         // `accept` puts the connection's driver on the runtime that calls it: so the arbiter calls it.
         let serve = move || {

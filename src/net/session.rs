@@ -42,9 +42,7 @@ use crate::domain::id::{ClusterId, Lane, PartitionIndex, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::log::ReadPool;
 use crate::wire::code::{Code, Refused};
-use crate::wire::frame::{
-    Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits,
-};
+use crate::wire::frame::{Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits};
 use crate::wire::hello::{Goodbye, Limits};
 use crate::wire::produce::{Ack, Produce};
 
@@ -115,7 +113,10 @@ pub(super) fn question() -> (ReplyTo, UnboundedReceiver<Mail>) {
 
 /// Its answer; a broker that is going away answers `Retry`.
 pub(super) async fn first(answer: &mut UnboundedReceiver<Mail>) -> Answer {
-    answer.recv().await.map_or(Answer::Refused(Rejection::Retry), |mail| mail.answer)
+    answer
+        .recv()
+        .await
+        .map_or(Answer::Refused(Rejection::Retry), |mail| mail.answer)
 }
 
 /// A partition lane as requests name it.
@@ -169,13 +170,19 @@ async fn accept(
     incoming: quinn::Incoming,
     refuse: bool,
 ) -> Result<quinn::ConnectionError, String> {
-    let connecting = listening.admit(incoming).map_err(|error| error.to_string())?;
+    let connecting = listening
+        .admit(incoming)
+        .map_err(|error| error.to_string())?;
     let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
         .await
         .map_err(|_| "the handshake took too long".to_owned())?
         .map_err(|error| error.to_string())?;
     if refuse {
-        close(&connection, Code::TooManyConnections, "the broker has as many connections as it takes");
+        close(
+            &connection,
+            Code::TooManyConnections,
+            "the broker has as many connections as it takes",
+        );
         return Err("too many connections".to_owned());
     }
     tracing::debug!(target: "waterwheel::session", "open");
@@ -222,7 +229,10 @@ fn arriving_bytes(shared: &Shared) -> usize {
 
 /// Closes a connection with a code of ours.
 pub(super) fn close(connection: &quinn::Connection, code: Code, why: &str) {
-    connection.close(quinn::VarInt::from_u32(u32::from(code as u16)), why.as_bytes());
+    connection.close(
+        quinn::VarInt::from_u32(u32::from(code as u16)),
+        why.as_bytes(),
+    );
 }
 
 impl Session {
@@ -266,7 +276,10 @@ impl Session {
             let read = match deadline {
                 None => read.await,
                 Some(deadline) => tokio::time::timeout_at(deadline, read).await.map_err(|_| {
-                    Refused::new(Code::FrameMalformed, "a frame was begun and not finished in time")
+                    Refused::new(
+                        Code::FrameMalformed,
+                        "a frame was begun and not finished in time",
+                    )
                 })?,
             };
             // A reset stream or a lost connection ends it quietly.
@@ -309,14 +322,20 @@ impl Session {
             if frame.prefix.class() == FrameClass::Request && out.begin().await {
                 let refused = Refused::new(
                     Code::Unsupported,
-                    format!("this broker knows no request of kind {:#06x}", frame.prefix.kind),
+                    format!(
+                        "this broker knows no request of kind {:#06x}",
+                        frame.prefix.kind
+                    ),
                 );
                 out.refuse(&refused, frame.correlation());
             }
             return Ok(());
         };
         if !self.greeted.get() && kind != FrameKind::Hello {
-            return Err(Refused::new(Code::HelloRequired, "the first request must be Hello"));
+            return Err(Refused::new(
+                Code::HelloRequired,
+                "the first request must be Hello",
+            ));
         }
         if kind == FrameKind::Produce {
             let span = tracing::trace_span!(
@@ -354,14 +373,20 @@ impl Session {
             return refuse(refusal::refused(&Rejection::ShuttingDown));
         }
         if header.leader_epoch != 0 {
-            return refuse(Refused::new(Code::StaleEpoch, "the leader epoch is 0; ask for the metadata"));
+            return refuse(Refused::new(
+                Code::StaleEpoch,
+                "the leader epoch is 0; ask for the metadata",
+            ));
         }
         let batch = match BatchView::parse(&frame.body) {
             Ok(batch) => batch,
             Err(error) => return refuse(refusal::bad_batch(&error)),
         };
         if batch.header().limit_bytes() > self.shared.limits.batch_bytes_max as usize {
-            return refuse(Refused::new(Code::BatchTooLarge, "the batch is larger than the broker takes"));
+            return refuse(Refused::new(
+                Code::BatchTooLarge,
+                "the batch is larger than the broker takes",
+            ));
         }
         if is_ahead(batch.header()) {
             return refuse(Refused::new(
@@ -373,12 +398,18 @@ impl Session {
             Some(permit) => Some(permit),
             None => self.admit(frame.body.len()).await,
         };
-        let partition = match self.locate((header.topic, header.partition, header.lane)).await {
+        let partition = match self
+            .locate((header.topic, header.partition, header.lane))
+            .await
+        {
             Ok(partition) => partition,
             Err(rejection) => return refuse(refusal::refused(&rejection)),
         };
-        let reply =
-            if header.ack == Ack::None { ReplyTo::nobody() } else { out.reply(correlation) };
+        let reply = if header.ack == Ack::None {
+            ReplyTo::nobody()
+        } else {
+            out.reply(correlation)
+        };
         partition.tell(Append {
             batch: frame.body.clone(),
             count: batch.header().count,
@@ -400,7 +431,12 @@ impl Session {
         let (topic, partition, lane) = place;
         let answer = self
             .shared
-            .ask_directory(|reply| Locate { topic, partition, lane, reply })
+            .ask_directory(|reply| Locate {
+                topic,
+                partition,
+                lane,
+                reply,
+            })
             .await;
         match answer {
             Answer::Partition(_, link) => {

@@ -26,11 +26,18 @@ pub(crate) async fn audit(client: &Client, topic: &str, acked: &Acked, ack: Ack)
             panic!("record {producer}:{number} is there twice: at {before:?} and at {place:?}");
         }
         let expected = next_offset.entry(delivery.partition).or_default();
-        assert_eq!(delivery.offset, *expected, "offsets of partition {} are dense", delivery.partition);
+        assert_eq!(
+            delivery.offset, *expected,
+            "offsets of partition {} are dense",
+            delivery.partition
+        );
         *expected += 1;
         let key = delivery.key.expect("every record has a key").to_vec();
         if let Some(before) = last_of_key.insert(key, number) {
-            assert!(before < number, "key of {producer}: {number} came after {before}");
+            assert!(
+                before < number,
+                "key of {producer}: {number} came after {before}"
+            );
         }
     }
     let mut count = 0;
@@ -47,5 +54,9 @@ pub(crate) async fn audit(client: &Client, topic: &str, acked: &Acked, ack: Ack)
             count += 1;
         }
     }
-    assert_eq!(count, found.len(), "producers waited for everything they sent");
+    assert_eq!(
+        count,
+        found.len(),
+        "producers waited for everything they sent"
+    );
 }

@@ -84,12 +84,24 @@ pub(crate) fn value(producer: u32, number: u64) -> Vec<u8> {
 pub(crate) fn parse(value: &[u8]) -> (u32, u64) {
     let text = std::str::from_utf8(value).expect("values are text");
     let mut parts = text.split(':');
-    let mut number = || parts.next().expect("a number").parse::<u64>().expect("a number");
+    let mut number = || {
+        parts
+            .next()
+            .expect("a number")
+            .parse::<u64>()
+            .expect("a number")
+    };
     (number() as u32, number())
 }
 
 /// Sends numbered records until told to stop, resending through every kill, and notes each receipt.
-pub(crate) async fn produce(client: Client, topic: &'static str, id: u32, ack: Ack, progress: Arc<Progress>) {
+pub(crate) async fn produce(
+    client: Client,
+    topic: &'static str,
+    id: u32,
+    ack: Ack,
+    progress: Arc<Progress>,
+) {
     let producer = client
         .producer(topic)
         .ack(ack)
@@ -106,10 +118,12 @@ pub(crate) async fn produce(client: Client, topic: &'static str, id: u32, ack: A
             break;
         }
         if !stopping && pending.len() < WINDOW {
-            let record =
-                Record::new(value(id, number)).key(format!("{id}-{}", number % 5));
+            let record = Record::new(value(id, number)).key(format!("{id}-{}", number % 5));
             progress.unacked.fetch_add(1, Ordering::SeqCst);
-            let sent = producer.enqueue(record).await.expect("there is room in time");
+            let sent = producer
+                .enqueue(record)
+                .await
+                .expect("there is room in time");
             pending.push_back((number, sent));
             number += 1;
             if !number.is_multiple_of(16) {
@@ -117,11 +131,17 @@ pub(crate) async fn produce(client: Client, topic: &'static str, id: u32, ack: A
             }
             tokio::task::yield_now().await;
         }
-        while pending.front().is_some_and(|(_, sent)| sent.now().is_some())
+        while pending
+            .front()
+            .is_some_and(|(_, sent)| sent.now().is_some())
             || (pending.len() >= WINDOW || stopping) && !pending.is_empty()
         {
-            let Some((number, sent)) = pending.pop_front() else { break };
-            let receipt = sent.await.expect("a record is stored in the end, whatever is killed");
+            let Some((number, sent)) = pending.pop_front() else {
+                break;
+            };
+            let receipt = sent
+                .await
+                .expect("a record is stored in the end, whatever is killed");
             progress.note(id, number, (receipt.partition, receipt.offset));
         }
     }

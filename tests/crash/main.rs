@@ -54,9 +54,13 @@ struct Dice(u64);
 
 impl Dice {
     fn new() -> Self {
-        let seed = std::env::var("WATERWHEEL_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = std::env::var("WATERWHEEL_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok());
         let seed = seed.unwrap_or_else(|| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .expect("after 1970");
             u64::from(now.subsec_nanos())
         });
         println!("WATERWHEEL_SEED={seed}");
@@ -79,8 +83,13 @@ fn launch(data: &std::path::Path) -> Launch {
         ("WATERWHEEL_CHECKPOINT_MS", 100),
         ("WATERWHEEL_RETENTION_CHECK_MS", 100),
     ];
-    let settings = small.map(|(name, value): (_, u32)| (name, value.to_string())).to_vec();
-    Launch { data: data.to_path_buf(), settings }
+    let settings = small
+        .map(|(name, value): (_, u32)| (name, value.to_string()))
+        .to_vec();
+    Launch {
+        data: data.to_path_buf(),
+        settings,
+    }
 }
 
 /// Kills `kills` times while producers at `ack` go on, then audits.
@@ -91,10 +100,16 @@ async fn torment(ack: Ack, kills: usize, views_deleted: bool) {
     let mut broker = launch.start(0, None).expect("it starts");
     let port = broker.address.port();
     let client = connect(broker.address, dir.path()).await;
-    client.create_topic(TOPIC, TopicConfig::new(4)).await.expect("a new topic");
+    client
+        .create_topic(TOPIC, TopicConfig::new(4))
+        .await
+        .expect("a new topic");
     let mut fleeting = TopicConfig::new(2);
     fleeting.retention_bytes = Some(512 << 10);
-    client.create_topic(FLEETING, fleeting).await.expect("a new topic");
+    client
+        .create_topic(FLEETING, fleeting)
+        .await
+        .expect("a new topic");
     let (progress, beside) = (Arc::new(Progress::default()), Arc::new(Progress::default()));
     let mut producers = tokio::task::JoinSet::new();
     for id in 0..3 {
@@ -102,7 +117,13 @@ async fn torment(ack: Ack, kills: usize, views_deleted: bool) {
         producers.spawn(produce(client, TOPIC, id, ack, Arc::clone(&progress)));
     }
     let client = connect(broker.address, dir.path()).await;
-    producers.spawn(produce(client, FLEETING, 0, Ack::Durable, Arc::clone(&beside)));
+    producers.spawn(produce(
+        client,
+        FLEETING,
+        0,
+        Ack::Durable,
+        Arc::clone(&beside),
+    ));
     let mut reached = 0;
     for round in 0..kills {
         let point = (round % 2 == 1).then(|| POINTS[(round / 2) % POINTS.len()]);
@@ -114,9 +135,14 @@ async fn torment(ack: Ack, kills: usize, views_deleted: bool) {
         if let Some(point) = point {
             reached += usize::from(die_at(&launch, port, point, &progress, &mut dice).await);
         }
-        broker = launch.start(port, None).expect("it starts on what a kill left");
+        broker = launch
+            .start(port, None)
+            .expect("it starts on what a kill left");
     }
-    println!("{kills} kills, {reached} at named points, {} records acknowledged", progress.acked());
+    println!(
+        "{kills} kills, {reached} at named points, {} records acknowledged",
+        progress.acked()
+    );
     await_progress(&progress, &mut broker, 100, &mut producers).await;
     progress.stop();
     beside.stop();
@@ -167,7 +193,10 @@ async fn await_progress(
         }
         progress.changed().await;
     }
-    assert!(progress.unacked() > 0, "it is killed while records are under way");
+    assert!(
+        progress.unacked() > 0,
+        "it is killed while records are under way"
+    );
 }
 
 fn run(torment: impl Future<Output = ()>) {

@@ -38,8 +38,10 @@ fn lines_wanted() -> usize {
 
 /// The sources of this repository, found without asking git.
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    let mut entries: Vec<_> =
-        std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path()).collect();
+    let mut entries: Vec<_> = std::fs::read_dir(dir)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     entries.sort();
     for path in entries {
         if path.is_dir() {
@@ -58,12 +60,19 @@ fn write_text(path: &Path) -> Vec<u8> {
         return text;
     }
     let mut files = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    sources(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut files,
+    );
     let mut text = Vec::new();
     let mut lines = 0;
     for round in 0.. {
         for file in &files {
-            let name = file.file_stem().expect("a name").to_string_lossy().into_owned();
+            let name = file
+                .file_stem()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
             let source = std::fs::read_to_string(file).expect("a source is text");
             for line in source.lines() {
                 writeln!(text, "{name}-{round}\t{lines} {line}").expect("memory takes it");
@@ -95,8 +104,13 @@ fn launch(data: &Path) -> Launch {
         ("WATERWHEEL_BATCH_BYTES_MAX", 1 << 20),
         ("WATERWHEEL_CHECKPOINT_MS", 200),
     ];
-    let settings = small.map(|(name, value)| (name, value.to_string())).to_vec();
-    Launch { data: data.to_path_buf(), settings }
+    let settings = small
+        .map(|(name, value)| (name, value.to_string()))
+        .to_vec();
+    Launch {
+        data: data.to_path_buf(),
+        settings,
+    }
 }
 
 /// Reads the text of values by key from `consume --format length`.
@@ -121,7 +135,10 @@ fn by_key(mut framed: impl Read) -> HashMap<Vec<u8>, Vec<u8>> {
 fn expected(text: &[u8]) -> HashMap<Vec<u8>, Vec<u8>> {
     let mut expected: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
     for line in text.split_inclusive(|byte| *byte == b'\n') {
-        let at = line.iter().position(|byte| *byte == b'\t').expect("every line has a key");
+        let at = line
+            .iter()
+            .position(|byte| *byte == b'\t')
+            .expect("every line has a key");
         let lines = expected.entry(line[..at].to_vec()).or_default();
         lines.extend_from_slice(&line[at + 1..]);
         if line.last() != Some(&b'\n') {
@@ -146,7 +163,10 @@ impl Receipts {
         let reader = std::thread::spawn(move || {
             for (at, line) in BufReader::new(stdout).lines().enumerate() {
                 let line = line.expect("receipts are text");
-                assert!(line.contains(&format!("\"line\":{},", at + 1)), "in order: {line}");
+                assert!(
+                    line.contains(&format!("\"line\":{},", at + 1)),
+                    "in order: {line}"
+                );
                 counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             }
         });
@@ -163,41 +183,86 @@ fn through_kills(views_deleted: bool) {
     let file = dir.path().join("text.tsv");
     let data = dir.path().join("data");
     let text = write_text(&file);
-    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+    let lines = text
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .count();
     let launch = launch(&data);
     let mut broker = launch.start(0, None).expect("it starts");
     let address = broker.address.to_string();
-    let created =
-        waterwheel(&data, &address, &["topic", "create", TOPIC, "--partitions", "8"]).output();
-    assert!(created.expect("it runs").status.success(), "the topic is made");
-    let mut produce = waterwheel(&data, &address, &["produce", TOPIC, "--key-separator", "\\t", "--receipts", "--file"])
-        .arg(&file)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("produce starts");
+    let created = waterwheel(
+        &data,
+        &address,
+        &["topic", "create", TOPIC, "--partitions", "8"],
+    )
+    .output();
+    assert!(
+        created.expect("it runs").status.success(),
+        "the topic is made"
+    );
+    let mut produce = waterwheel(
+        &data,
+        &address,
+        &[
+            "produce",
+            TOPIC,
+            "--key-separator",
+            "\\t",
+            "--receipts",
+            "--file",
+        ],
+    )
+    .arg(&file)
+    .stdout(Stdio::piped())
+    .spawn()
+    .expect("produce starts");
     let receipts = Receipts::of(&mut produce);
     for kill in 1..=KILLS {
         let until = lines * kill / (KILLS + 2);
         while receipts.count() < until {
-            assert_eq!(produce.try_wait().expect("it can be asked"), None, "produce is unfinished");
+            assert_eq!(
+                produce.try_wait().expect("it can be asked"),
+                None,
+                "produce is unfinished"
+            );
             std::thread::park_timeout(Duration::from_millis(2));
         }
         broker.kill();
-        assert!(receipts.count() < lines, "it was killed while produce was unfinished");
+        assert!(
+            receipts.count() < lines,
+            "it was killed while produce was unfinished"
+        );
         if views_deleted {
             delete_views(&data);
         }
-        broker = launch.start(address.parse::<std::net::SocketAddr>().expect("an address").port(), None).expect("it starts again");
+        broker = launch
+            .start(
+                address
+                    .parse::<std::net::SocketAddr>()
+                    .expect("an address")
+                    .port(),
+                None,
+            )
+            .expect("it starts again");
     }
-    assert!(produce.wait().expect("produce ends").success(), "every line is acknowledged");
+    assert!(
+        produce.wait().expect("produce ends").success(),
+        "every line is acknowledged"
+    );
     let counted = std::sync::Arc::clone(&receipts.counted);
     receipts.reader.join().expect("receipts come in order");
-    assert_eq!(counted.load(std::sync::atomic::Ordering::SeqCst), lines, "a receipt per line");
+    assert_eq!(
+        counted.load(std::sync::atomic::Ordering::SeqCst),
+        lines,
+        "a receipt per line"
+    );
     let mut consume = waterwheel(&data, &address, &["consume", TOPIC, "--format", "length"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("consume starts");
-    let found = by_key(BufReader::new(consume.stdout.take().expect("stdout is piped")));
+    let found = by_key(BufReader::new(
+        consume.stdout.take().expect("stdout is piped"),
+    ));
     assert!(consume.wait().expect("consume ends").success());
     let expected = expected(&text);
     assert_eq!(found.len(), expected.len(), "every key");

@@ -133,7 +133,9 @@ impl BatchHeader {
         };
         let directory = bytes.get(BATCH_HEADER_BYTES..end).ok_or(short)?;
         let fixed = bytes.get(..BATCH_HEADER_BYTES - 4).ok_or(short)?;
-        if crate::domain::checksum::crc32c_append(crate::domain::checksum::crc32c(fixed), directory) != header_crc {
+        if crate::domain::checksum::crc32c_append(crate::domain::checksum::crc32c(fixed), directory)
+            != header_crc
+        {
             return Err(BatchError::HeaderChecksum);
         }
         header.check_lengths(directory)?;

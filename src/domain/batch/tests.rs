@@ -210,7 +210,10 @@ fn resealed(batch: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     let mut bytes = batch.to_vec();
     change(&mut bytes);
     let end = end.min(bytes.len());
-    let crc = crate::domain::checksum::crc32c_append(crate::domain::checksum::crc32c(&bytes[..60]), &bytes[64..end]);
+    let crc = crate::domain::checksum::crc32c_append(
+        crate::domain::checksum::crc32c(&bytes[..60]),
+        &bytes[64..end],
+    );
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     bytes.into()
 }

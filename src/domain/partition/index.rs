@@ -51,7 +51,10 @@ impl BatchPlace {
     /// Where to read it.
     #[must_use]
     pub fn place(&self) -> EntryPlace {
-        EntryPlace { position: self.position, length: self.length }
+        EntryPlace {
+            position: self.position,
+            length: self.length,
+        }
     }
 }
 
@@ -101,7 +104,12 @@ impl Index {
     /// Adds the batch that follows the last one (I1). One that is there already is left alone: a row
     /// may have been written after the head it is folded from.
     pub fn push(&mut self, batch: BatchPlace) {
-        if self.runs.values().next_back().is_some_and(|last| batch.first_offset < last.end) {
+        if self
+            .runs
+            .values()
+            .next_back()
+            .is_some_and(|last| batch.first_offset < last.end)
+        {
             return;
         }
         self.bytes = self.bytes.saturating_add(u64::from(batch.length));
@@ -143,7 +151,9 @@ impl Index {
     /// Returns the run to load first if the batch's run is not in memory.
     pub fn moved(&mut self, offset: Offset, place: EntryPlace) -> Option<Offset> {
         let (first, run) = self.runs.range_mut(..=offset).next_back()?;
-        let Some(batches) = &mut run.batches else { return Some(*first) };
+        let Some(batches) = &mut run.batches else {
+            return Some(*first);
+        };
         let batches = Arc::make_mut(batches);
         if let Ok(at) = batches.binary_search_by_key(&offset, |batch| batch.first_offset)
             && let Some(batch) = batches.get_mut(at)
@@ -185,10 +195,17 @@ impl Index {
     /// The first offset appended at or after `time`.
     pub fn find_time(&mut self, time: WallMs) -> Found {
         self.clock += 1;
-        let hit = self.runs.iter_mut().find(|(_, run)| run.last_appended >= time);
-        let Some((first, run)) = hit else { return Found::Nothing };
+        let hit = self
+            .runs
+            .iter_mut()
+            .find(|(_, run)| run.last_appended >= time);
+        let Some((first, run)) = hit else {
+            return Found::Nothing;
+        };
         run.touched = self.clock;
-        let Some(batches) = &run.batches else { return Found::Load(*first) };
+        let Some(batches) = &run.batches else {
+            return Found::Load(*first);
+        };
         let at = batches.partition_point(|batch| batch.appended < time);
         Found::Batches(Arc::clone(batches), at)
     }
@@ -197,9 +214,10 @@ impl Index {
     /// letting go of others. Says whether it is the run: a row that does not reach as far as the run
     /// does was written before it was full, and what followed was lost.
     pub fn load(&mut self, batches: &[BatchPlace]) -> bool {
-        let (Some(first), Some(end)) =
-            (batches.first().map(|batch| batch.first_offset), batches.last().map(BatchPlace::end))
-        else {
+        let (Some(first), Some(end)) = (
+            batches.first().map(|batch| batch.first_offset),
+            batches.last().map(BatchPlace::end),
+        ) else {
             return false;
         };
         if self.runs.get(&first).is_some_and(|run| run.end != end) {
@@ -219,7 +237,9 @@ impl Index {
 
     /// Takes in a run at the start of an incarnation.
     pub fn restore(&mut self, batches: Vec<BatchPlace>) {
-        self.bytes = self.bytes.saturating_add(batches.iter().map(|b| u64::from(b.length)).sum());
+        self.bytes = self
+            .bytes
+            .saturating_add(batches.iter().map(|b| u64::from(b.length)).sum());
         // Rows come in order, so only the last of them stays in memory.
         if let Some(mut last) = self.runs.last_entry()
             && !last.get().dirty
@@ -231,7 +251,9 @@ impl Index {
 
     /// Lets go of written runs beyond the last one and the few used last.
     pub fn shed(&mut self) {
-        let Some(last) = self.runs.keys().next_back().copied() else { return };
+        let Some(last) = self.runs.keys().next_back().copied() else {
+            return;
+        };
         let mut clean: Vec<(u64, Offset)> = self
             .runs
             .iter()
@@ -268,8 +290,12 @@ impl Index {
     /// Drops every batch that ends at or below `start`. Returns the runs dropped as a whole.
     /// The run that straddles keeps its row: what lies below the start offset is simply not served.
     pub fn trim(&mut self, start: Offset) -> Vec<Offset> {
-        let gone: Vec<Offset> =
-            self.runs.iter().take_while(|(_, run)| run.end <= start).map(|(first, _)| *first).collect();
+        let gone: Vec<Offset> = self
+            .runs
+            .iter()
+            .take_while(|(_, run)| run.end <= start)
+            .map(|(first, _)| *first)
+            .collect();
         for first in &gone {
             if let Some(run) = self.runs.remove(first) {
                 self.bytes = self.bytes.saturating_sub(run.bytes);
@@ -308,7 +334,10 @@ impl Index {
     /// Everything indexed, for comparison; runs that are not loaded as their bounds.
     #[must_use]
     pub fn bounds(&self) -> Vec<(Offset, Offset)> {
-        self.runs.iter().map(|(first, run)| (*first, run.end)).collect()
+        self.runs
+            .iter()
+            .map(|(first, run)| (*first, run.end))
+            .collect()
     }
 }
 
@@ -333,14 +362,23 @@ mod tests {
     fn a_row_from_before_the_run_was_full_is_not_the_run() {
         let run = RUN_BATCHES as u64;
         let mut index = Index::default();
-        (0..run * (RUNS_KEPT as u64 + 2)).map(batch).for_each(|batch| index.push(batch));
+        (0..run * (RUNS_KEPT as u64 + 2))
+            .map(batch)
+            .for_each(|batch| index.push(batch));
         let rows = index.take_dirty();
         let (first, whole) = rows.first().unwrap();
         assert_eq!(index.find(*first), Found::Load(*first));
         assert!(!index.load(&[]));
         assert!(!index.load(whole.split_last().unwrap().1));
-        assert_eq!(index.find(Offset(run - 1)), Found::Load(*first), "nothing half is answered from");
+        assert_eq!(
+            index.find(Offset(run - 1)),
+            Found::Load(*first),
+            "nothing half is answered from"
+        );
         assert!(index.load(whole));
-        assert_eq!(index.find(Offset(run - 1)), Found::Batches(Arc::clone(whole), RUN_BATCHES - 1));
+        assert_eq!(
+            index.find(Offset(run - 1)),
+            Found::Batches(Arc::clone(whole), RUN_BATCHES - 1)
+        );
     }
 }

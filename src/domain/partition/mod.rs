@@ -221,9 +221,18 @@ impl Partition {
 
     /// Decides about a batch.
     pub fn append(&mut self, append: Append, effects: &mut Vec<Effect>) {
-        let Append { token, batch, count, facts, tell_accepted } = append;
+        let Append {
+            token,
+            batch,
+            count,
+            facts,
+            tell_accepted,
+        } = append;
         if facts.producer.0 != 0 {
-            match self.producers.offer(&facts, count, token, self.limits.producers_max) {
+            match self
+                .producers
+                .offer(&facts, count, token, self.limits.producers_max)
+            {
                 Ok(Verdict::Store) => {}
                 Ok(Verdict::Waits) => return,
                 Ok(Verdict::Repeat(stored)) => return effects.push(Effect::Stored(token, stored)),
@@ -236,8 +245,13 @@ impl Partition {
         self.accepted = self.accepted.saturating_add(u64::from(count));
         // Undecided and delayed records will store without publishing; until they exist every
         // record is published where it is stored.
-        let draft =
-            Draft { kind: EntryKind::Payload, numbers: count, offsets: count, body: batch, facts };
+        let draft = Draft {
+            kind: EntryKind::Payload,
+            numbers: count,
+            offsets: count,
+            body: batch,
+            facts,
+        };
         self.ask(Some(token), vec![draft], effects);
     }
 
@@ -284,9 +298,10 @@ impl Partition {
             }
             ReadFrom::Offset(offset) => offset,
             ReadFrom::Time(time) => match self.index.find_time(time) {
-                Found::Batches(run, at) => {
-                    run.get(at).map_or(end, |batch| batch.first_offset).max(start)
-                }
+                Found::Batches(run, at) => run
+                    .get(at)
+                    .map_or(end, |batch| batch.first_offset)
+                    .max(start),
                 Found::Load(run) => {
                     return self.wait_for_run(run, Waiting::Lookup(token, time), effects);
                 }
@@ -321,7 +336,8 @@ impl Partition {
         effects: &mut Vec<Effect>,
     ) {
         let waiting = self.loading.remove(&first).unwrap_or_default();
-        let belongs = |run: &[BatchPlace]| run.first().is_some_and(|batch| batch.first_offset == first);
+        let belongs =
+            |run: &[BatchPlace]| run.first().is_some_and(|batch| batch.first_offset == first);
         let failed = match run {
             Ok(batches) if belongs(&batches) && self.index.load(&batches) => None,
             Ok(_) => Some(Rejection::Damaged(format!(
@@ -415,7 +431,8 @@ impl Partition {
                 Ok(Delta::StartOffset(start)) => self.apply_start(start),
                 Ok(Delta::ForgetProducers(ids)) => {
                     self.producers.forget(&ids);
-                    self.gone_rows.extend(ids.into_iter().map(rows::RowId::Producer));
+                    self.gone_rows
+                        .extend(ids.into_iter().map(rows::RowId::Producer));
                 }
                 Err(_) => {}
             },
@@ -427,8 +444,14 @@ impl Partition {
 
     fn next_from(&mut self, entry: &AppliedEntry) {
         let header = &entry.header;
-        let number = header.first_number.0.saturating_add(u64::from(header.numbers));
-        let offset = header.first_offset.0.saturating_add(u64::from(header.offsets));
+        let number = header
+            .first_number
+            .0
+            .saturating_add(u64::from(header.numbers));
+        let offset = header
+            .first_offset
+            .0
+            .saturating_add(u64::from(header.offsets));
         self.head.next_number = self.head.next_number.max(RecordNumber(number));
         self.head.next_offset = self.head.next_offset.max(Offset(offset));
     }
@@ -446,7 +469,11 @@ impl Partition {
         if entry.facts.producer.0 != 0 {
             let (stored, repeats) = self.producers.apply(header, &entry.facts);
             self.dirty_producers.insert(entry.facts.producer);
-            effects.extend(repeats.into_iter().map(|token| Effect::Stored(token, stored)));
+            effects.extend(
+                repeats
+                    .into_iter()
+                    .map(|token| Effect::Stored(token, stored)),
+            );
         }
         if header.offsets == 0 {
             return;
@@ -481,7 +508,8 @@ impl Partition {
         self.trimming = false;
         self.head.start_offset = self.head.start_offset.max(start);
         let gone = self.index.trim(self.head.start_offset);
-        self.gone_rows.extend(gone.into_iter().map(rows::RowId::Run));
+        self.gone_rows
+            .extend(gone.into_iter().map(rows::RowId::Run));
     }
 
     fn apply_snapshot(&mut self, body: &[u8]) {
@@ -494,7 +522,8 @@ impl Partition {
                 self.head.next_number = self.head.next_number.max(head.next_number);
                 self.head.next_offset = self.head.next_offset.max(head.next_offset);
                 let gone = self.producers.keep_only(&producers);
-                self.gone_rows.extend(gone.into_iter().map(rows::RowId::Producer));
+                self.gone_rows
+                    .extend(gone.into_iter().map(rows::RowId::Producer));
                 if head.start_offset > self.head.start_offset {
                     self.apply_start(head.start_offset);
                 }
@@ -511,7 +540,9 @@ impl Partition {
         self.accepted = 0;
         self.asked = 0;
         self.restating = false;
-        let held = std::mem::take(&mut self.held).into_iter().filter_map(|(token, _)| token);
+        let held = std::mem::take(&mut self.held)
+            .into_iter()
+            .filter_map(|(token, _)| token);
         let waiting = held.chain(self.producers.reset());
         effects.extend(waiting.map(|token| Effect::Refuse(token, Rejection::Retry)));
     }

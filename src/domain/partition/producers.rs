@@ -14,9 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::entry::EntryHeader;
 use crate::domain::entry::PayloadFacts;
-use crate::domain::id::{
-    Offset, ProducerEpoch, ProducerId, ProducerSequence, RecordNumber, Token,
-};
+use crate::domain::id::{Offset, ProducerEpoch, ProducerId, ProducerSequence, RecordNumber, Token};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::WallMs;
 
@@ -107,8 +105,12 @@ impl ProducerTable {
 
     /// Drops every row not named; returns those dropped.
     pub fn keep_only(&mut self, producers: &[ProducerId]) -> Vec<ProducerId> {
-        let gone: Vec<_> =
-            self.rows.keys().filter(|id| producers.binary_search(id).is_err()).copied().collect();
+        let gone: Vec<_> = self
+            .rows
+            .keys()
+            .filter(|id| producers.binary_search(id).is_err())
+            .copied()
+            .collect();
         for id in &gone {
             self.rows.remove(id);
         }
@@ -139,7 +141,9 @@ impl ProducerTable {
             }
             Some((epoch, next)) if facts.epoch == epoch => next,
             Some(_) if first.0 != 0 => {
-                return Err(Rejection::SequenceGap { expected: ProducerSequence(0) });
+                return Err(Rejection::SequenceGap {
+                    expected: ProducerSequence(0),
+                });
             }
             Some(_) => ProducerSequence(0),
             None if first.0 != 0 => return Err(Rejection::ProducerStateLost),
@@ -174,7 +178,11 @@ impl ProducerTable {
     }
 
     fn known_producers(&self) -> usize {
-        let new = self.accepted.keys().filter(|id| !self.rows.contains_key(id)).count();
+        let new = self
+            .accepted
+            .keys()
+            .filter(|id| !self.rows.contains_key(id))
+            .count();
         self.rows.len() + new
     }
 
@@ -209,7 +217,11 @@ impl ProducerTable {
     }
 
     /// Takes in a durable batch; answers the repeats that waited for it.
-    pub fn apply(&mut self, header: &EntryHeader, facts: &PayloadFacts) -> (StoredBatch, Vec<Token>) {
+    pub fn apply(
+        &mut self,
+        header: &EntryHeader,
+        facts: &PayloadFacts,
+    ) -> (StoredBatch, Vec<Token>) {
         let stored = StoredBatch {
             first_sequence: facts.first_sequence,
             count: header.numbers,
@@ -225,10 +237,17 @@ impl ProducerTable {
             return (stored, Vec::new());
         }
         if row.epoch != facts.epoch {
-            *row = ProducerRow { epoch: facts.epoch, ..ProducerRow::default() };
+            *row = ProducerRow {
+                epoch: facts.epoch,
+                ..ProducerRow::default()
+            };
         }
-        row.next_sequence =
-            ProducerSequence(facts.first_sequence.0.saturating_add(u64::from(header.numbers)));
+        row.next_sequence = ProducerSequence(
+            facts
+                .first_sequence
+                .0
+                .saturating_add(u64::from(header.numbers)),
+        );
         row.last_used = header.appended;
         if row.window.len() == WINDOW_BATCHES {
             row.window.pop_front();

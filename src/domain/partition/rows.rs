@@ -68,7 +68,10 @@ impl Snapshot {
 
 /// Encodes a row or a delta. Positional MessagePack of a bounded value cannot fail.
 #[must_use]
-#[expect(clippy::expect_used, reason = "writing a bounded value of known shape to memory")]
+#[expect(
+    clippy::expect_used,
+    reason = "writing a bounded value of known shape to memory"
+)]
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
     Bytes::from(rmp_serde::to_vec(value).expect("R1: every row and delta has a MessagePack form"))
 }
@@ -80,7 +83,10 @@ pub fn snapshot_drafts(head: &Head, producers: &ProducerTable) -> Vec<Draft> {
     producers
         .rows()
         .map(|(id, row)| Snapshot::Producer(id, row.clone()))
-        .chain([Snapshot::Head { head: *head, producers: names }])
+        .chain([Snapshot::Head {
+            head: *head,
+            producers: names,
+        }])
         .map(|snapshot| Draft {
             kind: EntryKind::Snapshot,
             numbers: 0,
@@ -106,14 +112,23 @@ impl Partition {
             changes.push(RowChange { id, value: None });
         }
         for (first, run) in self.index.take_dirty() {
-            changes.push(RowChange { id: RowId::Run(first), value: Some(encode(&*run)) });
+            changes.push(RowChange {
+                id: RowId::Run(first),
+                value: Some(encode(&*run)),
+            });
         }
         for id in std::mem::take(&mut self.dirty_producers) {
             if let Some(row) = self.producers.row(id) {
-                changes.push(RowChange { id: RowId::Producer(id), value: Some(encode(row)) });
+                changes.push(RowChange {
+                    id: RowId::Producer(id),
+                    value: Some(encode(row)),
+                });
             }
         }
-        changes.push(RowChange { id: RowId::Head, value: Some(encode(&self.head)) });
+        changes.push(RowChange {
+            id: RowId::Head,
+            value: Some(encode(&self.head)),
+        });
         (self.head.sequence, changes)
     }
 
@@ -141,7 +156,9 @@ impl Partition {
                 RowId::Head => partition.head = rmp_serde::from_slice(value).ok()?,
                 RowId::Run(_) => partition.index.restore(decode_run(value)?),
                 RowId::Producer(id) => {
-                    partition.producers.restore(id, rmp_serde::from_slice(value).ok()?);
+                    partition
+                        .producers
+                        .restore(id, rmp_serde::from_slice(value).ok()?);
                 }
             }
         }
@@ -152,7 +169,11 @@ impl Partition {
     /// Runs that are not in memory are missing.
     #[must_use]
     pub fn applied_state(&self) -> AppliedState {
-        let producers = self.producers.rows().map(|(id, row)| (id, row.clone())).collect();
+        let producers = self
+            .producers
+            .rows()
+            .map(|(id, row)| (id, row.clone()))
+            .collect();
         (self.head, producers, self.index.bounds())
     }
 }
