@@ -167,7 +167,7 @@ fn partition(c: &mut Criterion) {
         b.iter(|| {
             let append = Append {
                 token: Token(at),
-                batch: batch.clone(),
+                batch: batch.clone().into(),
                 count: RECORDS,
                 facts: facts(at * u64::from(RECORDS)),
                 tell_accepted: false,
@@ -249,7 +249,7 @@ fn draft(body: &Bytes) -> Draft {
         kind: EntryKind::Payload,
         numbers: 1,
         offsets: 1,
-        body: body.clone(),
+        body: body.clone().into(),
         facts: PayloadFacts::default(),
     }
 }

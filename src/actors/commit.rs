@@ -199,7 +199,7 @@ impl CommitActor {
                 .written_bytes
                 .fetch_add(framed, std::sync::atomic::Ordering::Relaxed);
             if entry.header.kind == EntryKind::Payload {
-                self.cache.insert(*place, entry.header, entry.body.clone());
+                self.cache.insert(*place, entry.body.clone());
             }
         }
         let held = self.log.end().0.saturating_sub(self.first.0);
@@ -588,7 +588,7 @@ impl Handler<NoteMark> for CommitActor {
             kind: EntryKind::Mark,
             numbers: 0,
             offsets: 0,
-            body: bytes::Bytes::copy_from_slice(&message.0.0.to_le_bytes()),
+            body: bytes::Bytes::copy_from_slice(&message.0.0.to_le_bytes()).into(),
             facts: PayloadFacts::default(),
         };
         let ticket = Ticket {

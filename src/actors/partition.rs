@@ -10,7 +10,6 @@ use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler,
     Message, WrapFuture,
 };
-use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::checkpoint::RowsWritten;
@@ -22,6 +21,7 @@ use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::store::{LoadRun, Write};
 use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows};
+use crate::domain::body::Body;
 use crate::domain::commit::{Need, Receipt};
 use crate::domain::entry::{Author, Draft, EntryKind, PayloadFacts};
 use crate::domain::id::{Offset, OwnerId, PartitionId, Token};
@@ -260,7 +260,7 @@ impl Actor for PartitionActor {
 #[derive(Debug)]
 pub struct Append {
     /// The batch, checked.
-    pub batch: Bytes,
+    pub batch: Body,
     /// How many records it has.
     pub count: u32,
     /// What its header says.

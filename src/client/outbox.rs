@@ -18,11 +18,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::error::SendError;
 use super::pending::{Completion, Outcome, Pending};
 use crate::domain::batch::{BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression};
+use crate::domain::body::Body;
 use crate::domain::id::{MessageId, ProducerSequence, TransactionNumber};
 use crate::domain::record::Record;
 use crate::domain::time::WallMs;
@@ -66,7 +65,7 @@ pub(crate) struct Closing {
 
 #[derive(Debug)]
 struct Batch {
-    bytes: Bytes,
+    bytes: Body,
     /// What it counts in the producer's memory.
     charge: usize,
     completion: Arc<Completion>,
@@ -90,7 +89,7 @@ pub(crate) struct Pushed {
 #[derive(Debug)]
 pub(crate) struct ToSend {
     pub(crate) correlation: u64,
-    pub(crate) bytes: Bytes,
+    pub(crate) bytes: Body,
 }
 
 /// What an answer changed: batches settled or failed, and the memory they gave back.
@@ -261,7 +260,7 @@ impl Outbox {
     }
 
     /// A batch taken by [`Outbox::close_due`] is finished.
-    pub(crate) fn closed(&mut self, gathered: Gathered, bytes: Bytes) {
+    pub(crate) fn closed(&mut self, gathered: Gathered, bytes: Body) {
         let Gathered {
             builder,
             completion,

@@ -358,7 +358,7 @@ fn look_at(shared: &Shared, partition: usize, look: &mut Look) -> Result<bool, S
             look.bytes += batch.bytes.len();
             look.sent.push(batch.correlation);
             look.chunks.push(head.freeze());
-            look.chunks.push(batch.bytes);
+            look.chunks.extend_from_slice(batch.bytes.pieces());
             if look.bytes >= WRITE_BYTES {
                 return Ok(true);
             }
@@ -368,7 +368,7 @@ fn look_at(shared: &Shared, partition: usize, look: &mut Look) -> Result<bool, S
         };
         // Packing takes long enough to be kept out of the way of those who push.
         drop(outbox);
-        let bytes = closing.gathered.builder.finish(closing.stamp);
+        let bytes = closing.gathered.builder.finish_in_pieces(closing.stamp);
         outbox = lock(slot);
         outbox.closed(closing.gathered, bytes.unwrap_or_default());
     }
@@ -467,7 +467,9 @@ fn refuse(shared: &Shared, partition: usize, correlation: u64, refused: Refused)
     let refusal = Refusal::from(refused);
     let code = refusal.code;
     // A gap before a batch that is not the first: what comes before it is on its way again, or will be.
-    let passes = code.is_retriable() || (code == Code::SequenceGap && about == Refusing::Later);
+    let passes = code.is_retriable()
+        || (matches!(code, Code::SequenceGap | Code::ProducerStateLost)
+            && about == Refusing::Later);
     match about {
         Refusing::Past => {}
         Refusing::First | Refusing::Later if passes => {

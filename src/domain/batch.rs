@@ -51,11 +51,13 @@
 mod builder;
 mod compression;
 mod header;
+mod pieces;
 mod view;
 
 pub use builder::{BatchBuilder, BatchFull, BatchStamp};
 pub use compression::Compression;
 pub use header::{BatchHeader, Delivery, facts};
+pub use pieces::{CheckedBatch, check};
 pub use view::{BatchView, Bodies, Slot};
 
 /// The version this code writes, and the only one it reads.

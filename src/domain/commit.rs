@@ -379,7 +379,7 @@ impl<T> Commit<T> {
         let mut applied: BTreeMap<OwnerId, Vec<AppliedEntry>> = BTreeMap::new();
         for (entry, place) in plan.entries.into_iter().zip(places) {
             if entry.header.kind == EntryKind::Delete
-                && let Ok(range) = rmp_serde::from_slice::<OwnerRange>(&entry.body)
+                && let Ok(range) = rmp_serde::from_slice::<OwnerRange>(&entry.body.to_bytes())
             {
                 self.deleted.push(range);
                 self.owners.retain(|owner, _| !range.contains(*owner));
@@ -392,7 +392,7 @@ impl<T> Commit<T> {
                 | EntryKind::State
                 | EntryKind::Snapshot
                 | EntryKind::Delete
-                | EntryKind::Mark => entry.body,
+                | EntryKind::Mark => entry.body.to_bytes(),
             };
             applied
                 .entry(entry.header.owner)

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use super::body::Body;
 use super::id::{
     Incarnation, LogIndex, LogPosition, Offset, OwnerId, OwnerSequence, ProducerEpoch, ProducerId,
     ProducerSequence, RecordNumber, Term, TransactionNumber,
@@ -111,7 +112,7 @@ pub struct Draft {
     /// How many records it publishes.
     pub offsets: u32,
     /// Its body, at most `flush_bytes_max` less headers.
-    pub body: Bytes,
+    pub body: Body,
     /// What a fold must know of a payload; default elsewhere.
     pub facts: PayloadFacts,
 }
@@ -122,7 +123,7 @@ pub struct NewEntry {
     /// The stamps.
     pub header: EntryHeader,
     /// The body.
-    pub body: Bytes,
+    pub body: Body,
     /// Kept in the segment's summary.
     pub facts: PayloadFacts,
 }

@@ -6,6 +6,7 @@
 //! it to be persisted, `apply` is the only thing that changes what others can see, live and in recovery.
 
 pub mod batch;
+pub mod body;
 pub mod checksum;
 pub mod commit;
 pub mod entry;

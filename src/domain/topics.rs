@@ -613,7 +613,7 @@ fn draft(kind: EntryKind, body: Bytes) -> Draft {
         kind,
         numbers: 0,
         offsets: 0,
-        body,
+        body: body.into(),
         facts: PayloadFacts::default(),
     }
 }

@@ -139,7 +139,7 @@ mod tests {
         header.tied_to_next = false;
         let entry = |n: u8| NewEntry {
             header,
-            body: Bytes::from(vec![n; 5000]),
+            body: vec![n; 5000].into(),
             facts: PayloadFacts::default(),
         };
         let places: Vec<EntryPlace> = (0..40)

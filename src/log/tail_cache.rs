@@ -6,12 +6,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-
-use crate::domain::entry::{EntryHeader, EntryPlace};
+use crate::domain::body::Body;
+use crate::domain::entry::EntryPlace;
 use crate::domain::id::LogPosition;
-
-use super::reader::EntryRead;
 
 /// What an entry costs beside its body.
 const OVERHEAD_BYTES: usize = 256;
@@ -30,7 +27,7 @@ pub struct TailCache {
 #[derive(Default)]
 struct Kept {
     /// By rising position.
-    entries: VecDeque<(EntryPlace, EntryRead)>,
+    entries: VecDeque<(EntryPlace, Body)>,
     bytes: usize,
 }
 
@@ -47,7 +44,7 @@ impl TailCache {
 
     /// Takes an entry in, and lets the oldest go as the bound asks; one older than all that is kept is
     /// only taken while there is room.
-    pub fn insert(&self, place: EntryPlace, header: EntryHeader, body: Bytes) {
+    pub fn insert(&self, place: EntryPlace, body: Body) {
         let cost = cost(&body);
         let mut kept = self.kept();
         let at = kept
@@ -60,7 +57,7 @@ impl TailCache {
         {
             return;
         }
-        kept.entries.insert(at, (place, EntryRead { header, body }));
+        kept.entries.insert(at, (place, body));
         kept.bytes = kept.bytes.saturating_add(cost);
         let bound = match self.readers.load(Ordering::Relaxed) {
             0 => self.bytes_max.min(UNREAD_BYTES),
@@ -69,7 +66,7 @@ impl TailCache {
         while kept.bytes > bound
             && let Some((_, gone)) = kept.entries.pop_front()
         {
-            kept.bytes = kept.bytes.saturating_sub(self::cost(&gone.body));
+            kept.bytes = kept.bytes.saturating_sub(self::cost(&gone));
         }
     }
 
@@ -82,19 +79,13 @@ impl TailCache {
 
     /// The body of the entry at a position, if it is still here.
     #[must_use]
-    pub fn lookup(&self, position: LogPosition) -> Option<Bytes> {
-        self.entry(position).map(|entry| entry.body)
-    }
-
-    /// The entry at a position, if it is still here.
-    #[must_use]
-    pub fn entry(&self, position: LogPosition) -> Option<EntryRead> {
+    pub fn lookup(&self, position: LogPosition) -> Option<Body> {
         let kept = self.kept();
         let at = kept
             .entries
             .binary_search_by_key(&position, |(place, _)| place.position);
         let entry = at.ok().and_then(|at| kept.entries.get(at));
-        entry.map(|(_, entry)| entry.clone())
+        entry.map(|(_, body)| body.clone())
     }
 
     /// What it holds now, in bytes.
@@ -117,13 +108,12 @@ impl Drop for Attendance {
     }
 }
 
-fn cost(body: &Bytes) -> usize {
+fn cost(body: &Body) -> usize {
     body.len().saturating_add(OVERHEAD_BYTES)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::frame::tests::frame;
     use super::*;
 
     fn place(position: u64) -> EntryPlace {
@@ -138,11 +128,7 @@ mod tests {
         let cache = Arc::new(TailCache::new(4 * UNREAD_BYTES));
         let fill = |from: u64| {
             for position in from..from + 20 {
-                cache.insert(
-                    place(position),
-                    frame().header,
-                    Bytes::from(vec![0; 1 << 20]),
-                );
+                cache.insert(place(position), Body::from(vec![0; 1 << 20]));
             }
         };
         fill(0);
@@ -159,17 +145,21 @@ mod tests {
     fn it_holds_the_highest_positions_within_its_bound() {
         let cache = TailCache::new(3 * (1000 + OVERHEAD_BYTES));
         for position in [30u8, 10, 20, 50, 40] {
-            let body = Bytes::from(vec![position; 1000]);
-            cache.insert(place(position.into()), frame().header, body);
+            let body = Body::from(vec![position; 1000]);
+            cache.insert(place(position.into()), body);
             assert!(cache.bytes() <= 3 * (1000 + OVERHEAD_BYTES));
         }
-        let held = |position| cache.lookup(LogPosition(position)).map(|body| body[0]);
+        let held = |position| {
+            cache
+                .lookup(LogPosition(position))
+                .map(|body| body.to_bytes()[0])
+        };
         assert_eq!(held(10), None);
         assert_eq!(held(20), None);
         assert_eq!(held(30), Some(30));
         assert_eq!(held(40), Some(40));
         assert_eq!(held(50), Some(50));
-        cache.insert(place(50), frame().header, Bytes::from_static(b"again"));
+        cache.insert(place(50), Body::from(&b"again"[..]));
         assert_eq!(held(50), Some(50), "entries never change");
     }
 
@@ -182,7 +172,7 @@ mod tests {
             let cache = TailCache::new(bytes_max);
             let mut naive: Vec<(u64, usize)> = Vec::new();
             for (position, bytes) in inserts {
-                cache.insert(place(position), frame().header, Bytes::from(vec![0; bytes]));
+                cache.insert(place(position), Body::from(vec![0; bytes]));
                 if naive.iter().all(|held| held.0 != position) {
                     naive.push((position, bytes));
                     naive.sort_unstable();

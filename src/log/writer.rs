@@ -413,7 +413,8 @@ impl Log {
             let frame_end = at + FRAME_BYTES;
             let mut body_crc = seed.0;
             let mut copied = frame_end;
-            for piece in entry.body.chunks(COPY_BYTES) {
+            let pieces = entry.body.pieces().iter();
+            for piece in pieces.flat_map(|piece| piece.chunks(COPY_BYTES)) {
                 put(out, copied, piece);
                 body_crc = crate::domain::checksum::crc32c_append(body_crc, piece);
                 copied += piece.len();
@@ -462,7 +463,6 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
 
     use super::super::disk::RealDisk;
     use super::super::options::LogOptions;
@@ -513,7 +513,7 @@ mod tests {
             } else {
                 PayloadFacts::default()
             },
-            body: Bytes::from(body),
+            body: body.into(),
         }
     }
 
@@ -526,7 +526,7 @@ mod tests {
                 header: entry.header,
                 place: *at,
                 facts: entry.facts.clone(),
-                body: (!is_payload).then(|| entry.body.clone()),
+                body: (!is_payload).then(|| entry.body.to_bytes()),
             };
             assert_eq!(found, expected);
         }
@@ -560,7 +560,10 @@ mod tests {
             let read = log.reader().read(&places);
             for (read, (entry, _)) in read.into_iter().zip(written.iter().rev()) {
                 let read = read.unwrap();
-                assert_eq!((read.header, read.body), (entry.header, entry.body.clone()));
+                assert_eq!(
+                    (read.header, read.body),
+                    (entry.header, entry.body.to_bytes())
+                );
             }
             assert!(log.segments().len() > opening as usize);
             if opening < 3 {
@@ -647,8 +650,8 @@ mod tests {
         places.push(place);
         let read = log.reader().read(&places);
         let (last, lies) = read.split_last().unwrap();
-        assert_eq!(last.as_ref().unwrap().body, whole.body);
-        assert_eq!(lies[0].as_ref().unwrap().body, whole.body);
+        assert_eq!(last.as_ref().unwrap().body, whole.body.to_bytes());
+        assert_eq!(lies[0].as_ref().unwrap().body, whole.body.to_bytes());
         assert!(lies[1..].iter().all(Result::is_err));
     }
 }

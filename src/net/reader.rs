@@ -28,6 +28,7 @@ use super::session::{Session, first, question};
 use crate::actors::Link;
 use crate::actors::partition::{PartitionActor, Read};
 use crate::actors::reply::{Answer, ReplyTo};
+use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::Offset;
 use crate::domain::partition::ReadAnswer;
@@ -181,7 +182,7 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
 /// Batches on their way from the fetching to the writing half.
 struct Group {
     answer: ReadAnswer,
-    bodies: Vec<Bytes>,
+    bodies: Vec<Body>,
 }
 
 async fn run(
@@ -270,7 +271,7 @@ async fn write_group(
         let encoded = encode(&deliver, 0, body.len(), &mut heads);
         debug_assert!(encoded.is_ok());
         pieces.push(heads.split().freeze());
-        pieces.push(body);
+        pieces.extend_from_slice(body.pieces());
         next = batch.end();
     }
     stream.write_all_chunks(&mut pieces).await?;
@@ -491,9 +492,9 @@ async fn answer_to(
 
 /// The batches' bytes, from the cache of the log's tail or read: up to the first that cannot be read,
 /// which is an error once it is the first of all.
-async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>, Stop> {
+async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Body>, Stop> {
     let cache = &session.shared.house.cache;
-    let cached: Vec<Option<Bytes>> = batches
+    let cached: Vec<Option<Body>> = batches
         .iter()
         .map(|batch| cache.lookup(batch.position))
         .collect();
@@ -520,10 +521,10 @@ async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Bytes>,
     let mut read = read.into_iter();
     let mut bodies = Vec::with_capacity(batches.len());
     for (batch, body) in batches.iter().zip(cached) {
-        match body
-            .map(Ok)
-            .or_else(|| read.next().map(|entry| entry.map(|entry| entry.body)))
-        {
+        match body.map(Ok).or_else(|| {
+            read.next()
+                .map(|entry| entry.map(|entry| entry.body.into()))
+        }) {
             Some(Ok(body)) => bodies.push(body),
             Some(Err(error)) if bodies.is_empty() => return Err(Stop::unreadable(batch, &error)),
             Some(Err(_)) | None => break,

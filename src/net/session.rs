@@ -37,13 +37,15 @@ use crate::actors::directory::{DirectoryActor, Locate};
 use crate::actors::partition::{Append, PartitionActor};
 use crate::actors::reply::{Answer, Mail, ReplyTo};
 use crate::actors::{House, Link};
-use crate::domain::batch::{BatchHeader, BatchView, flags};
+use crate::domain::batch::{self, BatchHeader, flags};
+use crate::domain::body::Body;
 use crate::domain::id::{ClusterId, Lane, PartitionIndex, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::log::ReadPool;
 use crate::wire::code::{Code, Refused};
-use crate::wire::frame::{Frame, FrameClass, FrameDecoder, FrameError, FrameKind, FrameLimits};
+use crate::wire::frame::{Frame, FrameClass, FrameError, FrameKind, FrameLimits};
 use crate::wire::hello::{Goodbye, Limits};
+use crate::wire::pieces::{FrameInPieces, PieceDecoder};
 use crate::wire::produce::{Ack, Produce};
 
 /// Time an admitted frame has to arrive whole.
@@ -267,7 +269,7 @@ impl Session {
         out: &Out,
     ) -> Result<(), Refused> {
         let limit = usize::try_from(self.shared.limits.batch_bytes_max).unwrap_or(usize::MAX);
-        let mut decoder = FrameDecoder::new(FrameLimits::for_batches(limit));
+        let mut decoder = PieceDecoder::new(FrameLimits::for_batches(limit));
         let (mut permit, mut arriving) = (None, None);
         let mut deadline = None;
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
@@ -314,10 +316,20 @@ impl Session {
 
     async fn dispatch(
         self: &Rc<Self>,
-        frame: Frame,
+        frame: FrameInPieces,
         permit: Option<OwnedSemaphorePermit>,
         out: &Out,
     ) -> Result<(), Refused> {
+        let body = match frame.prefix.known() {
+            // Stays in pieces on its way to the log.
+            Some(FrameKind::Produce) => Some(frame.body.clone()),
+            _ => None,
+        };
+        let frame = if body.is_some() {
+            frame.head()
+        } else {
+            frame.into_frame()
+        };
         let Some(kind) = frame.kind() else {
             if frame.prefix.class() == FrameClass::Request && out.begin().await {
                 let refused = Refused::new(
@@ -337,11 +349,14 @@ impl Session {
                 "the first request must be Hello",
             ));
         }
-        if kind == FrameKind::Produce {
+        if let Some(body) = body {
             let span = tracing::trace_span!(
                 target: "waterwheel::request", "produce", correlation = frame.correlation()
             );
-            return self.produce(&frame, permit, out).instrument(span).await;
+            return self
+                .produce(&frame, body, permit, out)
+                .instrument(span)
+                .await;
         }
         drop(permit);
         if frame.prefix.class() == FrameClass::Request && !out.begin().await {
@@ -353,6 +368,7 @@ impl Session {
     async fn produce(
         &self,
         frame: &Frame,
+        body: Body,
         permit: Option<OwnedSemaphorePermit>,
         out: &Out,
     ) -> Result<(), Refused> {
@@ -378,17 +394,17 @@ impl Session {
                 "the leader epoch is 0; ask for the metadata",
             ));
         }
-        let batch = match BatchView::parse(&frame.body) {
+        let batch = match batch::check(&body) {
             Ok(batch) => batch,
             Err(error) => return refuse(refusal::bad_batch(&error)),
         };
-        if batch.header().limit_bytes() > self.shared.limits.batch_bytes_max as usize {
+        if batch.header.limit_bytes() > self.shared.limits.batch_bytes_max as usize {
             return refuse(Refused::new(
                 Code::BatchTooLarge,
                 "the batch is larger than the broker takes",
             ));
         }
-        if is_ahead(batch.header()) {
+        if is_ahead(&batch.header) {
             return refuse(Refused::new(
                 Code::Unsupported,
                 "this broker does not know delayed, prioritised or transactional records yet",
@@ -396,7 +412,7 @@ impl Session {
         }
         let permit = match permit {
             Some(permit) => Some(permit),
-            None => self.admit(frame.body.len()).await,
+            None => self.admit(body.len()).await,
         };
         let partition = match self
             .locate((header.topic, header.partition, header.lane))
@@ -411,9 +427,9 @@ impl Session {
             out.reply(correlation)
         };
         partition.tell(Append {
-            batch: frame.body.clone(),
-            count: batch.header().count,
-            facts: batch.facts(),
+            batch: body,
+            count: batch.header.count,
+            facts: batch.facts,
             tell_accepted: header.ack == Ack::Memory,
             reply,
             permit,

@@ -36,6 +36,7 @@
 pub mod code;
 pub mod frame;
 pub mod hello;
+pub mod pieces;
 pub mod produce;
 pub mod reader;
 pub mod status;

@@ -356,7 +356,7 @@ impl Stamps<'_> {
         };
         self.run.push(NewEntry {
             header,
-            body,
+            body: body.into(),
             facts: facts.unwrap_or_default(),
         });
     }
@@ -429,7 +429,7 @@ fn encode(view: &View, log: &Log, command: &Command) -> Vec<NewEntry> {
             let facts = facts_of(&read.body).unwrap();
             return vec![NewEntry {
                 header,
-                body: read.body,
+                body: read.body.into(),
                 facts,
             }];
         }
@@ -529,7 +529,7 @@ fn history(seed: u64, steps: u32) -> (Vec<bool>, World) {
         if let Ok(places) = &appended {
             meant = after.clone();
             for (entry, place) in run.iter().zip(places) {
-                view.apply(&entry.header, *place, &entry.facts, &entry.body);
+                view.apply(&entry.header, *place, &entry.facts, &entry.body.to_bytes());
             }
             assert_eq!(view.world, meant, "live, after {command:?}");
         }
@@ -602,7 +602,7 @@ fn a_decision_over_eight_owners_is_whole_or_not_there() {
             let run = encode(view, log, command);
             let places = log.append(&run, Room::Decisions)?;
             for (entry, place) in run.iter().zip(places) {
-                view.apply(&entry.header, place, &entry.facts, &entry.body);
+                view.apply(&entry.header, place, &entry.facts, &entry.body.to_bytes());
             }
             Ok::<(), waterwheel::log::LogError>(())
         };

@@ -65,7 +65,7 @@ pub(crate) fn entry(index: u64, kind: EntryKind, tied: bool, body: Vec<u8>) -> N
         } else {
             PayloadFacts::default()
         },
-        body: Bytes::from(body),
+        body: body.into(),
     }
 }
 
@@ -115,7 +115,7 @@ pub(crate) fn contents(log: &Log) -> (Entries, Vec<Damage>) {
                             place,
                             NewEntry {
                                 header,
-                                body,
+                                body: body.into(),
                                 facts,
                             },
                         ));

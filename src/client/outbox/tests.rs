@@ -72,7 +72,7 @@ impl Bench {
                 return sent;
             };
             let bytes = closing.gathered.builder.finish(closing.stamp).unwrap();
-            self.outbox.closed(closing.gathered, bytes);
+            self.outbox.closed(closing.gathered, bytes.into());
         }
     }
 }
@@ -87,7 +87,7 @@ struct Sent {
 
 impl Sent {
     fn new(batch: &ToSend) -> Self {
-        let view = BatchView::parse(&batch.bytes).unwrap();
+        let view = BatchView::parse(&batch.bytes.to_bytes()).unwrap();
         let values = view.bodies().unwrap().map(|body| {
             let body = RecordBody::decode(&body.unwrap().1).unwrap();
             String::from_utf8(body.value.to_vec()).unwrap()

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::compression::Compression;
 use super::header::{Delivery, row_bytes};
 use super::{BATCH_BYTES_CEILING, BATCH_HEADER_BYTES, BATCH_RECORDS_MAX, BATCH_VERSION, flags};
+use crate::domain::body::Body;
 use crate::domain::id::{
     MessageId, ProducerEpoch, ProducerId, ProducerSequence, TransactionNumber,
 };
@@ -152,9 +153,13 @@ impl BatchBuilder {
         Ok(())
     }
 
-    /// The finished batch, or nothing where no record was pushed. The builder is empty afterwards and
-    /// keeps its buffers.
+    /// The finished batch, or nothing where no record was pushed. The builder is empty afterwards.
     pub fn finish(&mut self, stamp: BatchStamp) -> Option<Bytes> {
+        Some(self.finish_in_pieces(stamp)?.to_bytes())
+    }
+
+    /// The same in two pieces, the bodies in the buffer they were encoded into: nothing is copied.
+    pub fn finish_in_pieces(&mut self, stamp: BatchStamp) -> Option<Body> {
         if self.is_empty() {
             return None;
         }
@@ -173,7 +178,7 @@ impl BatchBuilder {
             Compression::Lz4 | Compression::Zstd => crate::domain::checksum::crc32c(stored),
         };
 
-        let mut out = Vec::with_capacity(BATCH_HEADER_BYTES + directory_bytes + stored.len());
+        let mut out = Vec::with_capacity(BATCH_HEADER_BYTES + directory_bytes);
         out.extend([BATCH_VERSION, compression as u8]);
         out.extend(self.flags.to_le_bytes());
         out.extend(word(self.len()));
@@ -194,9 +199,13 @@ impl BatchBuilder {
         if let Some(place) = out.get_mut(BATCH_HEADER_BYTES - 4..BATCH_HEADER_BYTES) {
             place.copy_from_slice(&header_crc.to_le_bytes());
         }
-        out.extend_from_slice(stored);
+        let stored = packed.unwrap_or_else(|| {
+            // The next batch will be about as large; growing would copy it once more.
+            let next = Vec::with_capacity(self.bodies.len() + self.bodies.len() / 4);
+            std::mem::replace(&mut self.bodies, next)
+        });
         self.clear();
-        Some(Bytes::from(out))
+        Some(Body::from_pieces(vec![out.into(), stored.into()]))
     }
 
     /// Forgets what was pushed; keeps the buffers.

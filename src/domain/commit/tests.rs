@@ -339,7 +339,7 @@ impl World {
         }
         self.touched.insert(header.owner);
         if header.kind == EntryKind::Delete {
-            let range: OwnerRange = rmp_serde::from_slice(&entry.body).unwrap();
+            let range: OwnerRange = rmp_serde::from_slice(&entry.body.to_bytes()).unwrap();
             self.counters.retain(|owner, _| !range.contains(*owner));
             self.deleted.push(range);
         }
@@ -376,7 +376,7 @@ fn draft((owner, kind, count, bytes): (u64, EntryKind, u32, usize)) -> (OwnerId,
             kind,
             numbers: count,
             offsets: count,
-            body,
+            body: body.into(),
             facts,
         },
     )

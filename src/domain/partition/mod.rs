@@ -21,11 +21,11 @@ pub mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use self::index::{BatchPlace, Found, Index};
 use self::producers::{ProducerTable, StoredBatch, Verdict};
+use super::body::Body;
 use super::entry::{AppliedEntry, Draft, EntryKind, PayloadFacts};
 use super::id::{Offset, OwnerSequence, ProducerId, RecordNumber, Token};
 use super::rejection::Rejection;
@@ -47,7 +47,7 @@ pub struct Append {
     /// Answers go here.
     pub token: Token,
     /// The batch as it came.
-    pub batch: Bytes,
+    pub batch: Body,
     /// How many records it has; never 0.
     pub count: u32,
     /// What its header says.
@@ -575,7 +575,7 @@ fn state(delta: &Delta) -> Draft {
         kind: EntryKind::State,
         numbers: 0,
         offsets: 0,
-        body: rows::encode(delta),
+        body: rows::encode(delta).into(),
         facts: PayloadFacts::default(),
     }
 }

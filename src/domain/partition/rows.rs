@@ -91,7 +91,7 @@ pub fn snapshot_drafts(head: &Head, producers: &ProducerTable) -> Vec<Draft> {
             kind: EntryKind::Snapshot,
             numbers: 0,
             offsets: 0,
-            body: encode(&snapshot),
+            body: encode(&snapshot).into(),
             facts: PayloadFacts::default(),
         })
         .collect()

@@ -338,7 +338,7 @@ fn stamp(place: usize, draft: Draft, tied: bool) -> AppliedEntry {
     AppliedEntry {
         header,
         place,
-        body: draft.body,
+        body: draft.body.to_bytes(),
         facts: PayloadFacts::default(),
     }
 }

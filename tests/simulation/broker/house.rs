@@ -225,7 +225,7 @@ impl House {
                     kind: EntryKind::Mark,
                     numbers: 0,
                     offsets: 0,
-                    body,
+                    body: body.into(),
                     facts,
                 };
                 let drafts = vec![(OwnerId::LOG, draft)];

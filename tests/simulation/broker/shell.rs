@@ -138,7 +138,7 @@ impl House {
                 let tell_accepted = false;
                 let append = partition::Append {
                     token,
-                    batch,
+                    batch: batch.into(),
                     count,
                     facts,
                     tell_accepted,

@@ -76,7 +76,7 @@ impl Rig {
         let batch = Bytes::from(vec![0; bytes]);
         let append = Append {
             token,
-            batch,
+            batch: batch.into(),
             count,
             facts,
             tell_accepted: true,
@@ -260,7 +260,11 @@ fn stamp(
             position: LogPosition(place * 4096),
             length,
         },
-        body: if is_payload { Bytes::new() } else { draft.body },
+        body: if is_payload {
+            Bytes::new()
+        } else {
+            draft.body.to_bytes()
+        },
         facts: draft.facts,
     }
 }
