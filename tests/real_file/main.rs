@@ -148,6 +148,20 @@ fn expected(text: &[u8]) -> HashMap<Vec<u8>, Vec<u8>> {
     expected
 }
 
+/// Cuts a text behind newlines into parts of about equal length.
+fn parts(text: &[u8], count: usize) -> Vec<&[u8]> {
+    let mut rest = text;
+    let mut parts = Vec::new();
+    for left in (1..=count).rev() {
+        let at = rest.len() / left;
+        let end = rest.iter().skip(at).position(|byte| *byte == b'\n');
+        let (part, after) = rest.split_at(end.map_or(rest.len(), |end| at + end + 1));
+        parts.push(part);
+        rest = after;
+    }
+    parts
+}
+
 /// Counts the receipts `produce` has printed so far, without waiting for more.
 struct Receipts {
     counted: std::sync::Arc<std::sync::atomic::AtomicUsize>,
@@ -203,48 +217,43 @@ fn through_kills(views_deleted: bool) {
     let mut produce = waterwheel(
         &data,
         &address,
-        &[
-            "produce",
-            TOPIC,
-            "--key-separator",
-            "\\t",
-            "--receipts",
-            "--file",
-        ],
+        &["produce", TOPIC, "--key-separator", "\\t", "--receipts"],
     )
-    .arg(&file)
+    .stdin(Stdio::piped())
     .stdout(Stdio::piped())
     .spawn()
     .expect("produce starts");
     let receipts = Receipts::of(&mut produce);
-    for kill in 1..=KILLS {
-        let until = lines * kill / (KILLS + 2);
-        while receipts.count() < until {
+    let mut input = produce.stdin.take().expect("stdin is piped");
+    // Produce is fast: it is given the file in parts, so that every kill finds it unfinished.
+    let mut parts = parts(&text, KILLS + 1).into_iter();
+    let mut given = 0;
+    for part in parts.by_ref().take(KILLS) {
+        let before = given;
+        input.write_all(part).expect("produce reads");
+        given += part.iter().filter(|byte| **byte == b'\n').count();
+        while receipts.count() <= before {
             assert_eq!(
                 produce.try_wait().expect("it can be asked"),
                 None,
-                "produce is unfinished"
+                "produce runs"
             );
-            std::thread::park_timeout(Duration::from_millis(2));
+            std::thread::park_timeout(Duration::from_millis(1));
         }
         broker.kill();
-        assert!(
-            receipts.count() < lines,
-            "it was killed while produce was unfinished"
-        );
         if views_deleted {
             delete_views(&data);
         }
-        broker = launch
-            .start(
-                address
-                    .parse::<std::net::SocketAddr>()
-                    .expect("an address")
-                    .port(),
-                None,
-            )
-            .expect("it starts again");
+        let port = address
+            .parse::<std::net::SocketAddr>()
+            .expect("an address")
+            .port();
+        broker = launch.start(port, None).expect("it starts again");
     }
+    for part in parts {
+        input.write_all(part).expect("produce reads");
+    }
+    drop(input);
     assert!(
         produce.wait().expect("produce ends").success(),
         "every line is acknowledged"
