@@ -197,11 +197,15 @@ fn a_topic_deleted_under_load_answers_every_batch_and_stays_gone() {
             for correlation in sent {
                 match producer.stream.stored(correlation).await {
                     Ok(_) => {}
-                    // On its way when its partition went, or behind one that was.
+                    // On its way when its partition went, or behind one that was: behind a producer's
+                    // first batch that means that the partition has not heard of the producer.
                     Err(refused) => assert!(
                         matches!(
                             refused.code(),
-                            Code::UnknownTopic | Code::Retry | Code::SequenceGap
+                            Code::UnknownTopic
+                                | Code::Retry
+                                | Code::SequenceGap
+                                | Code::ProducerStateLost
                         ),
                         "{refused:?}"
                     ),
