@@ -494,12 +494,8 @@ impl Standing<'_> {
             settings: Settings {
                 producers_per_partition_max: config.producers_per_partition_effective(),
                 producer_state_ms: config.producer_state_ms,
-                checkpoint_bytes: config.checkpoint_bytes,
-                checkpoint_ms: config.checkpoint_ms,
-                retention_check_ms: config.retention_check_ms,
                 partition_mailbox: config.partition_mailbox,
                 standing_mailbox: config.standing_mailbox,
-                crash: self.crash.clone(),
             },
         })
     }

@@ -14,7 +14,6 @@ use crate::actors::{directory, load, partition};
 use crate::domain::commit::{Counters, OwnerRange};
 use crate::domain::entry::{AppliedEntry, EntryKind};
 use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence};
-use crate::domain::partition::rows::encode;
 use crate::domain::partition::{Head, Limits, Partition};
 use crate::domain::topics::{Topic, Topics};
 use crate::log::{Damage, LogReader, Scanned};
@@ -325,19 +324,4 @@ impl Owned {
             .next_back()
             .is_some_and(|(first, count)| owner.0 - first.0 < *count)
     }
-}
-
-/// The rows a fold of the whole log gives, by owner: what `check --views` compares the views with.
-#[must_use]
-pub fn expected_heads(
-    topics: &Topics,
-    partitions: &HashMap<OwnerId, Partition>,
-) -> Vec<(OwnerId, Vec<u8>)> {
-    let mut heads: Vec<_> = partitions
-        .iter()
-        .map(|(owner, machine)| (*owner, encode(&machine.head()).to_vec()))
-        .collect();
-    heads.push((OwnerId::DIRECTORY, encode(&topics.head()).to_vec()));
-    heads.sort_unstable();
-    heads
 }

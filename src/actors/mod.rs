@@ -194,18 +194,10 @@ pub struct Settings {
     pub producers_per_partition_max: u32,
     /// How long an unused producer's state is kept.
     pub producer_state_ms: u64,
-    /// Log bytes after which views are written.
-    pub checkpoint_bytes: u64,
-    /// Time after which views are written.
-    pub checkpoint_ms: u64,
-    /// How often retention is looked at.
-    pub retention_check_ms: u64,
     /// Messages a partition's mailbox takes from those that ask.
     pub partition_mailbox: usize,
     /// Messages a standing actor's mailbox takes from those that ask.
     pub standing_mailbox: usize,
-    /// Named points at which the crash test ends the process.
-    pub crash: CrashPoints,
 }
 
 /// Ends the process at a named point: only for the crash test.

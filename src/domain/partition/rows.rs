@@ -138,12 +138,6 @@ impl Partition {
         (1 + self.index.runs() + self.producers.rows().count()) as u64
     }
 
-    /// Whether anything changed since [`Partition::take_rows`].
-    #[must_use]
-    pub fn is_dirty(&self) -> bool {
-        self.dirty
-    }
-
     /// Builds the machine from its rows; `None` if one does not read.
     #[must_use]
     pub fn from_rows<'a>(
