@@ -10,6 +10,7 @@ pub mod body;
 pub mod checksum;
 pub mod commit;
 pub mod entry;
+pub mod filter;
 pub mod id;
 pub mod key;
 pub mod ledger;
