@@ -12,6 +12,7 @@ pub mod checksum;
 pub mod commit;
 pub mod entry;
 pub mod group;
+pub mod filter;
 pub mod id;
 pub mod key;
 pub mod ledger;
