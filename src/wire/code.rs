@@ -118,6 +118,12 @@ codes! {
     ShuttingDown = 32, "shutting-down", true;
     /// A fault in the broker; its log says more.
     Internal = 33, "internal", false;
+    /// No such transaction, or not any more.
+    TransactionUnknown = 70, "transaction-unknown", false;
+    /// The transaction was decided otherwise, or before this came.
+    TransactionDecided = 71, "transaction-decided", false;
+    /// A bound on transactions is reached.
+    TransactionLimit = 72, "transaction-limit", true;
 }
 
 impl std::fmt::Display for Code {
