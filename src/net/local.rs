@@ -5,14 +5,16 @@
 //! broker stops or was dropped, it connects no more.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use actix_rt::ArbiterHandle;
-use tokio::sync::watch;
 
 use super::session::{self, Shared};
-use crate::transport::{Connection, pair};
+use crate::transport::{Closer, Connection, pair};
 use crate::wire::code::Code;
+
+/// Entries of the list of connections before those that have ended are looked for.
+const OPEN_MIN: usize = 64;
 
 /// Connects to the broker in this process.
 #[derive(Debug)]
@@ -20,8 +22,14 @@ pub struct Connector {
     shared: Weak<Shared>,
     arbiters: Vec<ArbiterHandle>,
     turn: AtomicUsize,
-    /// Turns true when every connection is to end.
-    closed: watch::Sender<bool>,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    sides: Vec<Closer>,
+    prune_at: usize,
+    is_closed: bool,
 }
 
 impl Connector {
@@ -30,7 +38,11 @@ impl Connector {
             shared: Arc::downgrade(shared),
             arbiters,
             turn: AtomicUsize::new(0),
-            closed: watch::Sender::new(false),
+            open: Mutex::new(Open {
+                sides: Vec::new(),
+                prune_at: OPEN_MIN,
+                is_closed: false,
+            }),
         }
     }
 
@@ -45,28 +57,32 @@ impl Connector {
         let at = turn.checked_rem(self.arbiters.len()).unwrap_or(0);
         let arbiter = self.arbiters.get(at)?;
         let [here, there] = pair();
-        let mut closed = self.closed.subscribe();
+        if !self.enter(there.closer()) {
+            return None;
+        }
         let serve = move || {
-            let closing = there.clone();
-            let close = async move {
-                // Whether it is said or the broker was dropped: this is the end.
-                let _ = closed.wait_for(|closed| *closed).await;
-                let code = u32::from(Code::ShuttingDown as u16);
-                closing.close(code, "the broker is stopping");
-                std::future::pending::<()>().await;
-            };
-            actix_rt::spawn(async move {
-                tokio::select! {
-                    () = session::serve_local(shared, there) => {}
-                    () = close => {}
-                }
-            });
+            actix_rt::spawn(session::serve_local(shared, there));
         };
         arbiter.spawn_fn(serve).then_some(here)
     }
 
-    /// Ends every connection.
+    /// Ends every connection, and makes no more.
     pub(crate) fn close(&self) {
-        self.closed.send_replace(true);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.is_closed = true;
+        for side in open.sides.drain(..) {
+            let code = u32::from(Code::ShuttingDown as u16);
+            side.close(code, "the broker is stopping");
+        }
+    }
+
+    fn enter(&self, side: Option<Closer>) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.sides.len() >= open.prune_at {
+            open.sides.retain(|side| !side.is_void());
+            open.prune_at = OPEN_MIN.max(open.sides.len() * 2);
+        }
+        open.sides.extend(side);
+        !open.is_closed
     }
 }

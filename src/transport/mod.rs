@@ -16,7 +16,7 @@
 mod memory;
 mod pipe;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
@@ -102,6 +102,25 @@ impl From<quinn::Connection> for Connection {
     }
 }
 
+/// Closes a connection within the process without keeping it.
+#[derive(Debug, Clone)]
+pub struct Closer(Weak<Side>);
+
+impl Closer {
+    /// Closes it as [`Connection::close`] does; void once it has ended.
+    pub fn close(&self, code: u32, reason: &str) {
+        if let Some(side) = self.0.upgrade() {
+            side.close(code, reason);
+        }
+    }
+
+    /// Whether there is nothing to close any more.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
 /// Both sides of a new connection within the process.
 #[must_use]
 pub fn pair() -> [Connection; 2] {
@@ -160,6 +179,15 @@ impl Connection {
                 connection.close(quinn::VarInt::from_u32(code), reason.as_bytes());
             }
             Carrier::Memory(side) => side.close(code, reason),
+        }
+    }
+
+    /// What closes this side from elsewhere; none over QUIC, where the endpoint does.
+    #[must_use]
+    pub fn closer(&self) -> Option<Closer> {
+        match &self.0 {
+            Carrier::Quic(_) => None,
+            Carrier::Memory(side) => Some(Closer(Arc::downgrade(side))),
         }
     }
 
