@@ -532,6 +532,7 @@ impl Standing<'_> {
             registry: self.registry.clone(),
             clock: self.clock,
             settings: Settings {
+                transactions: crate::domain::transaction::Limits::default(),
                 producers_per_partition_max: config.producers_per_partition_effective(),
                 producer_state_ms: config.producer_state_ms,
                 partition_mailbox: config.partition_mailbox,

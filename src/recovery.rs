@@ -5,17 +5,19 @@
 //! the summaries of its closed segments, so that payloads are not read. Either way the result is written
 //! and marked before anything starts, and every actor then begins from rows alone.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::actors::cleaner::Found;
-use crate::actors::{directory, load, partition};
+use crate::actors::{self, directory, load, partition};
 use crate::domain::commit::{Counters, OwnerRange};
 use crate::domain::entry::{AppliedEntry, EntryKind};
 use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence};
 use crate::domain::partition::{Head, Limits, Partition};
 use crate::domain::topics::{Topic, Topics};
+use crate::domain::transaction::{self, Coordinator, shard_of_owner};
 use crate::log::{Damage, LogReader, Scanned};
 use crate::store::{RowChange, RowKey, Standing, Tree, Views, ViewsError, layout};
 
@@ -110,6 +112,7 @@ pub(crate) struct Fold {
     pub(crate) views: Views,
     pub(crate) topics: Topics,
     pub(crate) partitions: HashMap<OwnerId, Partition>,
+    coordinators: HashMap<OwnerId, Coordinator>,
     pub(crate) damage: Vec<Damage>,
     limits: Limits,
     deleted: Vec<OwnerRange>,
@@ -133,6 +136,7 @@ impl Fold {
             views,
             topics,
             partitions: HashMap::new(),
+            coordinators: HashMap::new(),
             damage: Vec::new(),
             limits,
             deleted: Vec::new(),
@@ -206,6 +210,11 @@ impl Fold {
             self.topics.apply(entry, &mut Vec::new());
             return Ok(());
         }
+        if let Some(shard) = shard_of_owner(owner) {
+            let coordinator = self.coordinator(owner, shard)?;
+            coordinator.apply(entry, &mut Vec::new());
+            return Ok(());
+        }
         if self.deleted.iter().any(|range| range.contains(owner)) {
             return Ok(());
         }
@@ -224,6 +233,30 @@ impl Fold {
         Ok(())
     }
 
+    fn coordinator(&mut self, owner: OwnerId, shard: u8) -> Result<&mut Coordinator, ViewsError> {
+        match self.coordinators.entry(owner) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(vacant) => {
+                let rows = self.views.rows(Tree::Transaction, owner)?;
+                // Limits are for what is new; a fold takes what was accepted.
+                let limits = transaction::Limits::default();
+                let machine = load::coordinator_from_rows(shard, limits, &rows)
+                    .unwrap_or_else(|| Coordinator::new(shard, limits));
+                Ok(vacant.insert(machine))
+            }
+        }
+    }
+
+    fn write_coordinators(&mut self) -> Result<(), ViewsError> {
+        for (owner, machine) in &mut self.coordinators {
+            let changes = actors::transaction::row_changes(*owner, machine);
+            if !changes.is_empty() {
+                self.views.write(&changes)?;
+            }
+        }
+        Ok(())
+    }
+
     fn write_partitions(&mut self) -> Result<(), ViewsError> {
         for (owner, machine) in &mut self.partitions {
             let changes = partition::row_changes(*owner, machine);
@@ -237,6 +270,7 @@ impl Fold {
     /// Writes what is left, drops what belongs to no topic, marks.
     fn finish(&mut self, end: LogPosition) -> Result<FoldedCounters, ViewsError> {
         self.write_partitions()?;
+        self.write_coordinators()?;
         let changes = directory::row_changes(&mut self.topics);
         if !changes.is_empty() {
             self.views.write(&changes)?;
@@ -275,6 +309,18 @@ impl Fold {
                 key,
                 value: None,
             }])?;
+        }
+        for head in self.views.owners(Tree::Transaction) {
+            let head = head?;
+            let values = rmp_serde::from_slice::<transaction::Head>(&head.payload);
+            let sequence = values.map(|values| values.sequence).unwrap_or_default();
+            counters.push((
+                head.owner,
+                Counters {
+                    sequence,
+                    ..Counters::default()
+                },
+            ));
         }
         let sequence = self.topics.head().sequence;
         counters.push((

@@ -12,6 +12,7 @@ use actix_rt::ArbiterHandle;
 
 use super::checkpoint::{Gone, RowsWritten};
 use super::commit::{Forget, Persist, Ticket};
+use super::coordinators::Coordinators;
 use super::load::{self, Begins};
 use super::partition::{Dismiss, PartitionActor, Retain};
 use super::reply::{Answer, ReplyTo};
@@ -25,12 +26,13 @@ use crate::domain::partition::rows::encode;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, WallMs};
 use crate::domain::topics::{Command, Effect, Topics};
+use crate::domain::transaction::shard_of_owner;
 use crate::store::{RowChange, RowKey, Tree, layout};
 
 /// Failures within [`FAILURES_WITHIN_MS`] that stop an owner.
-const FAILURES_MAX: usize = 3;
+pub(super) const FAILURES_MAX: usize = 3;
 /// See [`FAILURES_MAX`].
-const FAILURES_WITHIN_MS: u64 = 60_000;
+pub(super) const FAILURES_WITHIN_MS: u64 = 60_000;
 
 /// An unused producer is remembered longer than it must be by at most this part.
 const FORGET_PARTS: u64 = 64;
@@ -50,6 +52,7 @@ pub struct DirectoryActor {
     author: Option<Author>,
     stats: Arc<ActorStats>,
     running: HashMap<OwnerId, Running>,
+    coordinators: Coordinators,
     pending: HashMap<Token, ReplyTo>,
     next_token: u64,
     /// When partitions without limits were last told to forget unused producers.
@@ -80,6 +83,7 @@ impl DirectoryActor {
             author: None,
             stats,
             running: HashMap::new(),
+            coordinators: Coordinators::default(),
             pending: HashMap::new(),
             next_token: 0,
             forgot: MonotonicMs(0),
@@ -257,6 +261,8 @@ impl Actor for DirectoryActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(self.stats.capacity);
         load::begin_again(self, ctx);
+        let link = self.link(ctx);
+        self.coordinators.start(&self.house, &link, &self.arbiters);
     }
 }
 
@@ -371,6 +377,31 @@ impl Handler<Locate> for DirectoryActor {
     }
 }
 
+/// Which actor a coordinator's shard is.
+#[derive(Debug)]
+pub struct LocateCoordinator {
+    /// The shard.
+    pub shard: u8,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
+}
+
+impl Message for LocateCoordinator {
+    type Result = ();
+}
+
+impl Handler<LocateCoordinator> for DirectoryActor {
+    type Result = ();
+
+    fn handle(&mut self, message: LocateCoordinator, _: &mut Self::Context) {
+        self.stats.handled();
+        match self.coordinators.locate(message.shard) {
+            Ok(link) => message.reply.answer(Answer::Coordinator(link)),
+            Err(rejection) => message.reply.refuse(rejection),
+        }
+    }
+}
+
 /// The log has entries of an owner that is not running.
 #[derive(Debug, Clone, Copy)]
 pub struct StartOwner {
@@ -387,6 +418,10 @@ impl Handler<StartOwner> for DirectoryActor {
 
     fn handle(&mut self, message: StartOwner, ctx: &mut Self::Context) {
         self.stats.handled();
+        if shard_of_owner(message.owner).is_some() {
+            // They always run, and one that is being made anew folds this from the log.
+            return;
+        }
         let exists = self
             .machine
             .iter()
@@ -421,6 +456,8 @@ impl Handler<RestateOwner> for DirectoryActor {
         if message.owner == OwnerId::DIRECTORY {
             let effect = self.machine.restate();
             self.perform(vec![effect]);
+        } else if let Some(link) = self.coordinators.of_owner(message.owner) {
+            link.tell(Restate);
         } else if let Some(link) = self.start_owner(message.owner, ctx) {
             link.tell(Restate);
         }
@@ -495,6 +532,12 @@ impl Handler<Died> for DirectoryActor {
     fn handle(&mut self, message: Died, ctx: &mut Self::Context) {
         self.stats.handled();
         let owner = message.owner;
+        if let Some(shard) = shard_of_owner(owner) {
+            let link = self.link(ctx);
+            return self
+                .coordinators
+                .died(shard, &self.house, &link, &self.arbiters);
+        }
         let now = self.house.clock.now().monotonic;
         let Some(mut running) = self.running.remove(&owner) else {
             return;
@@ -613,7 +656,9 @@ impl Handler<FailOwner> for DirectoryActor {
 
     fn handle(&mut self, message: FailOwner, _: &mut Self::Context) {
         self.stats.handled();
-        if let Some(running) = self.running.get(&message.owner) {
+        if let Some(shard) = shard_of_owner(message.owner) {
+            self.coordinators.fail(shard);
+        } else if let Some(running) = self.running.get(&message.owner) {
             running.link.tell(super::partition::Fail);
         }
     }

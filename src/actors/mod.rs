@@ -8,6 +8,7 @@
 pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
+mod coordinators;
 pub mod directory;
 pub mod group;
 pub mod load;
@@ -15,6 +16,7 @@ pub mod partition;
 pub mod reply;
 pub mod stats;
 pub mod store;
+pub mod transaction;
 pub mod wheel;
 
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use self::directory::DirectoryActor;
 use self::partition::PartitionActor;
 use self::stats::{ActorStats, Registry};
 use self::store::StoreActor;
+use self::transaction::CoordinatorActor;
 use self::wheel::{AlarmEvent, Wheel};
 use crate::domain::entry::AppliedEntry;
 use crate::domain::id::{Incarnation, OwnerId};
@@ -135,6 +138,8 @@ pub enum OwnerLink {
     Directory(Link<DirectoryActor>),
     /// A partition lane.
     Partition(Link<PartitionActor>),
+    /// A transaction coordinator.
+    Coordinator(Link<CoordinatorActor>),
 }
 
 impl OwnerLink {
@@ -144,13 +149,14 @@ impl OwnerLink {
         match self {
             Self::Directory(link) => link.is_alive(),
             Self::Partition(link) => link.is_alive(),
+            Self::Coordinator(link) => link.is_alive(),
         }
     }
 
     /// Says something of its alarms to the owner; kinds of owners without alarms are not told.
     pub fn alarm(&self, event: AlarmEvent) {
         match self {
-            Self::Directory(_) => {}
+            Self::Directory(_) | Self::Coordinator(_) => {}
             Self::Partition(link) => link.tell(event),
         }
     }
@@ -161,10 +167,12 @@ impl OwnerLink {
         M: Message<Result = ()> + Send + 'static,
         DirectoryActor: Handler<M>,
         PartitionActor: Handler<M>,
+        CoordinatorActor: Handler<M>,
     {
         match self {
             Self::Directory(link) => link.tell(message),
             Self::Partition(link) => link.tell(message),
+            Self::Coordinator(link) => link.tell(message),
         }
     }
 }
@@ -209,6 +217,8 @@ pub struct Settings {
     pub producer_state_ms: u64,
     /// Messages a partition's mailbox takes from those that ask.
     pub partition_mailbox: usize,
+    /// Limits of transactions.
+    pub transactions: crate::domain::transaction::Limits,
     /// Messages a standing actor's mailbox takes from those that ask.
     pub standing_mailbox: usize,
 }

@@ -35,6 +35,7 @@ mod producer;
 mod reader;
 mod sender;
 mod switchboard;
+mod transaction;
 
 use std::future::IntoFuture;
 use std::path::Path;
@@ -61,6 +62,10 @@ pub use error::{AdminError, ConnectError, ConsumeError, Refusal, SendError};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};
 pub use reader::{Fetched, Reader, ReaderBuilder};
+pub use transaction::{
+    HalfMessage, LocalOutcome, LocalTransaction, ParticipantInfo, Transaction, TransactionError,
+    TransactionId, TransactionInfo, TransactionalProducer, TransactionalProducerBuilder,
+};
 
 /// How long connecting, or one request, may take unless configured otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);

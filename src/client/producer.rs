@@ -464,7 +464,7 @@ impl Inner {
     }
 }
 
-fn now_ms() -> WallMs {
+pub(super) fn now_ms() -> WallMs {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let ms = since.map_or(0, |since| since.as_millis());
     WallMs(i64::try_from(ms).unwrap_or(i64::MAX))
@@ -472,13 +472,13 @@ fn now_ms() -> WallMs {
 
 /// Message ids that no other generator makes: time, a counter, and 62 bits that differ per generator.
 #[derive(Debug)]
-struct IdGenerator {
+pub(super) struct IdGenerator {
     seed: u64,
     count: AtomicU64,
 }
 
 impl IdGenerator {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // Without the system's randomness, the clock and an address still tell generators apart.
         let seed = getrandom::u64().unwrap_or_else(|_| {
             let here = std::ptr::from_ref(&BATCH_BYTES_DEFAULT) as u64;
@@ -491,7 +491,7 @@ impl IdGenerator {
         }
     }
 
-    fn next(&self, at: WallMs) -> MessageId {
+    pub(super) fn next(&self, at: WallMs) -> MessageId {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         // SplitMix64: a bijection of the count, so that no two are equal.
         let mut random = self

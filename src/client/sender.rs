@@ -352,6 +352,7 @@ fn look_at(shared: &Shared, partition: usize, look: &mut Look) -> Result<bool, S
                 lane: Lane::ZERO,
                 leader_epoch: 0,
                 ack: shared.ack,
+                immunity_ms: None,
             };
             let mut head = BytesMut::with_capacity(64);
             encode(&header, batch.correlation, batch.bytes.len(), &mut head)?;

@@ -10,3 +10,4 @@ mod requests;
 pub mod server;
 pub mod session;
 pub mod tls;
+mod transactions;

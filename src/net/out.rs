@@ -207,6 +207,10 @@ fn encode_mail(mail: Mail, out: &mut BytesMut) {
         | Answer::GroupActor(..)
         | Answer::Groups(_)
         | Answer::Group(_)
+        | Answer::Session(..)
+        | Answer::Coordinator(_)
+        | Answer::Ended(..)
+        | Answer::Transactions(_)
         | Answer::Partition(..) => Ok(()),
     };
     debug_assert!(encoded.is_ok(), "N3: answers to batches are small");

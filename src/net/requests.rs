@@ -14,6 +14,7 @@ use tracing::Instrument;
 use super::out::Out;
 use super::reader;
 use super::refusal::{refused, unknown_topic};
+use super::transactions;
 use super::session::{Session, bad_frame, first, question};
 use crate::actors::directory::{Do, List};
 use crate::actors::partition::Lookup;
@@ -71,6 +72,9 @@ pub(super) fn handle(
         | FrameKind::DeleteTopic
         | FrameKind::LookupOffset
         | FrameKind::OpenProducer
+        | FrameKind::OpenSession
+        | FrameKind::EndTransaction
+        | FrameKind::ListTransactions
         | FrameKind::Status => {
             let (session, out) = (Rc::clone(session), out.clone());
             let request = tracing::debug_span!(target: "waterwheel::request", "request", ?kind);
@@ -88,6 +92,7 @@ pub(super) fn handle(
                 .instrument(request),
             );
         }
+        FrameKind::CheckedBack => transactions::checked_back(session, &frame)?,
         // Answers and the broker's own events have no business here; skipped like unknown events.
         _ => {}
     }
@@ -119,7 +124,7 @@ fn greet(session: &Session, hello: &Hello, correlation: u64, out: &Out) -> Resul
 }
 
 async fn answer(
-    session: &Session,
+    session: &Rc<Session>,
     kind: FrameKind,
     frame: &Frame,
     out: &Out,
@@ -216,7 +221,7 @@ async fn answer(
             let request: Status = frame.decode().map_err(bad_frame)?;
             status(session, request.actors, correlation, out);
         }
-        _ => {}
+        _ => transactions::answer(session, kind, frame, out).await?,
     }
     Ok(())
 }

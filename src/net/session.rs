@@ -26,20 +26,23 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::endpoint::Listening;
 use super::out::{self, LONG_ANSWERS_MAX, Out};
 use super::refusal;
 use super::requests;
+use super::transactions;
 use crate::actors::commit::LogGauge;
 use crate::actors::directory::{DirectoryActor, Locate};
 use crate::actors::partition::{Append, PartitionActor};
 use crate::actors::reply::{Answer, Mail, ReplyTo};
+use crate::actors::transaction::CoordinatorActor;
 use crate::actors::{House, Link};
 use crate::domain::batch::{self, BatchHeader, flags};
 use crate::domain::body::Body;
-use crate::domain::id::{ClusterId, Lane, PartitionIndex, TopicId};
+use crate::domain::id::{ClusterId, Lane, OwnerId, PartitionId, PartitionIndex, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::log::ReadPool;
 use crate::transport::{Connection, Ended, ReceiveStream, SendStream};
@@ -134,7 +137,10 @@ pub struct Session {
     pub(super) greeted: Cell<bool>,
     /// The stream `Hello` came on: the broker's own words go there.
     pub(super) control: RefCell<Option<Out>>,
-    partitions: RefCell<HashMap<Place, Link<PartitionActor>>>,
+    partitions: RefCell<HashMap<Place, (OwnerId, Link<PartitionActor>)>>,
+    pub(super) coordinators: RefCell<HashMap<u8, Link<CoordinatorActor>>>,
+    /// Producer groups this connection's client answers for, and who passes the questions on.
+    pub(super) checks: RefCell<HashMap<String, JoinHandle<()>>>,
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
     pub(super) credit: Cell<u64>,
     /// Bytes of frames that may be arriving at a time.
@@ -224,6 +230,8 @@ async fn converse(
         greeted: Cell::new(false),
         control: RefCell::new(None),
         partitions: RefCell::new(HashMap::new()),
+        coordinators: RefCell::new(HashMap::new()),
+        checks: RefCell::new(HashMap::new()),
         readers: RefCell::new(HashMap::new()),
         credit: Cell::new(0),
     });
@@ -265,6 +273,9 @@ impl Session {
     fn close_readers(&self) {
         for reader in self.readers.borrow().values() {
             reader.close();
+        }
+        for (_, passing_on) in self.checks.borrow_mut().drain() {
+            passing_on.abort();
         }
     }
 
@@ -438,11 +449,9 @@ impl Session {
             Some(permit) => Some(permit),
             None => self.admit(body.len()).await,
         };
-        let partition = match self
-            .locate((header.topic, header.partition, header.lane))
-            .await
-        {
-            Ok(partition) => partition,
+        let place = (header.topic, header.partition, header.lane);
+        let (owner, partition) = match self.locate_owner(place).await {
+            Ok(found) => found,
             Err(rejection) => return refuse(refusal::refused(&rejection)),
         };
         let reply = if header.ack == Ack::None {
@@ -450,23 +459,46 @@ impl Session {
         } else {
             out.reply(correlation)
         };
-        partition.tell(Append {
+        let append = Append {
             batch: body,
             count: batch.header.count,
             facts: batch.facts,
             tell_accepted: header.ack == Ack::Memory,
+            tied: Vec::new(),
             reply,
             permit,
-        });
-        Ok(())
+        };
+        if batch.header.transaction.0 == 0 {
+            partition.tell(append);
+            return Ok(());
+        }
+        let id = PartitionId {
+            topic: header.topic,
+            partition: header.partition,
+            lane: header.lane,
+        };
+        let to = (owner, id, partition);
+        let sent = transactions::half(self, append, to, header.immunity_ms).await;
+        sent.or_else(|(refused, append)| {
+            append.reply.forget();
+            refuse(refused)
+        })
     }
 
     /// The partition's actor, from this session's memory if it lives.
     pub(super) async fn locate(&self, place: Place) -> Result<Link<PartitionActor>, Rejection> {
-        if let Some(link) = self.partitions.borrow().get(&place)
+        self.locate_owner(place).await.map(|(_, link)| link)
+    }
+
+    /// The same, and who it is.
+    async fn locate_owner(
+        &self,
+        place: Place,
+    ) -> Result<(OwnerId, Link<PartitionActor>), Rejection> {
+        if let Some((owner, link)) = self.partitions.borrow().get(&place)
             && link.is_alive()
         {
-            return Ok(link.clone());
+            return Ok((*owner, link.clone()));
         }
         let (topic, partition, lane) = place;
         let answer = self
@@ -479,9 +511,10 @@ impl Session {
             })
             .await;
         match answer {
-            Answer::Partition(_, link) => {
-                self.partitions.borrow_mut().insert(place, link.clone());
-                Ok(link)
+            Answer::Partition(owner, link) => {
+                let found = (owner, link);
+                self.partitions.borrow_mut().insert(place, found.clone());
+                Ok(found)
             }
             Answer::Refused(rejection) => {
                 self.partitions.borrow_mut().remove(&place);
@@ -500,7 +533,7 @@ async fn acquire(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaph
 /// Whether a batch asks for what would be broken by storing it like any other: visible before its time,
 /// or before its transaction is decided.
 fn is_ahead(batch: &BatchHeader) -> bool {
-    batch.has(flags::DELIVERIES) || batch.has(flags::PRIORITIES) || batch.transaction.0 != 0
+    batch.has(flags::DELIVERIES) || batch.has(flags::PRIORITIES)
 }
 
 /// A frame error ends the connection: the stream is beyond use, and its sender is not one of ours.

@@ -8,7 +8,7 @@
 //! | `meta` | the directory | 0: head, 0; 1: one topic, topic id |
 //! | `partition` | partition lanes | 0: head, 0; 1: index run, its first offset; 2: one producer, producer id |
 //! | `group` | consumer groups | 0: head, 0 |
-//! | `transaction` | transaction coordinators | 0: head, 0 |
+//! | `transaction` | transaction coordinators | 0: head, 0; 1: session, producer id; 2: open transaction, sequence of its first registration; 3: finished one, sequence of its decision |
 //! | `wheel` | timing wheel levels | 0: head, 0 |
 //! | `trace` | the trace | 0: head, 0 |
 //!
@@ -58,6 +58,14 @@ pub const DIRECTORY_TOPIC: u8 = 1;
 pub const PARTITION_INDEX_RUN: u8 = 1;
 /// The row kind of one producer of a partition; the row id is the producer id.
 pub const PARTITION_PRODUCER: u8 = 2;
+
+/// The row kind of a session of a coordinator; the row id is the producer id.
+pub const TRANSACTION_SESSION: u8 = 1;
+/// The row kind of an open transaction; the row id is the coordinator's sequence of its first
+/// registration.
+pub const TRANSACTION_OPEN: u8 = 2;
+/// The row kind of a finished transaction; the row id is the sequence of its decision.
+pub const TRANSACTION_FINISHED: u8 = 3;
 
 const KEY_BYTES: usize = 17;
 const FIXED_BYTES: usize = 26;

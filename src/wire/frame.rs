@@ -115,6 +115,13 @@ kinds! {
     /// Deliver a partition's records.
     OpenReader = 0x000c,
 
+    /// A session of a transactional id.
+    OpenSession = 0x0090,
+    /// Decide a transaction.
+    EndTransaction = 0x0091,
+    /// Which transactions there are.
+    ListTransactions = 0x0092,
+
     /// Answers `Hello`.
     HelloOk = 0x4001,
     /// Answers `Ping`.
@@ -135,6 +142,12 @@ kinds! {
     Accepted = 0x4009,
     /// Answers `OpenReader`.
     ReaderOk = 0x400a,
+    /// Answers `OpenSession`.
+    SessionOk = 0x4090,
+    /// Answers `EndTransaction`.
+    TransactionEnded = 0x4091,
+    /// Answers `ListTransactions`.
+    TransactionsOk = 0x4092,
     /// Answers any request: no, and why.
     Refused = 0x4fff,
 
@@ -150,6 +163,10 @@ kinds! {
     ReaderEnd = 0x8005,
     /// To the client: the broker is about to close the connection.
     Goodbye = 0x8006,
+    /// To the client: what became of a transaction of your producer group?
+    CheckBack = 0x8090,
+    /// To the broker: the answer to `CheckBack`.
+    CheckedBack = 0x8091,
 }
 
 /// What is to be done with a frame, known or not.

@@ -41,6 +41,7 @@ pub mod produce;
 pub mod reader;
 pub mod status;
 pub mod topic;
+pub mod transaction;
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"waterwheel/1";
