@@ -20,6 +20,7 @@ use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
 use crate::actors::directory::DirectoryActor;
 use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
+use crate::actors::wheel::Wheel;
 use crate::actors::{Clock, CrashPoints, House, Link, Settings};
 use crate::config::Config;
 use crate::domain::commit::Commit;
@@ -487,6 +488,7 @@ impl Standing<'_> {
             store,
             checkpoint,
             cleaner,
+            wheel: Wheel::default(),
             reader,
             cache: Arc::clone(&self.cache),
             registry: self.registry.clone(),
