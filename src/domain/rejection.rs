@@ -69,6 +69,18 @@ pub enum Rejection {
     },
     /// The broker is stopping.
     ShuttingDown,
+    /// As many delayed records wait in the partition as may.
+    TooManyTimers {
+        /// The bound.
+        max: u64,
+    },
+    /// Due farther ahead than allowed.
+    DelayTooLong {
+        /// The bound, in milliseconds.
+        max_ms: u64,
+    },
+    /// A batch with both delayed and immediate records.
+    MixedDelivery,
 }
 
 impl fmt::Display for Rejection {
@@ -119,6 +131,17 @@ impl fmt::Display for Rejection {
                 write!(f, "larger than one write of the log: at most {bytes_max} bytes")
             }
             Self::ShuttingDown => f.write_str("the broker is stopping"),
+            Self::TooManyTimers { max } => write!(
+                f,
+                "{max} delayed records wait in this partition already; raise the topic's or the broker's timers_max"
+            ),
+            Self::DelayTooLong { max_ms } => write!(
+                f,
+                "due farther ahead than the {max_ms} ms that the topic or the broker allows"
+            ),
+            Self::MixedDelivery => f.write_str(
+                "a batch holds delayed records or immediate ones, not both: send them as two batches",
+            ),
         }
     }
 }

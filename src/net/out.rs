@@ -203,6 +203,7 @@ fn encode_mail(mail: Mail, out: &mut BytesMut) {
         | Answer::Topic(_)
         | Answer::Topics(..)
         | Answer::Producer(_)
+        | Answer::Timer(_)
         | Answer::Partition(..) => Ok(()),
     };
     debug_assert!(encoded.is_ok(), "N3: answers to batches are small");

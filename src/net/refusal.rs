@@ -20,6 +20,8 @@ pub(super) fn refused(rejection: &Rejection) -> Refused {
         Rejection::PartitionOutOfRange { partitions } => refused.detail("partitions", partitions),
         Rejection::TooLarge { bytes_max } => refused.detail("bytes_max", bytes_max),
         Rejection::TooManyProducers { max } => refused.after_ms(1000).detail("max", max),
+        Rejection::TooManyTimers { max } => refused.after_ms(1000).detail("max", max),
+        Rejection::DelayTooLong { max_ms } => refused.detail("max_ms", max_ms),
         Rejection::ProducerStateLost
         | Rejection::Retry
         | Rejection::UnknownTopic
@@ -30,6 +32,7 @@ pub(super) fn refused(rejection: &Rejection) -> Refused {
         | Rejection::LogSealed
         | Rejection::OwnerStopped(_)
         | Rejection::Damaged(_)
+        | Rejection::MixedDelivery
         | Rejection::ShuttingDown => refused,
     }
 }
@@ -55,6 +58,9 @@ fn code(rejection: &Rejection) -> Code {
         Rejection::Damaged(_) => Code::Damaged,
         Rejection::TooLarge { .. } => Code::BatchTooLarge,
         Rejection::ShuttingDown => Code::ShuttingDown,
+        Rejection::TooManyTimers { .. } => Code::TooManyTimers,
+        Rejection::DelayTooLong { .. } => Code::DelayTooLong,
+        Rejection::MixedDelivery => Code::MixedDelivery,
     }
 }
 

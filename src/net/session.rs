@@ -431,6 +431,7 @@ impl Session {
             count: batch.header.count,
             facts: batch.facts,
             tell_accepted: header.ack == Ack::Memory,
+            tied: Vec::new(),
             reply,
             permit,
         });
