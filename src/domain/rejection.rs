@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::group::rejection::GroupRejection;
 use super::id::{Offset, ProducerEpoch, ProducerSequence};
 
 /// A refusal. Nothing of the refused command happened, unless the variant says otherwise.
@@ -67,6 +68,20 @@ pub enum Rejection {
         /// The bound in bytes.
         bytes_max: u32,
     },
+    /// No such transaction of that session, or not any more.
+    TransactionUnknown,
+    /// The transaction has been decided, or is being decided, in another way or before this came.
+    TransactionDecided {
+        /// The decision that stands.
+        stands: super::transaction::Decision,
+    },
+    /// A bound on transactions is reached.
+    TransactionLimit {
+        /// What is bounded.
+        what: &'static str,
+        /// The bound.
+        max: u32,
+    },
     /// The broker is stopping.
     ShuttingDown,
     /// As many delayed records wait in the partition as may.
@@ -81,6 +96,14 @@ pub enum Rejection {
     },
     /// A batch with both delayed and immediate records.
     MixedDelivery,
+    /// A consumer group's own.
+    Group(GroupRejection),
+}
+
+impl From<GroupRejection> for Rejection {
+    fn from(rejection: GroupRejection) -> Self {
+        Self::Group(rejection)
+    }
 }
 
 impl fmt::Display for Rejection {
@@ -130,6 +153,15 @@ impl fmt::Display for Rejection {
             Self::TooLarge { bytes_max } => {
                 write!(f, "larger than one write of the log: at most {bytes_max} bytes")
             }
+            Self::TransactionUnknown => {
+                f.write_str("no such transaction: it never began, or was finished long ago")
+            }
+            Self::TransactionDecided { stands } => {
+                write!(f, "the transaction is {stands} already; that decision stands")
+            }
+            Self::TransactionLimit { what, max } => {
+                write!(f, "too many {what}: at most {max}")
+            }
             Self::ShuttingDown => f.write_str("the broker is stopping"),
             Self::TooManyTimers { max } => write!(
                 f,
@@ -142,6 +174,7 @@ impl fmt::Display for Rejection {
             Self::MixedDelivery => f.write_str(
                 "a batch holds delayed records or immediate ones, not both: send them as two batches",
             ),
+            Self::Group(rejection) => rejection.fmt(f),
         }
     }
 }
