@@ -11,9 +11,9 @@ use super::commit::{self, Begin};
 use super::store::{LoadOwner, OwnerRows};
 use super::{House, OwnerLink};
 use crate::domain::entry::{AppliedEntry, Author};
-use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence, ProducerId};
+use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence, ProducerId, RecordNumber};
 use crate::domain::partition::rows::RowId;
-use crate::domain::partition::{Limits, Partition};
+use crate::domain::partition::{Effect, Limits, Partition};
 use crate::domain::transaction::{self, Coordinator};
 use crate::log::Scanned;
 use crate::store::{Row, Tree, layout};
@@ -27,18 +27,23 @@ pub async fn partition(
     owner: OwnerId,
     limits: Limits,
     link: OwnerLink,
-) -> Result<(Partition, Author), String> {
+) -> Result<(Partition, Author, Vec<Effect>), String> {
     let life = begin(&house, owner, link).await?;
     let OwnerRows { rows, mark } = rows(&house, Tree::Partition, owner).await?;
     let machine = partition_from_rows(limits, &rows).ok_or_else(|| {
         "a row of its view does not read; restart the broker to rebuild".to_owned()
     })?;
+    let mut state = (machine, Vec::new());
+    if state.0.head().sequence < life.counters.sequence {
+        let (machine, effects) = &mut state;
+        machine.begun(effects);
+    }
     let folds = Folds {
-        sequence: |machine: &Partition| machine.head().sequence,
-        apply: |machine, entry| machine.apply(entry, &mut Vec::new()),
+        sequence: |(machine, _): &(Partition, Vec<Effect>)| machine.head().sequence,
+        apply: |(machine, effects), entry| machine.apply(entry, effects),
     };
-    let machine = fold_behind(&house, owner, mark, life, machine, folds).await?;
-    Ok((machine, life.author))
+    let (machine, effects) = fold_behind(&house, owner, mark, life, state, folds).await?;
+    Ok((machine, life.author, effects))
 }
 
 /// Builds a partition from rows of the views.
@@ -49,6 +54,9 @@ pub fn partition_from_rows(limits: Limits, rows: &[Row]) -> Option<Partition> {
             layout::HEAD => RowId::Head,
             layout::PARTITION_INDEX_RUN => RowId::Run(Offset(row.id)),
             layout::PARTITION_PRODUCER => RowId::Producer(ProducerId(row.id)),
+            layout::PARTITION_CHUNK => RowId::Chunk(row.id),
+            layout::PARTITION_BODIES => RowId::Bodies(RecordNumber(row.id)),
+            layout::PARTITION_OPEN => RowId::Open(RecordNumber(row.id)),
             _ => return None,
         };
         Some((id, &*row.payload))

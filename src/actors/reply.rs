@@ -13,6 +13,7 @@ use super::transaction::{CoordinatorActor, HalfGuard};
 use crate::domain::commit::Receipt;
 use crate::domain::group::command;
 use crate::domain::id::{OwnerId, ProducerEpoch, ProducerId};
+use crate::domain::partition::delayed::TimerAnswer;
 use crate::domain::partition::{Bounds, ReadAnswer};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Topic;
@@ -49,6 +50,8 @@ pub enum Answer {
     Ended(Decision, By),
     /// What is told of transactions.
     Transactions(Vec<Description>),
+    /// About delayed records.
+    Timer(TimerAnswer),
     /// The actor of a partition lane.
     Partition(OwnerId, Link<PartitionActor>),
     /// The actor of a consumer group.

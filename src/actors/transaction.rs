@@ -92,7 +92,7 @@ pub struct CoordinatorActor {
     author: Option<Author>,
     house: House,
     stats: Arc<ActorStats>,
-    life: Life,
+    _life: Life,
     halves: Arc<Semaphore>,
     pending: HashMap<Token, ReplyTo>,
     waiting: HashMap<Token, Waiting>,
@@ -130,7 +130,7 @@ impl CoordinatorActor {
             limits,
             machine: Coordinator::new(shard, limits),
             author: None,
-            life: Life::new(owner, directory),
+            _life: Life::new(owner, directory),
             house,
             stats,
             halves,
@@ -201,7 +201,7 @@ impl CoordinatorActor {
                     participants,
                 } => {
                     let mut drafts = vec![(self.owner, delta)];
-                    drafts.extend(participants.iter().map(|one| outcome(id, decision, one)));
+                    drafts.extend(participants.iter().filter_map(|one| outcome(id, decision, one)));
                     self.persist(drafts);
                 }
                 Effect::Opened(token, producer, epoch) => {
@@ -338,15 +338,15 @@ impl CoordinatorActor {
 }
 
 /// What a decision means to one it concerns.
-fn outcome(id: TransactionId, decision: Decision, participant: &Participant) -> (OwnerId, Draft) {
+fn outcome(id: TransactionId, decision: Decision, participant: &Participant) -> Option<(OwnerId, Draft)> {
     let draft = match (participant.part, decision) {
         (Part::Records { immediate, .. }, Decision::Commit) => {
             partition::publish_transaction_draft(id, immediate)
         }
         (Part::Records { .. }, Decision::Rollback) => partition::discard_transaction_draft(id),
-        (Part::Attached, decision) => crate::domain::group::decision_draft(id, decision),
+        (Part::Attached, _) => return None,
     };
-    (participant.owner, draft)
+    Some((participant.owner, draft))
 }
 
 impl Actor for CoordinatorActor {

@@ -24,9 +24,9 @@ use tracing::Instrument;
 use super::out::Out;
 use super::refusal::refused;
 use super::requests::{bounds, read_from, unexpected};
-use super::session::{Session, first, question};
+use super::session::{Place, Session, first, question};
 use crate::actors::Link;
-use crate::actors::partition::{PartitionActor, Read};
+use crate::actors::partition::{FindHalf, PartitionActor, Read};
 use crate::actors::reply::{Answer, ReplyTo};
 use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
@@ -34,6 +34,7 @@ use crate::domain::id::Offset;
 use crate::domain::partition::ReadAnswer;
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
+use crate::domain::transaction::TransactionId;
 use crate::log::ReadError;
 use crate::transport::{SendStream, StreamEnded};
 use crate::wire::code::{Code, Refused};
@@ -488,6 +489,20 @@ async fn answer_to(
             () = control.changed.notified() => {}
             () = over => return Err(Stop::End(EndReason::Waited)),
         }
+    }
+}
+
+/// The first batch of an undecided transaction, if it can be had.
+pub(super) async fn half_batch(session: &Session, place: Place, id: TransactionId) -> Option<Bytes> {
+    let partition = session.locate(place).await.ok()?;
+    let (reply, mut answer) = question();
+    partition.tell(FindHalf { id, reply });
+    match first(&mut answer).await {
+        Answer::Batches(found) => {
+            let read = bodies(session, &found.batches).await.ok()?;
+            read.first().map(Body::to_bytes)
+        }
+        _ => None,
     }
 }
 

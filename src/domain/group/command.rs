@@ -9,7 +9,7 @@ use super::subscription::{Start, SubscriptionChange, SubscriptionSpec};
 use crate::domain::entry::Draft;
 use crate::domain::id::{
     Generation, Lane, LeaseId, MemberId, Offset, OwnerId, PartitionId, PartitionIndex,
-    ProducerEpoch, ProducerId, Token, TopicId, TransactionNumber,
+    Token, TopicId,
 };
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
@@ -68,16 +68,7 @@ pub enum RetryAfter {
     DeadLetter,
 }
 
-/// A transaction, as a group knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct TransactionKey {
-    /// Its producer.
-    pub producer: ProducerId,
-    /// The producer's epoch.
-    pub epoch: ProducerEpoch,
-    /// Which of that producer's.
-    pub number: TransactionNumber,
-}
+pub use crate::domain::transaction::TransactionId;
 
 /// What is asked of a group. Every command is answered exactly once, under its token; what rests on the
 /// disk is answered when it is durable.
@@ -166,7 +157,7 @@ pub enum Command {
         /// Which.
         ranges: Vec<LeasedRange>,
         /// To what.
-        transaction: TransactionKey,
+        transaction: TransactionId,
     },
     /// Make a subscription.
     Subscribe(SubscriptionSpec),
