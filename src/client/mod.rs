@@ -86,6 +86,7 @@ impl std::fmt::Debug for Connect {
 }
 
 impl Connect {
+    #[cfg(feature = "broker")]
     /// To the broker in this process: addresses and certificates mean nothing then.
     pub(crate) fn local(connect: ConnectLocal) -> Self {
         Self {
