@@ -20,7 +20,7 @@ use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
 use crate::actors::directory::DirectoryActor;
 use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
-use crate::actors::wheel::Wheel;
+use crate::actors::wheel::{self, Wheel};
 use crate::actors::{Clock, CrashPoints, House, Link, Settings};
 use crate::config::Config;
 use crate::domain::commit::Commit;
@@ -197,10 +197,13 @@ impl Broker {
             move |_| DirectoryActor::new(topics, directory_house, spread, shared_stats),
         );
         let directory = Link::new(addr, stats);
-        house
-            .checkpoint
-            .tell(checkpoint::Introduce(house.cleaner.clone()));
+        house.checkpoint.tell(checkpoint::Introduce {
+            cleaner: house.cleaner.clone(),
+            wheel: house.wheel.clone(),
+        });
         house.cleaner.tell(cleaner::Introduce(directory.clone()));
+        let wheel_arbiter = Arbiter::new();
+        wheel::keeper::start(&house, &directory, &wheel_arbiter.handle());
         house.commit.tell(commit::Introduce {
             directory: directory.clone(),
             checkpoint: house.checkpoint.clone(),
@@ -225,7 +228,7 @@ impl Broker {
             started: Instant::now(),
         });
         let mut arbiters = workers;
-        arbiters.extend([commit_arbiter, store_arbiter]);
+        arbiters.extend([commit_arbiter, store_arbiter, wheel_arbiter]);
         let mut broker = Self {
             local_addr: None,
             endpoint: None,

@@ -56,7 +56,7 @@ impl Outbox {
     }
 
     /// Everything is to be said once more, in due order.
-    fn from_the_start(&mut self) {
+    fn begin_again(&mut self) {
         let said = std::mem::take(&mut self.said);
         let later = std::mem::take(&mut self.later);
         let mut all: Vec<Held> = said
@@ -215,7 +215,7 @@ impl Finest {
                 self.backlog += outbox.queue.len();
             }
             let before = outbox.queue.len() + outbox.saying;
-            outbox.from_the_start();
+            outbox.begin_again();
             self.backlog = (self.backlog + outbox.queue.len()).saturating_sub(before);
             self.say(now, owner, out);
         }
@@ -232,7 +232,7 @@ impl Finest {
         {
             let held = outbox.queue.len() + outbox.saying;
             self.backlog = self.backlog.saturating_sub(held);
-            outbox.from_the_start();
+            outbox.begin_again();
             outbox.running = false;
         }
         self.advance(now, out);

@@ -269,7 +269,7 @@ impl Rig {
                 break;
             };
             let next = next.max(self.now);
-            self.monotonic += (next - self.now) as u64;
+            self.monotonic += (next - self.now).unsigned_abs();
             self.now = next;
             for level in (0..usize::from(self.levels)).rev() {
                 let mut out = Vec::new();
@@ -293,7 +293,7 @@ impl Rig {
                 self.perform(level, out);
             }
         }
-        self.monotonic += (until - self.now).max(0) as u64;
+        self.monotonic += (until - self.now).max(0).unsigned_abs();
         self.now = self.now.max(until);
     }
 
@@ -310,7 +310,8 @@ impl Rig {
         self.round = 0;
         self.marked = 0;
         self.enter_all();
-        for alarm in self.log[self.mark..].to_vec() {
+        for alarm in &self.log[self.mark..] {
+            let alarm = *alarm;
             self.mail[0].push_back(Message::Arm(alarm.owner, vec![alarm]));
         }
         self.look();
@@ -329,7 +330,7 @@ impl Rig {
                     .arm(self.moment(), alarm.owner, vec![alarm], false, &mut out);
             }
         } else {
-            let mut machine = Coarse::new(level as u8, self.levels, found);
+            let mut machine = Coarse::new(u8::try_from(level).unwrap(), self.levels, found);
             machine.overflowed(now, again, &mut out);
             self.coarse[level - 1] = machine;
         }
@@ -524,11 +525,13 @@ fn w3_an_owner_that_returns_nothing_is_told_no_more_than_the_window() {
     });
     machine.arm(moment, OwnerId(1), alarms.collect(), false, &mut out);
     let said = |out: &[Effect]| -> usize {
-        let of = |effect: &Effect| match effect {
-            Effect::Due { alarms, .. } => alarms.len(),
-            _ => 0,
-        };
-        out.iter().map(of).sum()
+        let due = out.iter().filter_map(|effect| {
+            let Effect::Due { alarms, .. } = effect else {
+                return None;
+            };
+            Some(alarms.len())
+        });
+        due.sum()
     };
     assert_eq!(said(&out), finest::DUE_WINDOW);
     out.clear();
@@ -618,7 +621,7 @@ fn any_after() -> impl Strategy<Value = i64> {
         0i64..100_000,
         0i64..2 * HOUR,
         0i64..8 * DAY,
-        (0usize..4, -1i64..2).prop_map(|(level, more)| span_ms(level as u8, WALL_LEVELS) + more),
+        (0u8..4, -1i64..2).prop_map(|(level, more)| span_ms(level, WALL_LEVELS) + more),
         Just(365 * DAY),
     ]
 }
