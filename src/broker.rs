@@ -22,6 +22,7 @@ use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
 use crate::actors::wheel::{self, Wheel};
 use crate::actors::{Clock, CrashPoints, House, Link, Settings};
+use crate::client::Connect;
 use crate::config::Config;
 use crate::domain::commit::Commit;
 use crate::domain::id::{LogIndex, OwnerId};
@@ -29,6 +30,7 @@ use crate::domain::partition::Limits;
 use crate::domain::time::WallMs;
 use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
 use crate::net::endpoint::{EndpointOptions, NetError, endpoint};
+use crate::net::local::Connector;
 use crate::net::server;
 use crate::net::session::Shared;
 use crate::net::tls::Certificates;
@@ -84,6 +86,7 @@ pub enum StartError {
 pub struct Broker {
     local_addr: Option<SocketAddr>,
     endpoint: Option<quinn::Endpoint>,
+    connector: Arc<Connector>,
     shared: Arc<Shared>,
     stopping: watch::Sender<bool>,
     arbiters: Vec<Arbiter>,
@@ -114,7 +117,7 @@ impl Broker {
     /// # Errors
     /// [`StartError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, None).await
+        Self::start_with(config, None, Clock::start()).await
     }
 
     /// As [`start`](Self::start), but the log's segments lie on `disk` instead of in the data
@@ -124,10 +127,22 @@ impl Broker {
     /// # Errors
     /// [`StartError`]; nothing keeps running.
     pub async fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Self, StartError> {
-        Self::start_with(config, Some(disk)).await
+        Self::start_with(config, Some(disk), Clock::start()).await
     }
 
-    async fn start_with(config: Config, disk: Option<Arc<dyn Disk>>) -> Result<Self, StartError> {
+    /// As [`start`](Self::start), but by another clock: for tests of what steps of the wall clock do.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running.
+    pub async fn start_by(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::start_with(config, None, clock).await
+    }
+
+    async fn start_with(
+        config: Config,
+        disk: Option<Arc<dyn Disk>>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         if actix_rt::System::try_current().is_none() {
             return Err(StartError::NoSystem);
         }
@@ -138,10 +153,15 @@ impl Broker {
             tokio::task::spawn_blocking(move || lay_ground(&ground_config, &ground_crash, disk))
                 .await
                 .map_err(|_| StartError::Interrupted("recovery failed"))??;
-        Self::raise(config, crash, ground).await
+        Self::raise(config, crash, ground, clock).await
     }
 
-    async fn raise(config: Config, crash: CrashPoints, ground: Ground) -> Result<Self, StartError> {
+    async fn raise(
+        config: Config,
+        crash: CrashPoints,
+        ground: Ground,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         let Ground {
             opened,
             recovered,
@@ -157,7 +177,6 @@ impl Broker {
                 }
             })?;
         let gauge = Arc::new(LogGauge::default());
-        let clock = Clock::start();
         let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
         let workers: Vec<Arbiter> = (0..config.arbiters_effective())
             .map(|_| Arbiter::new())
@@ -227,11 +246,13 @@ impl Broker {
             stopping: stopped,
             started: Instant::now(),
         });
+        let connector = Arc::new(Connector::new(&shared, handles.clone()));
         let mut arbiters = workers;
         arbiters.extend([commit_arbiter, store_arbiter, wheel_arbiter]);
         let mut broker = Self {
             local_addr: None,
             endpoint: None,
+            connector,
             shared,
             stopping,
             arbiters,
@@ -249,6 +270,38 @@ impl Broker {
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
+    }
+
+    /// A client in this process, for any tokio runtime: await it there. The same frames as over QUIC go
+    /// over memory, without a socket, certificates or encryption, so whatever a client can do it can.
+    ///
+    /// It does not keep the broker alive. When the broker stops, what the client is asked then fails as
+    /// unreachable, at once.
+    ///
+    /// ```
+    /// # actix_rt::System::new().block_on(async {
+    /// use waterwheel::client::{Record, TopicConfig};
+    /// # let data = tempfile::tempdir()?;
+    /// # let config = waterwheel::config::Config { data: data.path().into(), listen: None, ..Default::default() };
+    /// let broker = waterwheel::broker::Broker::start(config).await?;
+    /// let client = broker.client().await?;
+    /// client.create_topic("orders", TopicConfig::new(4)).await?;
+    /// let producer = client.producer("orders").open().await?;
+    /// producer.send(Record::new("42 roses")).await?;
+    /// broker.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn client(&self) -> Connect {
+        let connector = Arc::clone(&self.connector);
+        Connect::local(Arc::new(move || connector.connect()))
+    }
+
+    /// What connects clients in this process.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn connector(&self) -> &Arc<Connector> {
+        &self.connector
     }
 
     /// What sessions share: counters, actors.
@@ -280,6 +333,7 @@ impl Broker {
         let (reply, done) = oneshot::channel();
         self.shared.house.commit.tell(commit::Close { reply });
         let _ = tokio::time::timeout(LAST_WRITES, done).await;
+        self.connector.close();
         if let Some(endpoint) = &self.endpoint {
             endpoint.close(
                 quinn::VarInt::from_u32(u32::from(crate::wire::code::Code::ShuttingDown as u16)),

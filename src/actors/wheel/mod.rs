@@ -47,6 +47,8 @@ pub mod finest;
 pub mod homes;
 pub mod keeper;
 mod level;
+#[cfg(test)]
+mod tests;
 pub mod watch;
 
 use std::collections::HashMap;
@@ -153,7 +155,7 @@ pub struct Wheel {
 #[derive(Debug, Default)]
 struct Shared {
     /// Owners that are alive and use alarms.
-    owners: Mutex<HashMap<OwnerId, OwnerLink>>,
+    owners: Mutex<HashMap<OwnerId, Ear>>,
     ladders: Mutex<Ladders>,
     keeper: Mutex<Option<Link<KeeperActor>>>,
     /// Alarms in the memory of each level of the wall clock that have no home.
@@ -161,6 +163,26 @@ struct Shared {
     pressed: AtomicBool,
     /// Some home did not read.
     lost: AtomicBool,
+}
+
+/// Who is told of an owner's alarms.
+#[derive(Debug, Clone)]
+enum Ear {
+    Owner(OwnerLink),
+    #[cfg(test)]
+    Test(tokio::sync::mpsc::UnboundedSender<AlarmEvent>),
+}
+
+impl Ear {
+    fn alarm(&self, event: AlarmEvent) {
+        match self {
+            Self::Owner(link) => link.alarm(event),
+            #[cfg(test)]
+            Self::Test(channel) => {
+                let _ = channel.send(event);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -193,10 +215,14 @@ impl Wheel {
     /// An owner begins a life: from now on it is told over `link`. Whatever was said to an earlier life
     /// and not returned is said again.
     pub fn enter(&self, owner: OwnerId, link: OwnerLink) {
+        self.listen(owner, Ear::Owner(link));
+    }
+
+    fn listen(&self, owner: OwnerId, ear: Ear) {
         if self.shared.lost.load(Ordering::Relaxed) {
-            link.alarm(AlarmEvent::Lost);
+            ear.alarm(AlarmEvent::Lost);
         }
-        lock(&self.shared.owners).insert(owner, link);
+        lock(&self.shared.owners).insert(owner, ear);
         for clock in AlarmClock::ALL {
             if let Some(finest) = self.finest(clock) {
                 finest.tell(Entered(owner));
@@ -287,11 +313,11 @@ impl Wheel {
         }
     }
 
-    fn owner(&self, owner: OwnerId) -> Option<OwnerLink> {
+    fn owner(&self, owner: OwnerId) -> Option<Ear> {
         lock(&self.shared.owners).get(&owner).cloned()
     }
 
-    fn owners(&self) -> Vec<(OwnerId, OwnerLink)> {
+    fn owners(&self) -> Vec<(OwnerId, Ear)> {
         let owners = lock(&self.shared.owners);
         let mut all: Vec<_> = owners
             .iter()
