@@ -359,6 +359,7 @@ fn lay_ground(
     let options = LogOptions {
         segment_bytes: config.segment_bytes,
         flush_bytes_max: config.flush_bytes_max,
+        cluster: config.cluster,
         facts_of: crate::domain::batch::facts,
         ..LogOptions::default()
     };
