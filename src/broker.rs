@@ -27,7 +27,7 @@ use crate::domain::id::{LogIndex, OwnerId};
 use crate::domain::partition::Limits;
 use crate::domain::time::WallMs;
 use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
-use crate::net::endpoint::{EndpointOptions, NetError, endpoint};
+use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
 use crate::net::server;
 use crate::net::session::Shared;
 use crate::net::tls::Certificates;
@@ -82,7 +82,7 @@ pub enum StartError {
 /// A running broker.
 pub struct Broker {
     local_addr: Option<SocketAddr>,
-    endpoint: Option<quinn::Endpoint>,
+    listening: Option<Listening>,
     shared: Arc<Shared>,
     stopping: watch::Sender<bool>,
     arbiters: Vec<Arbiter>,
@@ -227,16 +227,16 @@ impl Broker {
         arbiters.extend([commit_arbiter, store_arbiter]);
         let mut broker = Self {
             local_addr: None,
-            endpoint: None,
+            listening: None,
             shared,
             stopping,
             arbiters,
             lock: Some(lock),
         };
         if let Some(listen) = config.listen {
-            let endpoint = listen_on(&config, listen, &broker.shared, handles).await?;
-            broker.local_addr = endpoint.local_addr().ok();
-            broker.endpoint = Some(endpoint);
+            let listening = listen_on(&config, listen, &broker.shared, handles).await?;
+            broker.local_addr = listening.endpoint.local_addr().ok();
+            broker.listening = Some(listening);
         }
         Ok(broker)
     }
@@ -245,6 +245,15 @@ impl Broker {
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
+    }
+
+    /// Reads the certificates anew at once. Without it new files are taken too, within a second of the
+    /// next connection. Connections that are open stay as they are.
+    ///
+    /// # Errors
+    /// They cannot be used: the ones before stay in force.
+    pub fn reload_certificates(&self) -> Result<(), NetError> {
+        self.listening.as_ref().map_or(Ok(()), Listening::reload)
     }
 
     /// What sessions share: counters, actors.
@@ -276,7 +285,7 @@ impl Broker {
         let (reply, done) = oneshot::channel();
         self.shared.house.commit.tell(commit::Close { reply });
         let _ = tokio::time::timeout(LAST_WRITES, done).await;
-        if let Some(endpoint) = &self.endpoint {
+        if let Some(Listening { endpoint, .. }) = &self.listening {
             endpoint.close(
                 quinn::VarInt::from_u32(u32::from(crate::wire::code::Code::ShuttingDown as u16)),
                 b"the broker is stopping",
@@ -508,7 +517,7 @@ async fn listen_on(
     listen: SocketAddr,
     shared: &Arc<Shared>,
     handles: Vec<actix_rt::ArbiterHandle>,
-) -> Result<quinn::Endpoint, StartError> {
+) -> Result<Listening, StartError> {
     let certificates = match (&config.cert, &config.key) {
         (Some(chain), Some(key)) => Certificates::Given {
             chain: chain.clone(),
@@ -522,6 +531,7 @@ async fn listen_on(
         listen,
         data: config.data.clone(),
         certificates,
+        client_ca: config.client_ca.clone(),
         number: 0,
         handshakes_max: 1024,
     };
@@ -532,7 +542,7 @@ async fn listen_on(
         if let Ok(listening) = &result {
             actix_rt::spawn(server::accept(listening.clone(), shared, spread));
         }
-        let _ = tx.send(result.map(|listening| listening.endpoint));
+        let _ = tx.send(result);
     };
     match handles.first() {
         Some(first) => {

@@ -11,11 +11,13 @@ pub mod json;
 pub mod output;
 pub mod produce;
 
+mod certs;
 mod check;
 mod demo;
 mod scratch;
 mod serve;
 mod status;
+mod table;
 mod topic;
 
 use std::io::{self, Write};
@@ -62,6 +64,7 @@ enum Command {
     },
     Status(status::Arguments),
     Check(check::Arguments),
+    Certs(certs::Arguments),
     Demo(demo::Arguments),
 }
 
@@ -79,6 +82,7 @@ pub fn run() -> ExitCode {
         }
         Command::Status(arguments) => on_a_runtime(status::run(arguments)),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Certs(arguments) => certs::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
     };
     ExitCode::from(match outcome {

@@ -31,7 +31,7 @@ pub enum ConfigError {
         value: String,
     },
     /// Outside its bounds.
-    #[error("{name} must be between {} and {}, not {}", shown(*.name, *.min), shown(*.name, *.max), shown(*.name, *.value))]
+    #[error("{name} must be between {} and {}, not {}", shown(.name, *.min), shown(.name, *.max), shown(.name, *.value))]
     Bounds {
         /// The setting.
         name: &'static str,

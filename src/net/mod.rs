@@ -1,6 +1,9 @@
 //! Clients over QUIC: with `client/connection.rs` the only place that knows quinn and rustls.
 
+pub mod authority;
+pub mod certificate;
 pub mod endpoint;
+mod live;
 mod out;
 mod reader;
 mod refusal;

@@ -178,7 +178,7 @@ async fn accept(
     let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
         .await
         .map_err(|_| "the handshake took too long".to_owned())?
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| listening.explain(&error))?;
     if refuse {
         close(
             &connection,
