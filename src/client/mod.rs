@@ -35,6 +35,7 @@ mod producer;
 mod reader;
 mod sender;
 mod switchboard;
+mod trust;
 
 use std::future::IntoFuture;
 use std::path::Path;

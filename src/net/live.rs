@@ -23,6 +23,7 @@ use super::certificate::{CertificateFacts, Standing};
 use super::endpoint::{EndpointOptions, NetError, Path, transport};
 use super::tls::{Certificates, server_config};
 use crate::config::human::rough_span;
+use crate::transport::Distrust;
 
 /// How often the files are looked at, while connections come in.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -127,37 +128,28 @@ impl Live {
 
     /// Why a handshake failed, with what mends it.
     pub(super) fn explain(&self, error: &quinn::ConnectionError) -> String {
-        /// TLS alerts are transport errors 0x100 to 0x1ff (RFC 9001, 4.8).
-        fn alert(code: quinn::TransportErrorCode) -> Option<u64> {
-            u64::from(code)
-                .checked_sub(0x100)
-                .filter(|alert| *alert < 0x100)
-        }
-        let (mut ours, mut theirs) = (None, None);
-        if let quinn::ConnectionError::TransportError(error) = error {
-            ours = alert(error.code);
-        } else if let quinn::ConnectionError::ConnectionClosed(close) = error {
-            theirs = alert(close.error_code);
-        }
+        let Some(Distrust { alert, by_peer, .. }) = Distrust::of(error) else {
+            return error.to_string();
+        };
         let authority = self
             .client_ca
             .as_deref()
             .unwrap_or(FilePath::new(""))
             .display();
-        match (ours, theirs) {
-            (Some(116), _) => format!(
+        match (by_peer, alert) {
+            (false, 116) => format!(
                 "the client showed no certificate; it needs one that {authority} vouches for (--cert and --key)"
             ),
-            (Some(48 | 51), _) => format!(
+            (false, 48 | 51) => format!(
                 "the client's certificate is from another authority than {authority}: {error}"
             ),
-            (Some(45), _) => {
+            (false, 45) => {
                 format!("the client's certificate has expired or does not hold yet: {error}")
             }
-            (Some(42 | 43), _) => {
+            (false, 42 | 43) => {
                 format!("the client's certificate is not one for clients: {error}")
             }
-            (_, Some(42 | 45 | 46 | 48 | 51)) => format!(
+            (true, 42 | 45 | 46 | 48 | 51) => format!(
                 "the client does not trust this broker's certificate{}: {error}",
                 match &self.certificates {
                     Certificates::Given { chain, .. } => format!(" {}", chain.display()),
