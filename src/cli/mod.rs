@@ -14,6 +14,8 @@ pub mod produce;
 mod certs;
 mod check;
 mod demo;
+mod manual;
+mod notify;
 mod scratch;
 mod serve;
 mod status;
@@ -66,6 +68,8 @@ enum Command {
     Check(check::Arguments),
     Certs(certs::Arguments),
     Demo(demo::Arguments),
+    Completions(manual::Completions),
+    Man(manual::Man),
 }
 
 /// Runs the command line of this process and says how it went.
@@ -84,11 +88,13 @@ pub fn run() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Certs(arguments) => certs::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
     };
     ExitCode::from(match outcome {
         Ok(outcome) => outcome.exit_code(),
         Err(error) => {
-            say(format_args!("waterwheel: {error}"));
+            say(format_args!("{} {error}", output::alarming("waterwheel:")));
             error.exit_code()
         }
     })

@@ -2,9 +2,10 @@
 //!
 //! Prints `listening on ADDR` on stdout when it is ready; logs go to stderr (`RUST_LOG` chooses, by
 //! default `info`). SIGTERM or SIGINT: nothing more is admitted, what is in flight is answered, views are
-//! written, exit 0 within 5 s. A second signal ends it at once.
+//! written, exit 0 within 5 s. A second signal ends it at once. SIGHUP reads the certificates anew. Under
+//! systemd (`Type=notify`) the service is ready when the broker is.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -12,10 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::exit::{CliError, Outcome};
-use super::output::say;
+use super::notify::Manager;
+use super::output::{in_colour, say};
 use super::{print, print_json};
 use crate::broker::{Broker, StartError};
 use crate::config::{Config, ConfigError, LogFormat, Origin, Settings};
+use crate::log::LogError;
 
 /// What a second signal ends the process with.
 const HURRIED_EXIT: i32 = 130;
@@ -170,6 +173,10 @@ async fn serve(config: Config) -> Result<Outcome, CliError> {
     let broken = |fault: io::Error| CliError::Failed(format!("cannot listen for signals: {fault}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(broken)?;
+    let manager = Manager::of_environment();
+    let data = config.data.display().to_string();
+    tracing::info!(target: "waterwheel::broker", data, version = env!("CARGO_PKG_VERSION"), "starting");
     let broker = tokio::select! {
         started = Broker::start(config) => started.map_err(not_started)?,
         // Nothing is open yet that a kill would hurt.
@@ -177,17 +184,28 @@ async fn serve(config: Config) -> Result<Outcome, CliError> {
         _ = interrupt.recv() => return Ok(Outcome::Done),
     };
     if let Some(address) = broker.local_addr() {
-        print(format_args!("listening on {address}"))?;
+        let listening = format!("listening on {address}");
+        print(&listening)?;
         // Whoever does not want to hear it may have closed it.
         let _ = io::stdout().flush();
+        tracing::info!(target: "waterwheel::broker", %address, cluster = %broker.shared().cluster, "serving");
+        manager.ready(&listening);
     }
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            // What came of it is in the log.
+            _ = hangup.recv() => drop(broker.reload_certificates()),
+        }
     }
     tracing::info!(target: "waterwheel::broker", "stopping; a second signal ends it at once");
+    manager.stopping();
     tokio::select! {
-        () = broker.stop() => Ok(Outcome::Done),
+        () = broker.stop() => {
+            tracing::info!(target: "waterwheel::broker", "stopped");
+            Ok(Outcome::Done)
+        }
         _ = terminate.recv() => std::process::exit(HURRIED_EXIT),
         _ = interrupt.recv() => std::process::exit(HURRIED_EXIT),
     }
@@ -200,7 +218,10 @@ pub(super) fn not_started(error: StartError) -> CliError {
         StartError::Config(_)
         | StartError::Locked(_)
         | StartError::Net(_)
-        | StartError::Io { .. } => CliError::Usage(said),
+        | StartError::Io { .. }
+        | StartError::Log(LogError::Foreign { .. } | LogError::Options { .. }) => {
+            CliError::Usage(said)
+        }
         StartError::Log(_)
         | StartError::Views(_)
         | StartError::NoSystem
@@ -213,7 +234,7 @@ fn log_to_stderr(format: LogFormat) {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
+        .with_ansi(in_colour());
     // Only fails where one is set already, which then stays.
     let _ = match format {
         LogFormat::Text => subscriber.try_init(),
