@@ -61,7 +61,7 @@ pub enum StartError {
     #[error("{} is in use by another broker; stop it or name another directory with --data", .0.display())]
     Locked(PathBuf),
     /// A file or directory cannot be used.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {source}; the broker must be able to write there: mend its permissions, or name another directory with --data", .path.display())]
     Io {
         /// Which.
         path: PathBuf,
@@ -404,6 +404,13 @@ fn lay_ground(
         Some(disk) => disk,
         None => Arc::new(RealDisk::open(&log_dir).map_err(at(&log_dir))?),
     };
+    if let Some(why) = disk.fallback() {
+        tracing::warn!(
+            target: "waterwheel::log",
+            "{why}: the promises are the same, each write costs more; ext4 and xfs on a disk take direct \
+             writes: --data DIR there"
+        );
+    }
     let options = LogOptions {
         segment_bytes: config.segment_bytes,
         flush_bytes_max: config.flush_bytes_max,
@@ -413,7 +420,13 @@ fn lay_ground(
     };
     let opened = Log::open(disk, options)?;
     for damage in &opened.damage {
-        tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
+        tracing::error!(
+            target: "waterwheel::recovery",
+            %damage,
+            "the log is damaged: what is whole is served; stop the broker and run `waterwheel check {}` for \
+             a list, and look at the disk",
+            data.display()
+        );
     }
     let limits = Limits {
         producers_max: config.producers_per_partition_effective(),

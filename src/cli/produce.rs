@@ -29,6 +29,7 @@ use super::exit::{CliError, Outcome};
 use super::framing::separator::parse_separator;
 use super::framing::{Framing, Splitter};
 use super::output::{Output, say};
+use super::print_json;
 use crate::client::{self, AdminError, Client, Code, Pending, Producer, SendError, TopicConfig};
 use crate::domain::record::Text;
 use feed::{Dress, Feed, FeedError};
@@ -83,6 +84,9 @@ pub struct Arguments {
     /// With --create: how many partitions a topic that is made has.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "create")]
     pub partitions: u32,
+    /// Print the summary as one JSON object, on stdout, after the receipts if there are any.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `--framing`.
@@ -239,8 +243,12 @@ pub async fn run(arguments: Arguments, connect: &Connect) -> Result<Outcome, Cli
     let began = Instant::now();
     let fed = sending.send_all().await;
     sending.bar.finish();
-    say(sending.ledger.summary(began));
+    let summary = sending.ledger.summary(began);
     let outcome = sending.conclude(fed).await;
+    match arguments.json {
+        true => print_json(&summary)?,
+        false => say(summary),
+    }
     if outcome.is_ok() {
         // At level memory the broker may still have to make the last records durable.
         producer.close().await.map_err(|error| {

@@ -229,17 +229,15 @@ fn enlarge_buffers(socket: &UdpSocket) {
     // The kernel answers with twice what it granted, the other half being its own bookkeeping.
     let received = sockopt::socket_recv_buffer_size(socket).unwrap_or(0) / 2;
     let sent = sockopt::socket_send_buffer_size(socket).unwrap_or(0) / 2;
-    let (granted, name) = match received <= sent {
-        true => (received, "net.core.rmem_max"),
-        false => (sent, "net.core.wmem_max"),
-    };
-    if granted < wanted {
+    if received.min(sent) < wanted {
         tracing::warn!(
             target: "waterwheel::net",
-            granted_bytes = granted,
+            received_bytes = received,
+            sent_bytes = sent,
             wanted_bytes = wanted,
-            "the kernel keeps the UDP socket buffers small, which costs throughput: \
-             sysctl -w {name}={wanted}"
+            "the kernel keeps the UDP socket buffers small, which costs throughput; as root: \
+             sysctl -w net.core.rmem_max={wanted} net.core.wmem_max={wanted} (for good: in \
+             /etc/sysctl.d/waterwheel.conf), then restart the broker"
         );
     }
 }
