@@ -159,6 +159,12 @@ impl Broker {
                     source,
                 }
             })?;
+        let secret_path = config.data.join("timers.secret");
+        let timer_secret =
+            crate::net::timers::secret(&secret_path).map_err(|source| StartError::Io {
+                path: secret_path,
+                source,
+            })?;
         let gauge = Arc::new(LogGauge::default());
         let clock = Clock::start();
         let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
@@ -221,6 +227,7 @@ impl Broker {
             pool: Arc::new(pool),
             limits: limits(&config),
             cluster,
+            timer_secret,
             gauge,
             connections: AtomicU64::new(0),
             connections_max: u64::from(config.connections_max),
