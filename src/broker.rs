@@ -20,7 +20,7 @@ use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
 use crate::actors::directory::DirectoryActor;
 use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
-use crate::actors::wheel::Wheel;
+use crate::actors::wheel::{self, Wheel};
 use crate::actors::{Clock, CrashPoints, House, Link, Settings};
 use crate::client::Connect;
 use crate::config::Config;
@@ -29,7 +29,7 @@ use crate::domain::id::{LogIndex, OwnerId};
 use crate::domain::partition::{Limits, TimerLimits};
 use crate::domain::time::WallMs;
 use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
-use crate::net::endpoint::{EndpointOptions, NetError, endpoint};
+use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
 use crate::net::local::Connector;
 use crate::net::server;
 use crate::net::session::Shared;
@@ -61,7 +61,7 @@ pub enum StartError {
     #[error("{} is in use by another broker; stop it or name another directory with --data", .0.display())]
     Locked(PathBuf),
     /// A file or directory cannot be used.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {source}; the broker must be able to write there: mend its permissions, or name another directory with --data", .path.display())]
     Io {
         /// Which.
         path: PathBuf,
@@ -85,7 +85,7 @@ pub enum StartError {
 /// A running broker.
 pub struct Broker {
     local_addr: Option<SocketAddr>,
-    endpoint: Option<quinn::Endpoint>,
+    listening: Option<Listening>,
     connector: Arc<Connector>,
     shared: Arc<Shared>,
     stopping: watch::Sender<bool>,
@@ -117,7 +117,7 @@ impl Broker {
     /// # Errors
     /// [`StartError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, None).await
+        Self::start_with(config, None, Clock::start()).await
     }
 
     /// As [`start`](Self::start), but the log's segments lie on `disk` instead of in the data
@@ -127,10 +127,22 @@ impl Broker {
     /// # Errors
     /// [`StartError`]; nothing keeps running.
     pub async fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Self, StartError> {
-        Self::start_with(config, Some(disk)).await
+        Self::start_with(config, Some(disk), Clock::start()).await
     }
 
-    async fn start_with(config: Config, disk: Option<Arc<dyn Disk>>) -> Result<Self, StartError> {
+    /// As [`start`](Self::start), but by another clock: for tests of what steps of the wall clock do.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running.
+    pub async fn start_by(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::start_with(config, None, clock).await
+    }
+
+    async fn start_with(
+        config: Config,
+        disk: Option<Arc<dyn Disk>>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         if actix_rt::System::try_current().is_none() {
             return Err(StartError::NoSystem);
         }
@@ -141,10 +153,15 @@ impl Broker {
             tokio::task::spawn_blocking(move || lay_ground(&ground_config, &ground_crash, disk))
                 .await
                 .map_err(|_| StartError::Interrupted("recovery failed"))??;
-        Self::raise(config, crash, ground).await
+        Self::raise(config, crash, ground, clock).await
     }
 
-    async fn raise(config: Config, crash: CrashPoints, ground: Ground) -> Result<Self, StartError> {
+    async fn raise(
+        config: Config,
+        crash: CrashPoints,
+        ground: Ground,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         let Ground {
             opened,
             recovered,
@@ -159,8 +176,13 @@ impl Broker {
                     source,
                 }
             })?;
+        let secret_path = config.data.join("timers.secret");
+        let timer_secret =
+            crate::net::timers::secret(&secret_path).map_err(|source| StartError::Io {
+                path: secret_path,
+                source,
+            })?;
         let gauge = Arc::new(LogGauge::default());
-        let clock = Clock::start();
         let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
         let workers: Vec<Arbiter> = (0..config.arbiters_effective())
             .map(|_| Arbiter::new())
@@ -200,10 +222,13 @@ impl Broker {
             move |_| DirectoryActor::new(topics, directory_house, spread, shared_stats),
         );
         let directory = Link::new(addr, stats);
-        house
-            .checkpoint
-            .tell(checkpoint::Introduce(house.cleaner.clone()));
+        house.checkpoint.tell(checkpoint::Introduce {
+            cleaner: house.cleaner.clone(),
+            wheel: house.wheel.clone(),
+        });
         house.cleaner.tell(cleaner::Introduce(directory.clone()));
+        let wheel_arbiter = Arbiter::new();
+        wheel::keeper::start(&house, &directory, &wheel_arbiter.handle());
         house.commit.tell(commit::Introduce {
             directory: directory.clone(),
             checkpoint: house.checkpoint.clone(),
@@ -221,6 +246,7 @@ impl Broker {
             pool: Arc::new(pool),
             limits: limits(&config),
             cluster,
+            timer_secret,
             gauge,
             connections: AtomicU64::new(0),
             connections_max: u64::from(config.connections_max),
@@ -229,10 +255,10 @@ impl Broker {
         });
         let connector = Arc::new(Connector::new(&shared, handles.clone()));
         let mut arbiters = workers;
-        arbiters.extend([commit_arbiter, store_arbiter]);
+        arbiters.extend([commit_arbiter, store_arbiter, wheel_arbiter]);
         let mut broker = Self {
             local_addr: None,
-            endpoint: None,
+            listening: None,
             connector,
             shared,
             stopping,
@@ -240,9 +266,9 @@ impl Broker {
             lock: Some(lock),
         };
         if let Some(listen) = config.listen {
-            let endpoint = listen_on(&config, listen, &broker.shared, handles).await?;
-            broker.local_addr = endpoint.local_addr().ok();
-            broker.endpoint = Some(endpoint);
+            let listening = listen_on(&config, listen, &broker.shared, handles).await?;
+            broker.local_addr = listening.endpoint.local_addr().ok();
+            broker.listening = Some(listening);
         }
         Ok(broker)
     }
@@ -251,6 +277,15 @@ impl Broker {
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
+    }
+
+    /// Reads the certificates anew at once. Without it new files are taken too, within a second of the
+    /// next connection. Connections that are open stay as they are.
+    ///
+    /// # Errors
+    /// They cannot be used: the ones before stay in force.
+    pub fn reload_certificates(&self) -> Result<(), NetError> {
+        self.listening.as_ref().map_or(Ok(()), Listening::reload)
     }
 
     /// A client in this process, for any tokio runtime: await it there. The same frames as over QUIC go
@@ -315,7 +350,7 @@ impl Broker {
         self.shared.house.commit.tell(commit::Close { reply });
         let _ = tokio::time::timeout(LAST_WRITES, done).await;
         self.connector.close();
-        if let Some(endpoint) = &self.endpoint {
+        if let Some(Listening { endpoint, .. }) = &self.listening {
             endpoint.close(
                 quinn::VarInt::from_u32(u32::from(crate::wire::code::Code::ShuttingDown as u16)),
                 b"the broker is stopping",
@@ -400,15 +435,29 @@ fn lay_ground(
         Some(disk) => disk,
         None => Arc::new(RealDisk::open(&log_dir).map_err(at(&log_dir))?),
     };
+    if let Some(why) = disk.fallback() {
+        tracing::warn!(
+            target: "waterwheel::log",
+            "{why}: the promises are the same, each write costs more; ext4 and xfs on a disk take direct \
+             writes: --data DIR there"
+        );
+    }
     let options = LogOptions {
         segment_bytes: config.segment_bytes,
         flush_bytes_max: config.flush_bytes_max,
+        cluster: config.cluster,
         facts_of: crate::domain::batch::facts,
         ..LogOptions::default()
     };
     let opened = Log::open(disk, options)?;
     for damage in &opened.damage {
-        tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
+        tracing::error!(
+            target: "waterwheel::recovery",
+            %damage,
+            "the log is damaged: what is whole is served; stop the broker and run `waterwheel check {}` for \
+             a list, and look at the disk",
+            data.display()
+        );
     }
     let limits = Limits {
         producers_max: config.producers_per_partition_effective(),
@@ -556,7 +605,7 @@ async fn listen_on(
     listen: SocketAddr,
     shared: &Arc<Shared>,
     handles: Vec<actix_rt::ArbiterHandle>,
-) -> Result<quinn::Endpoint, StartError> {
+) -> Result<Listening, StartError> {
     let certificates = match (&config.cert, &config.key) {
         (Some(chain), Some(key)) => Certificates::Given {
             chain: chain.clone(),
@@ -570,6 +619,7 @@ async fn listen_on(
         listen,
         data: config.data.clone(),
         certificates,
+        client_ca: config.client_ca.clone(),
         number: 0,
         handshakes_max: 1024,
     };
@@ -580,7 +630,7 @@ async fn listen_on(
         if let Ok(listening) = &result {
             actix_rt::spawn(server::accept(listening.clone(), shared, spread));
         }
-        let _ = tx.send(result.map(|listening| listening.endpoint));
+        let _ = tx.send(result);
     };
     match handles.first() {
         Some(first) => {

@@ -17,7 +17,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::error::ConnectError;
-use crate::transport::{Connection, ReceiveStream, SendStream};
+use super::trust;
+use crate::transport::{Connection, Distrust, Ended, ReceiveStream, SendStream};
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
 use crate::wire::{
     ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
@@ -130,6 +131,15 @@ impl Dialer {
     /// Over QUIC: resolves the address, reads the certificates and opens a socket.
     pub(crate) async fn quic(options: ConnectOptions) -> Result<Self, ConnectError> {
         Ok(Self::Quic(Box::new(QuicDialer::new(options).await?)))
+    }
+
+    /// Why a connection it made ended, where that is because the broker does not trust this side: it says
+    /// so only when the connection seems to be there.
+    pub(crate) fn untrusted(&self, transport: &Transport) -> Option<ConnectError> {
+        match (self, transport.connection.ended()) {
+            (Self::Quic(quic), Some(Ended::Untrusted(distrust))) => Some(quic.untrusted(&distrust)),
+            _ => None,
+        }
     }
 
     /// Whom it dials, for messages.
@@ -245,26 +255,19 @@ impl QuicDialer {
     }
 
     fn told_apart(&self, error: &quinn::ConnectionError) -> ConnectError {
-        /// TLS alerts are transport errors 0x100 to 0x1ff (RFC 9001, 4.8).
-        fn is_tls(code: quinn::TransportErrorCode) -> bool {
-            (0x100..0x200).contains(&u64::from(code))
+        match Distrust::of(error) {
+            Some(distrust) => self.untrusted(&distrust),
+            None => ConnectError::Unreachable {
+                address: self.options.address.clone(),
+                reason: error.to_string(),
+            },
         }
-        let tls = match error {
-            quinn::ConnectionError::TransportError(error) => is_tls(error.code),
-            quinn::ConnectionError::ConnectionClosed(close) => is_tls(close.error_code),
-            quinn::ConnectionError::VersionMismatch
-            | quinn::ConnectionError::ApplicationClosed(_)
-            | quinn::ConnectionError::Reset
-            | quinn::ConnectionError::TimedOut
-            | quinn::ConnectionError::LocallyClosed
-            | quinn::ConnectionError::CidsExhausted => false,
-        };
-        let address = self.options.address.clone();
-        let reason = error.to_string();
-        if tls {
-            ConnectError::Tls { address, reason }
-        } else {
-            ConnectError::Unreachable { address, reason }
+    }
+
+    fn untrusted(&self, distrust: &Distrust) -> ConnectError {
+        ConnectError::Tls {
+            address: self.options.address.clone(),
+            reason: trust::explain(distrust, &self.options, &self.server_name),
         }
     }
 }

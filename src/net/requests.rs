@@ -16,6 +16,7 @@ use super::reader;
 use super::refusal::{refused, unknown_topic};
 use super::transactions;
 use super::session::{Session, bad_frame, first, question};
+use super::timers;
 use crate::actors::directory::{Do, List};
 use crate::actors::partition::Lookup;
 use crate::actors::reply::Answer;
@@ -30,6 +31,7 @@ use crate::wire::hello::{Hello, HelloOk, Pong};
 use crate::wire::produce::{OpenProducer, ProducerOk};
 use crate::wire::reader::{CloseReader, Credit, OpenReader};
 use crate::wire::status::{ActorInfo, Status, StatusOk};
+use crate::wire::timer::{AskTimer, ListTimers};
 use crate::wire::topic;
 use crate::wire::topic::{
     AlterTopic, At, CreateTopic, DeleteTopic, DescribeTopic, FlushMode, LookupOffset, Metadata,
@@ -75,6 +77,8 @@ pub(super) fn handle(
         | FrameKind::OpenSession
         | FrameKind::EndTransaction
         | FrameKind::ListTransactions
+        | FrameKind::AskTimer
+        | FrameKind::ListTimers
         | FrameKind::Status => {
             let (session, out) = (Rc::clone(session), out.clone());
             let request = tracing::debug_span!(target: "waterwheel::request", "request", ?kind);
@@ -217,6 +221,14 @@ async fn answer(
             };
             out.send(&ok, correlation, Bytes::new());
         }
+        FrameKind::AskTimer => {
+            let ask: AskTimer = frame.decode().map_err(bad_frame)?;
+            timers::ask(session, &ask, correlation, out).await?;
+        }
+        FrameKind::ListTimers => {
+            let list: ListTimers = frame.decode().map_err(bad_frame)?;
+            timers::list(session, &list, correlation, out).await?;
+        }
         FrameKind::Status => {
             let request: Status = frame.decode().map_err(bad_frame)?;
             status(session, request.actors, correlation, out);
@@ -357,6 +369,9 @@ fn actor_info(actor: crate::actors::stats::ActorStatus) -> ActorInfo {
         handled: actor.handled,
         restarts: actor.restarts,
         rows: actor.rows,
+        wake_ups: actor.wake_ups,
+        overflow_up: actor.overflow_up,
+        cascade_down: actor.cascade_down,
     }
 }
 

@@ -9,7 +9,7 @@
 //! | `partition` | partition lanes | 0: head, 0; 1: index run, its first offset; 2: one producer, producer id; 3: a chunk of stored records' states, first number / 4096; 4: a run of stored bodies, first number; 5: one undecided batch, first number |
 //! | `group` | consumer groups | 0: head, 0 |
 //! | `transaction` | transaction coordinators | 0: head, 0; 1: session, producer id; 2: open transaction, sequence of its first registration; 3: finished one, sequence of its decision |
-//! | `wheel` | timing wheel levels | 0: head, 0 |
+//! | `wheel` | timing wheel levels of the wall clock | 0: head, 0; 1: home chunk, slot << 24 + chunk |
 //! | `trace` | the trace | 0: head, 0 |
 //!
 //! **Key**, 17 bytes, so that an owner's rows lie together, its head first, and sort by row id:
@@ -64,6 +64,9 @@ pub const PARTITION_CHUNK: u8 = 3;
 pub const PARTITION_BODIES: u8 = 4;
 /// The row kind of one batch of an undecided transaction; the row id is its first number.
 pub const PARTITION_OPEN: u8 = 5;
+/// The row kind of a home chunk of the timing wheel; the row id is slot and chunk, see
+/// [`crate::domain::wheel::chunk`].
+pub const WHEEL_HOME: u8 = 1;
 
 /// The row kind of a session of a coordinator; the row id is the producer id.
 pub const TRANSACTION_SESSION: u8 = 1;

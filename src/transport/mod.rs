@@ -40,13 +40,54 @@ pub enum Ended {
     /// The other side does not know it any more: it was started anew.
     #[error("the other side does not know the connection any more")]
     Forgotten,
+    /// The two sides do not trust each other.
+    #[error("{}", .0.reason)]
+    Untrusted(Distrust),
     /// It failed on its way.
     #[error("{0}")]
     Lost(String),
 }
 
+/// A TLS alert that ended a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Distrust {
+    /// Which (RFC 8446, 6).
+    pub alert: u8,
+    /// Whether the other side raised it.
+    pub by_peer: bool,
+    /// In words.
+    pub reason: String,
+}
+
+impl Distrust {
+    /// The alert in an error of QUIC, where it carries one: transport errors 0x100 to 0x1ff (RFC 9001,
+    /// 4.8).
+    #[must_use]
+    pub fn of(error: &quinn::ConnectionError) -> Option<Self> {
+        let (code, by_peer) = match error {
+            quinn::ConnectionError::TransportError(error) => (error.code, false),
+            quinn::ConnectionError::ConnectionClosed(close) => (close.error_code, true),
+            quinn::ConnectionError::VersionMismatch
+            | quinn::ConnectionError::ApplicationClosed(_)
+            | quinn::ConnectionError::Reset
+            | quinn::ConnectionError::TimedOut
+            | quinn::ConnectionError::LocallyClosed
+            | quinn::ConnectionError::CidsExhausted => return None,
+        };
+        let alert = u64::from(code).checked_sub(0x100)?;
+        Some(Self {
+            alert: u8::try_from(alert).ok()?,
+            by_peer,
+            reason: error.to_string(),
+        })
+    }
+}
+
 impl From<quinn::ConnectionError> for Ended {
     fn from(error: quinn::ConnectionError) -> Self {
+        if let Some(distrust) = Distrust::of(&error) {
+            return Self::Untrusted(distrust);
+        }
         match error {
             quinn::ConnectionError::ApplicationClosed(close) => Self::ByPeer {
                 code: close.error_code.into_inner(),

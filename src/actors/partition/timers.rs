@@ -41,7 +41,10 @@ impl Handler<AlarmEvent> for PartitionActor {
                 };
                 self.house.wheel.returned(clock, returned);
             }
-            AlarmEvent::Near { .. } | AlarmEvent::Armed { .. } | AlarmEvent::Began { .. } => {}
+            AlarmEvent::Near { .. }
+            | AlarmEvent::Armed { .. }
+            | AlarmEvent::Began { .. }
+            | AlarmEvent::Lost => {}
         }
         self.perform(effects, ctx);
     }
