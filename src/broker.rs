@@ -588,7 +588,7 @@ impl Standing<'_> {
             clock: self.clock,
             timer_limits: crate::actors::TopicTimers::new(TimerLimits::default()),
             settings: Settings {
-                transactions: crate::domain::transaction::Limits::default(),
+                transactions: config.transaction_limits(),
                 producers_per_partition_max: config.producers_per_partition_effective(),
                 snapshot_bytes_max: snapshot_bytes_max(config),
                 producer_state_ms: config.producer_state_ms,

@@ -80,10 +80,17 @@ pub async fn coordinator(
     let machine = coordinator_from_rows(shard, limits, &rows).ok_or_else(|| {
         "a row of its view does not read; restart the broker to rebuild".to_owned()
     })?;
-    let folded = fold_behind(&house, owner, mark, life, machine, Folds {
-        sequence: |machine| machine.head().sequence,
-        apply: |machine, entry| machine.apply(entry, &mut Vec::new()),
-    });
+    let folded = fold_behind(
+        &house,
+        owner,
+        mark,
+        life,
+        machine,
+        Folds {
+            sequence: |machine| machine.head().sequence,
+            apply: |machine, entry| machine.apply(entry, &mut Vec::new()),
+        },
+    );
     Ok((folded.await?, life.author))
 }
 

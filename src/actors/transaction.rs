@@ -201,7 +201,11 @@ impl CoordinatorActor {
                     participants,
                 } => {
                     let mut drafts = vec![(self.owner, delta)];
-                    drafts.extend(participants.iter().filter_map(|one| outcome(id, decision, one)));
+                    drafts.extend(
+                        participants
+                            .iter()
+                            .filter_map(|one| outcome(id, decision, one)),
+                    );
                     self.persist(drafts);
                 }
                 Effect::Opened(token, producer, epoch) => {
@@ -248,13 +252,7 @@ impl CoordinatorActor {
         });
     }
 
-    fn let_through(
-        &mut self,
-        token: Token,
-        id: TransactionId,
-        draft: Draft,
-        ctx: &Context<Self>,
-    ) {
+    fn let_through(&mut self, token: Token, id: TransactionId, draft: Draft, ctx: &Context<Self>) {
         let reply = self.pending.remove(&token);
         let waiting = self.waiting.remove(&token);
         let guard = HalfGuard {
@@ -338,7 +336,11 @@ impl CoordinatorActor {
 }
 
 /// What a decision means to one it concerns.
-fn outcome(id: TransactionId, decision: Decision, participant: &Participant) -> Option<(OwnerId, Draft)> {
+fn outcome(
+    id: TransactionId,
+    decision: Decision,
+    participant: &Participant,
+) -> Option<(OwnerId, Draft)> {
     let draft = match (participant.part, decision) {
         (Part::Records { immediate, .. }, Decision::Commit) => {
             partition::publish_transaction_draft(id, immediate)

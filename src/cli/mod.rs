@@ -21,6 +21,7 @@ mod serve;
 mod status;
 mod table;
 mod topic;
+mod transaction;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -50,6 +51,7 @@ struct Arguments {
 enum Command {
     Serve(serve::Arguments),
     Topic(topic::Arguments),
+    Transaction(transaction::Arguments),
     /// Send records read from a file or stdin.
     Produce {
         #[command(flatten)]
@@ -78,6 +80,7 @@ pub fn run() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Topic(arguments) => on_a_runtime(topic::run(arguments)),
+        Command::Transaction(arguments) => on_a_runtime(transaction::run(arguments)),
         Command::Produce { arguments, connect } => {
             on_a_runtime(async move { produce::run(arguments, &connect).await })
         }

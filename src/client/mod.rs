@@ -36,8 +36,8 @@ mod reader;
 mod sender;
 mod switchboard;
 mod transaction;
-mod typed;
 mod trust;
+mod typed;
 
 use std::future::IntoFuture;
 use std::path::Path;

@@ -584,7 +584,11 @@ async fn answer_to(
 }
 
 /// The first batch of an undecided transaction, if it can be had.
-pub(super) async fn half_batch(session: &Session, place: Place, id: TransactionId) -> Option<Bytes> {
+pub(super) async fn half_batch(
+    session: &Session,
+    place: Place,
+    id: TransactionId,
+) -> Option<Bytes> {
     let partition = session.locate(place).await.ok()?;
     let (reply, mut answer) = question();
     partition.tell(FindHalf { id, reply });

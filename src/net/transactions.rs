@@ -116,7 +116,9 @@ async fn listen(session: &Rc<Session>, group: String) -> Result<(), Refused> {
     let passing_on = actix_rt::spawn(
         async move {
             while let Some(question) = asked.recv().await {
-                let Some(session) = weak.upgrade() else { return };
+                let Some(session) = weak.upgrade() else {
+                    return;
+                };
                 ask_client(&session, &group, question).await;
             }
         }
@@ -254,10 +256,7 @@ async fn list(
     Ok(())
 }
 
-async fn told(
-    coordinator: Link<CoordinatorActor>,
-    ask: Ask,
-) -> Result<Vec<Description>, Refused> {
+async fn told(coordinator: Link<CoordinatorActor>, ask: Ask) -> Result<Vec<Description>, Refused> {
     let (reply, mut answer) = question();
     coordinator.tell(Tell { ask, reply });
     match first(&mut answer).await {

@@ -17,7 +17,10 @@ use super::reader::*;
 use super::status::*;
 use super::timer::*;
 use super::topic::*;
-use super::transaction::{CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession, SessionOk, TransactionEnded, TransactionsOk};
+use super::transaction::{
+    CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession, SessionOk,
+    TransactionEnded, TransactionsOk,
+};
 use crate::domain::batch::{BatchView, Compression, facts};
 use crate::domain::id::{
     ClusterId, Lane, MessageId, Offset, PartitionIndex, ProducerEpoch, ProducerId, RecordNumber,

@@ -13,3 +13,4 @@ mod read;
 mod retention;
 mod rig;
 mod topics;
+mod transactions;

@@ -75,7 +75,9 @@ pub enum TransactionError {
     TimedOut,
     /// The session cannot go on: a later session of its transactional id has taken over, or it lost count
     /// after a lost connection. Open another. Code `session-lost`.
-    #[error("the session of this transactional id is over; open another, which rolls back what this one left open")]
+    #[error(
+        "the session of this transactional id is over; open another, which rolls back what this one left open"
+    )]
     SessionLost,
     /// Something of the transaction failed earlier, so that it can only be rolled back. Code
     /// `transaction-failed`.
@@ -126,6 +128,7 @@ impl From<AdminError> for TransactionError {
             AdminError::TimedOut(_) => Self::TimedOut,
             AdminError::Unreachable(reason) => Self::Unreachable(reason),
             AdminError::Protocol(reason) => Self::Protocol(reason),
+            AdminError::Disconnected => Self::Closed,
         }
     }
 }
@@ -169,11 +172,7 @@ pub struct HalfMessage {
 pub trait LocalTransaction: Send + Sync + 'static {
     /// Does it. Called only once the half message is durable. A panic, or the end of the process, leaves
     /// the outcome to [`LocalTransaction::check`].
-    fn execute<'a>(
-        &'a self,
-        id: TransactionId,
-        record: &'a Record,
-    ) -> BoxFuture<'a, LocalOutcome>;
+    fn execute<'a>(&'a self, id: TransactionId, record: &'a Record) -> BoxFuture<'a, LocalOutcome>;
 
     /// Says what it came to, possibly in another process of the same producer group than the one that
     /// executed it, possibly long after. Must not guess: `Unknown` is asked about again.
@@ -325,7 +324,8 @@ impl TransactionalProducer {
     ) -> Result<LocalOutcome, TransactionError> {
         let Some(local) = self.local.clone() else {
             return Err(TransactionError::Protocol(
-                "this producer has no local transaction: give it one with `local` before `open`".to_owned(),
+                "this producer has no local transaction: give it one with `local` before `open`"
+                    .to_owned(),
             ));
         };
         let mut transaction = self.transaction();
@@ -665,7 +665,11 @@ impl Client {
             producer: id.producer,
             epoch: id.epoch,
             number: id.number,
-            outcome: if commit { Outcome::Commit } else { Outcome::Rollback },
+            outcome: if commit {
+                Outcome::Commit
+            } else {
+                Outcome::Rollback
+            },
             operator: true,
         };
         self.ask::<_, TransactionEnded>(&request).await.map(drop)

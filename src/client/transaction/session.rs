@@ -26,9 +26,7 @@ use crate::domain::transaction::TransactionId;
 use crate::wire::frame::{Frame, Header};
 use crate::wire::produce::{Ack, Produce, Stored};
 use crate::wire::topic::TopicInfo;
-use crate::wire::transaction::{
-    EndTransaction, OpenSession, Outcome, SessionOk, TransactionEnded,
-};
+use crate::wire::transaction::{EndTransaction, OpenSession, Outcome, SessionOk, TransactionEnded};
 
 /// Between two tries of a request that was put off.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -334,7 +332,9 @@ async fn stay_known(session: Weak<Session>, mut dropped: oneshot::Receiver<()>) 
         };
         let Some(link) = link else { return };
         let (questions, mut asked) = mpsc::unbounded_channel();
-        let Some(strong) = session.upgrade() else { return };
+        let Some(strong) = session.upgrade() else {
+            return;
+        };
         let group = strong.group().to_owned();
         link.on_check_back(&group, questions);
         let known = strong.resume(&link).await;
@@ -352,7 +352,9 @@ async fn stay_known(session: Weak<Session>, mut dropped: oneshot::Receiver<()>) 
                 _ = &mut dropped => return,
                 _ = link.transport().closed() => break,
             };
-            let Some(strong) = session.upgrade() else { return };
+            let Some(strong) = session.upgrade() else {
+                return;
+            };
             if let Some(checker) = strong.checker.clone() {
                 tokio::spawn(answer_check(checker, Arc::clone(&link), question));
             }

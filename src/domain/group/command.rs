@@ -8,8 +8,8 @@ use super::rejection::GroupRejection;
 use super::subscription::{Start, SubscriptionChange, SubscriptionSpec};
 use crate::domain::entry::Draft;
 use crate::domain::id::{
-    Generation, Lane, LeaseId, MemberId, Offset, OwnerId, PartitionId, PartitionIndex,
-    Token, TopicId,
+    Generation, Lane, LeaseId, MemberId, Offset, OwnerId, PartitionId, PartitionIndex, Token,
+    TopicId,
 };
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;

@@ -468,7 +468,10 @@ impl Transaction {
         match (known, new.part) {
             (
                 Some(Participant {
-                    part: Part::Records { records, immediate, .. },
+                    part:
+                        Part::Records {
+                            records, immediate, ..
+                        },
                     ..
                 }),
                 Part::Records {

@@ -145,7 +145,9 @@ impl Rig {
         let named: BTreeMap<OwnerId, (u32, u32)> = participants
             .iter()
             .filter_map(|one| match one.part {
-                Part::Records { records, immediate, .. } => Some((one.owner, (records, immediate))),
+                Part::Records {
+                    records, immediate, ..
+                } => Some((one.owner, (records, immediate))),
                 Part::Attached => None,
             })
             .collect();

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::golden;
-use crate::domain::id::{Lane, PartitionIndex, ProducerEpoch, ProducerId, TopicId, TransactionNumber};
+use crate::domain::id::{
+    Lane, PartitionIndex, ProducerEpoch, ProducerId, TopicId, TransactionNumber,
+};
 use crate::domain::time::WallMs;
 use crate::domain::transaction::TransactionId;
 use crate::wire::transaction::*;
