@@ -204,6 +204,7 @@ fn encode_mail(mail: Mail, out: &mut BytesMut) {
         | Answer::Topic(_)
         | Answer::Topics(..)
         | Answer::Producer(_)
+        | Answer::Timer(_)
         | Answer::GroupActor(..)
         | Answer::Groups(_)
         | Answer::Group(_)

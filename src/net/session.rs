@@ -455,6 +455,7 @@ impl Session {
             count: batch.header.count,
             facts: batch.facts,
             tell_accepted: header.ack == Ack::Memory,
+            tied: Vec::new(),
             reply,
             permit,
         });
