@@ -176,6 +176,12 @@ impl Broker {
                     source,
                 }
             })?;
+        let secret_path = config.data.join("timers.secret");
+        let timer_secret =
+            crate::net::timers::secret(&secret_path).map_err(|source| StartError::Io {
+                path: secret_path,
+                source,
+            })?;
         let gauge = Arc::new(LogGauge::default());
         let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
         let workers: Vec<Arbiter> = (0..config.arbiters_effective())
@@ -240,6 +246,7 @@ impl Broker {
             pool: Arc::new(pool),
             limits: limits(&config),
             cluster,
+            timer_secret,
             gauge,
             connections: AtomicU64::new(0),
             connections_max: u64::from(config.connections_max),

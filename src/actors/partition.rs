@@ -204,6 +204,9 @@ impl PartitionActor {
                         first_offset: stored.first_offset,
                         first_number: stored.first_number,
                         appended: stored.appended,
+                        wall: stored.appended,
+                        owner: self.owner,
+                        published: self.machine.was_published_at_once(stored.first_number),
                     };
                     self.answer(
                         token,

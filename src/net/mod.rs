@@ -2,6 +2,7 @@
 //! know quinn and rustls.
 
 pub mod endpoint;
+mod gather;
 pub mod local;
 mod out;
 mod reader;
@@ -9,4 +10,5 @@ mod refusal;
 mod requests;
 pub mod server;
 pub mod session;
+pub mod timers;
 pub mod tls;

@@ -83,8 +83,15 @@ pub enum TimerAnswer {
     Pending(Pending),
     /// Nobody knows of such a delayed record, or not any more: retention has taken it.
     NotFound,
-    /// Those that wait, by number, and where to go on if that is not the end.
-    Listed(Vec<Pending>, Option<RecordNumber>),
+    /// Some of those that wait.
+    Listed {
+        /// By number.
+        found: Vec<Pending>,
+        /// Where to go on, if that is not the end.
+        next: Option<RecordNumber>,
+        /// How many wait altogether.
+        pending: u64,
+    },
 }
 
 /// What is on its way to the disk about a record, and who waits for it.
@@ -160,6 +167,13 @@ impl Partition {
         self.stored.state(number) == Some(State::Waiting)
             && !self.stored.is_undecided(number)
             && self.stored.version(number) == alarm.version
+    }
+
+    /// Whether a record got its offset where it was stored, as far as is known: what waited once and has
+    /// been forgotten since counts as that.
+    #[must_use]
+    pub fn was_published_at_once(&self, number: RecordNumber) -> bool {
+        self.stored.state(number).is_none()
     }
 
     /// Records that wait for their transaction.
@@ -828,7 +842,7 @@ impl Partition {
                     return self.wait_for_bodies(run, waits, effects);
                 }
                 Lookup::Nothing => {
-                    let answer = TimerAnswer::Listed(found, None);
+                    let answer = self.listed(found, None);
                     return effects.push(Effect::Timer(token, answer));
                 }
             };
@@ -837,19 +851,29 @@ impl Partition {
                 .filter(|pending| pending.due >= list.due_from && pending.due < list.due_before);
             for pending in wanted {
                 if found.len() == max {
-                    let answer = TimerAnswer::Listed(found, Some(pending.number));
+                    let answer = self.listed(found, Some(pending.number));
                     return effects.push(Effect::Timer(token, answer));
                 }
                 found.push(pending);
             }
             let Some(next) = next else {
-                let answer = TimerAnswer::Listed(found, None);
+                let answer = self.listed(found, None);
                 return effects.push(Effect::Timer(token, answer));
             };
             list.from = next;
         }
-        let answer = TimerAnswer::Listed(found, Some(list.from));
+        let answer = self.listed(found, Some(list.from));
         effects.push(Effect::Timer(token, answer));
+    }
+}
+
+impl Partition {
+    fn listed(&self, found: Vec<Pending>, next: Option<RecordNumber>) -> TimerAnswer {
+        TimerAnswer::Listed {
+            found,
+            next,
+            pending: self.stored.pending(),
+        }
     }
 }
 
