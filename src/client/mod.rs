@@ -35,6 +35,7 @@ mod producer;
 mod reader;
 mod sender;
 mod switchboard;
+mod timers;
 
 use std::future::IntoFuture;
 use std::path::Path;
@@ -59,7 +60,10 @@ pub use admin::{BrokerStatus, Start, TopicDescription};
 pub use delivery::{Delivery, DeliveryBatch};
 pub use error::{AdminError, ConnectError, ConsumeError, Refusal, SendError};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
+pub use crate::domain::time::WallMs;
+pub use crate::wire::timer::{NotAHandle, TimerHandle, TimerState};
 pub use producer::{Producer, ProducerBuilder};
+pub use timers::{ListTimersBuilder, PendingTimer, TimerPage, Timers};
 pub use reader::{Fetched, Reader, ReaderBuilder};
 
 /// How long connecting, or one request, may take unless configured otherwise.
@@ -193,6 +197,12 @@ impl Client {
     #[must_use]
     pub fn broker(&self) -> &HelloOk {
         &self.hello
+    }
+
+    /// Delayed records that wait for their time: to cancel, to reschedule, to look at, to list.
+    #[must_use]
+    pub fn timers(&self) -> Timers {
+        Timers::new(self.clone())
     }
 
     /// Configures a producer to a topic.
