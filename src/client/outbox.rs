@@ -20,9 +20,7 @@ use std::time::{Duration, Instant};
 
 use super::error::SendError;
 use super::pending::{Completion, Outcome, Pending, TimerFacts};
-use crate::domain::batch::{
-    BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression, Delivery,
-};
+use crate::domain::batch::{BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression, Delivery};
 use crate::domain::body::Body;
 use crate::domain::id::{ClusterId, MessageId, ProducerSequence, TopicId, TransactionNumber};
 use crate::domain::record::Record;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use super::error::SendError;
+use super::link::lock;
 use crate::domain::batch::Delivery;
 use crate::domain::id::{ClusterId, Lane, PartitionIndex, RecordNumber, TopicId};
-use super::link::lock;
 pub use crate::wire::produce::SendStatus;
 use crate::wire::timer::{StoredTimers, TimerHandle};
 
@@ -170,15 +170,15 @@ impl Completion {
                 let offset = first_offset.map(|first| first + u64::from(index));
                 let (due_ms, timer) = self.timer(index, offset, *time_ms, *timers);
                 Ok(Receipt {
-                topic: Arc::clone(&self.topic),
-                partition: self.partition,
-                offset,
-                time_ms: *time_ms,
-                status: *status,
-                duplicate: *duplicate,
-                due_ms,
-                timer,
-            })
+                    topic: Arc::clone(&self.topic),
+                    partition: self.partition,
+                    offset,
+                    time_ms: *time_ms,
+                    status: *status,
+                    duplicate: *duplicate,
+                    due_ms,
+                    timer,
+                })
             }
         })
     }

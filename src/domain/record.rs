@@ -142,7 +142,6 @@ pub const DELAY_LEVELS_MS: [i64; 18] = [
     480_000, 540_000, 600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000,
 ];
 
-
 impl Record {
     /// A record with a value and nothing else.
     #[must_use]

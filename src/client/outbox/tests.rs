@@ -7,9 +7,7 @@ use super::*;
 use crate::client::error::Refusal;
 use crate::client::pending::Receipt;
 use crate::domain::batch::BatchView;
-use crate::domain::id::{
-    ClusterId, Offset, ProducerEpoch, ProducerId, RecordNumber, TopicId,
-};
+use crate::domain::id::{ClusterId, Offset, ProducerEpoch, ProducerId, RecordNumber, TopicId};
 use crate::domain::record::RecordBody;
 use crate::wire::code::{Code, Refused};
 
