@@ -171,6 +171,10 @@ knobs! {
     producers_per_partition_max: u32 = 2500, 1, 1_000_000;
     /// How long an idle producer is remembered, in milliseconds.
     producer_state_ms: u64 = 7 * 24 * 3_600_000, 1000, 366 * 24 * 3_600_000;
+    /// Delayed records that may wait in one partition of any topic; 0 sets no bound.
+    timers_max: u64 = 0, 0, 1 << 40;
+    /// How far ahead a record may be delayed in any topic, in milliseconds; 0 sets no bound.
+    delay_ms_max: u64 = 0, 0, 1 << 47;
     /// A checkpoint is taken after this many bytes of log...
     checkpoint_bytes: u64 = 256 << 20, 1 << 20, 1 << 40;
     /// ...or after this many milliseconds, whichever comes first.

@@ -24,7 +24,7 @@ const HURRIED_EXIT: i32 = 130;
 /// Further settings, each as `--set NAME=VALUE`, as WATERWHEEL_<NAME> or as a line `NAME = VALUE` of the
 /// --config file: arbiters, memory_bytes, admission_bytes, tail_cache_bytes, views_cache_bytes,
 /// segment_bytes, flush_bytes_max, batch_bytes_max, connections_max, readers_per_connection_max,
-/// producers_per_partition_max, producer_state_ms, checkpoint_bytes, checkpoint_ms, retention_check_ms,
+/// producers_per_partition_max, producer_state_ms, timers_max, delay_ms_max, checkpoint_bytes, checkpoint_ms, retention_check_ms,
 /// partition_mailbox, standing_mailbox.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -757,14 +757,14 @@ fn wander(seed: u64) -> (usize, usize, Vec<Truth>) {
 #[test]
 fn timers_are_never_early_never_lost_and_never_back_from_the_dead() {
     let mut answers = 0;
-    for seed in 0..400 {
+    for seed in 0..250 {
         let outcome = std::panic::catch_unwind(|| wander(seed));
         let Ok(outcome) = outcome else {
             panic!("seed {seed}")
         };
         answers += outcome.1;
     }
-    assert!(answers > 4_000, "{answers} answers");
+    assert!(answers > 2_500, "{answers} answers");
     assert_eq!(wander(7), wander(7), "one seed twice is one run");
 }
 

@@ -755,7 +755,7 @@ impl Partition {
             Lookup::Load(run) => self.wait_for_bodies(run, Waits::Seek(token, number), effects),
             Lookup::Known(Some(due)) => self.seek_time(token, number, due, effects),
             Lookup::Known(None) | Lookup::Nothing => {
-                self.seek(token, number, self.head.start_offset, effects);
+                self.seek_all(token, number, effects);
             }
         }
     }
@@ -771,12 +771,12 @@ impl Partition {
             Found::Batches(run, at) => {
                 let from = run.get(at).map(|place| place.first_offset);
                 let from = from.or_else(|| run.last().map(BatchPlace::end));
-                self.seek(token, number, from.unwrap_or_default(), effects);
+                self.seek(token, number, from.unwrap_or_default(), false, effects);
             }
             Found::Load(run) => {
                 self.wait_for_run(run, Waiting::SeekTime(token, number, time), effects);
             }
-            Found::Nothing => effects.push(Effect::Timer(token, TimerAnswer::NotFound)),
+            Found::Nothing => self.seek_all(token, number, effects),
         }
     }
 
@@ -785,6 +785,7 @@ impl Partition {
         token: Token,
         number: RecordNumber,
         mut from: Offset,
+        whole: bool,
         effects: &mut Vec<Effect>,
     ) {
         loop {
@@ -806,18 +807,36 @@ impl Partition {
                     }
                     let end = run.last().map_or(from, BatchPlace::end);
                     if end <= from {
-                        return effects.push(Effect::Timer(token, TimerAnswer::NotFound));
+                        return self.not_found(token, number, whole, effects);
                     }
                     from = end;
                 }
                 Found::Load(run) => {
-                    let waiting = Waiting::Seek(token, number, from);
+                    let waiting = Waiting::Seek(token, number, from, whole);
                     return self.wait_for_run(run, waiting, effects);
                 }
-                Found::Nothing => {
-                    return effects.push(Effect::Timer(token, TimerAnswer::NotFound));
-                }
+                Found::Nothing => return self.not_found(token, number, whole, effects),
             }
+        }
+    }
+
+    /// Looks through all there is: where the clock was set back between the moment a record was due and
+    /// its publication, the log's times do not tell where that is.
+    fn seek_all(&mut self, token: Token, number: RecordNumber, effects: &mut Vec<Effect>) {
+        self.seek(token, number, self.head.start_offset, true, effects);
+    }
+
+    fn not_found(
+        &mut self,
+        token: Token,
+        number: RecordNumber,
+        whole: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        if whole {
+            effects.push(Effect::Timer(token, TimerAnswer::NotFound));
+        } else {
+            self.seek_all(token, number, effects);
         }
     }
 
