@@ -127,6 +127,8 @@ pub(super) struct Timers {
     /// There is a wheel to arm.
     live: bool,
     handing_over: bool,
+    /// The last round of the checkpoint this partition took part in.
+    round: u64,
 }
 
 impl Timers {
@@ -156,6 +158,15 @@ impl Partition {
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.stored.pending()
+    }
+
+    /// Whether an alarm still means something: its record waits for its time, in this version.
+    #[must_use]
+    pub fn stands(&self, alarm: &Alarm) -> bool {
+        let number = RecordNumber(alarm.token);
+        self.stored.state(number) == Some(State::Waiting)
+            && !self.stored.is_undecided(number)
+            && self.stored.version(number) == alarm.version
     }
 
     /// Whether a record got its offset where it was stored, as far as is known: what waited once and has
@@ -301,7 +312,21 @@ impl Partition {
     /// The wheel's level begins again: what was armed and not confirmed is not waited for.
     pub fn wheel_began(&mut self, effects: &mut Vec<Effect>) {
         self.timers.armed = 0;
+        self.stored.hand_over_again();
         self.hand_over(effects);
+    }
+
+    /// Homes of the wheel do not read: everything that waits is handed over once more.
+    pub fn lost(&mut self, effects: &mut Vec<Effect>) {
+        self.stored.all_unarmed();
+        self.dirty = true;
+        self.hand_over(effects);
+    }
+
+    /// A round of the checkpoint takes this partition's rows; `marked` is the last one that was marked.
+    pub fn rows_due(&mut self, round: u64, marked: u64) {
+        self.timers.round = round;
+        self.dirty |= self.stored.marked(marked);
     }
 
     /// Hands chunks over whose alarms are not armed, as long as there is room (D5).
@@ -336,8 +361,7 @@ impl Partition {
                     }
                 }
             }
-            self.stored.armed(first);
-            self.dirty = true;
+            self.stored.armed(first, self.timers.round);
             let position = match self.stored.place(first) {
                 Lookup::Known(place) => place.position,
                 Lookup::Load(_) | Lookup::Nothing => LogPosition(0),
