@@ -434,7 +434,7 @@ impl Session {
         if is_ahead(&batch.header) {
             return refuse(Refused::new(
                 Code::Unsupported,
-                "this broker does not know delayed, prioritised or transactional records yet",
+                "this broker does not know prioritised or transactional records yet",
             ));
         }
         let permit = match permit {
@@ -501,10 +501,10 @@ async fn acquire(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaph
     Arc::clone(semaphore).acquire_many_owned(bytes).await.ok()
 }
 
-/// Whether a batch asks for what would be broken by storing it like any other: visible before its time,
-/// or before its transaction is decided.
+/// Whether a batch asks for what would be broken by storing it like any other: visible before its
+/// transaction is decided.
 fn is_ahead(batch: &BatchHeader) -> bool {
-    batch.has(flags::DELIVERIES) || batch.has(flags::PRIORITIES) || batch.transaction.0 != 0
+    batch.has(flags::PRIORITIES) || batch.transaction.0 != 0
 }
 
 /// A frame error ends the connection: the stream is beyond use, and its sender is not one of ours.
