@@ -586,7 +586,10 @@ impl Standing<'_> {
             cache: Arc::clone(&self.cache),
             registry: self.registry.clone(),
             clock: self.clock,
-            timer_limits: crate::actors::TopicTimers::new(TimerLimits::default()),
+            timer_limits: crate::actors::TopicTimers::new(TimerLimits {
+                pending_max: Some(config.timers_max).filter(|max| *max > 0),
+                delay_max_ms: Some(config.delay_ms_max).filter(|max| *max > 0),
+            }),
             settings: Settings {
                 transactions: config.transaction_limits(),
                 producers_per_partition_max: config.producers_per_partition_effective(),

@@ -164,6 +164,10 @@ knobs! {
     transaction_check_ms: u32 = 30_000, 10, 24 * 3_600_000;
     /// Questions for its outcome that were heard before a half message is rolled back as expired.
     transaction_checks_max: u16 = 15, 1, 1000;
+    /// Delayed records that may wait in one partition of any topic; 0 sets no bound.
+    timers_max: u64 = 0, 0, 1 << 40;
+    /// How far ahead a record may be delayed in any topic, in milliseconds; 0 sets no bound.
+    delay_ms_max: u64 = 0, 0, 1 << 47;
     /// A checkpoint is taken after this many bytes of log...
     checkpoint_bytes: u64 = 256 << 20, 1 << 20, 1 << 40;
     /// ...or after this many milliseconds, whichever comes first.

@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 use crate::actors::cleaner::Found;
 use crate::actors::wheel::homes::Unhomed;
 use crate::actors::{self, directory, load, partition};
-use crate::domain::alarm::alarms_of_payload;
 use crate::domain::commit::{Counters, OwnerRange};
 use crate::domain::entry::{AppliedEntry, EntryKind};
 use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence};
-use crate::domain::partition::{Head, Limits, Partition};
+use crate::domain::partition::{Head, Limits, Partition, alarms_of};
 use crate::domain::topics::{Topic, Topics};
 use crate::domain::transaction::{self, Coordinator, shard_of_owner};
 use crate::log::{Damage, LogReader, Scanned};
@@ -226,8 +225,7 @@ impl Fold {
         }
         // Also of an entry that the partition's rows hold already: a home may have been missed by the
         // crash between the two.
-        self.timers
-            .extend(alarms_of_payload(&entry.header, &entry.facts));
+        self.timers.extend(alarms_of(entry));
         if self.timers.is_large() {
             self.timers.write(&mut self.views)?;
         }
@@ -284,6 +282,12 @@ impl Fold {
     fn finish(&mut self, end: LogPosition) -> Result<FoldedCounters, ViewsError> {
         self.write_partitions()?;
         self.write_coordinators()?;
+        // What fired or was cancelled behind the mark need not be said due to be ignored.
+        let partitions = &self.partitions;
+        self.timers.retain(|alarm| {
+            let owner = partitions.get(&alarm.owner);
+            owner.is_none_or(|partition| partition.stands(alarm))
+        });
         self.timers.write(&mut self.views)?;
         let changes = directory::row_changes(&mut self.topics);
         if !changes.is_empty() {

@@ -558,6 +558,7 @@ impl Handler<WriteRows> for PartitionActor {
 
     fn handle(&mut self, message: WriteRows, _: &mut Self::Context) {
         self.stats.handled();
+        self.machine.rows_due(message.round, message.marked);
         let changes = row_changes(self.owner, &mut self.machine);
         self.stats.rows(self.machine.row_count());
         self.house.store.tell(Write(changes));

@@ -37,6 +37,7 @@ mod sender;
 mod switchboard;
 mod transaction;
 mod trust;
+mod timers;
 mod typed;
 
 use std::future::IntoFuture;
@@ -51,10 +52,12 @@ use switchboard::{Hold, Switchboard};
 pub use crate::domain::batch::Compression;
 pub use crate::domain::id::{ClusterId, MessageId};
 pub use crate::domain::record::{Record, Text};
+pub use crate::domain::time::WallMs;
 pub use crate::wire::code::Code;
 pub use crate::wire::hello::{HelloOk, Limits};
 pub use crate::wire::produce::Ack;
 pub use crate::wire::status::{ActorInfo, StatusOk};
+pub use crate::wire::timer::{NotAHandle, TimerHandle, TimerState};
 pub use crate::wire::topic::{
     AlterTopic, FlushMode, OffsetOk, PartitionInfo, TopicConfig, TopicInfo,
 };
@@ -70,6 +73,7 @@ pub use transaction::{
     HalfMessage, LocalOutcome, LocalTransaction, ParticipantInfo, Transaction, TransactionError,
     TransactionId, TransactionInfo, TransactionalProducer, TransactionalProducerBuilder,
 };
+pub use timers::{ListTimersBuilder, PendingTimer, TimerPage, Timers};
 
 /// How long connecting, or one request, may take unless configured otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -205,6 +209,12 @@ impl Client {
     #[must_use]
     pub fn broker(&self) -> &HelloOk {
         &self.hello
+    }
+
+    /// Delayed records that wait for their time: to cancel, to reschedule, to look at, to list.
+    #[must_use]
+    pub fn timers(&self) -> Timers {
+        Timers::new(self.clone())
     }
 
     /// Configures a producer to a topic.

@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::error::SendError;
-use super::pending::{Completion, Outcome, Pending};
-use crate::domain::batch::{BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression};
+use super::pending::{Completion, Outcome, Pending, TimerFacts};
+use crate::domain::batch::{BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression, Delivery};
 use crate::domain::body::Body;
-use crate::domain::id::{MessageId, ProducerSequence, TransactionNumber};
+use crate::domain::id::{ClusterId, MessageId, ProducerSequence, TopicId, TransactionNumber};
 use crate::domain::record::Record;
 use crate::domain::time::WallMs;
 use crate::wire::produce::{Ack, ProducerOk, SendStatus, Stored};
@@ -43,6 +43,9 @@ pub(crate) struct OutboxConfig {
     pub(crate) linger: Option<Duration>,
     pub(crate) in_flight_max: usize,
     pub(crate) flush_timeout: Option<Duration>,
+    /// What handles of delayed records name.
+    pub(crate) cluster: ClusterId,
+    pub(crate) topic_id: TopicId,
 }
 
 /// Records that gather, and who waits for them.
@@ -161,10 +164,20 @@ impl Outbox {
         charge: usize,
         now: impl FnOnce() -> Instant,
     ) -> Result<Pushed, SendError> {
+        // A batch holds delayed records or immediate ones: the one that gathers the other kind is full.
+        let is_delayed = record.delivery != Delivery::Now;
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.completion.is_delayed() != is_delayed)
+        {
+            self.full.extend(self.open.take());
+        }
         if let Some(open) = &mut self.open {
             let index = open.builder.len();
             if open.builder.push(record, id, at).is_ok() {
                 open.charge += charge;
+                open.completion.gathered(record.delivery);
                 let pending = Pending::new(Arc::clone(&open.completion), index_of(index));
                 let full = open.builder.bytes() >= self.config.batch_bytes
                     || index + 1 >= BATCH_RECORDS_MAX;
@@ -215,9 +228,10 @@ impl Outbox {
                 .push(record, id, at)
                 .map_err(|_| SendError::TooLarge { limit })?;
         }
+        let completion = Completion::new(&config.topic, config.partition, record.delivery);
         Ok(Gathered {
             builder,
-            completion: Completion::new(&config.topic, config.partition),
+            completion,
             since: now,
             charge: 0,
         })
@@ -320,6 +334,12 @@ impl Outbox {
                 time_ms: stored.appended.0,
                 status: stored.status,
                 duplicate: stored.duplicate,
+                timers: stored.timers.map(|timers| TimerFacts {
+                    cluster: self.config.cluster,
+                    topic: self.config.topic_id,
+                    first: stored.first_number,
+                    timers,
+                }),
             },
         )
     }
@@ -560,6 +580,7 @@ fn unacknowledged(status: SendStatus) -> Outcome {
         time_ms: 0,
         status,
         duplicate: false,
+        timers: None,
     }
 }
 

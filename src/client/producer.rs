@@ -162,6 +162,8 @@ impl ProducerBuilder {
                     .in_flight
                     .min(usize::try_from(in_flight_max).unwrap_or(1)),
                 flush_timeout: self.flush_timeout,
+                cluster: self.client.broker().cluster,
+                topic_id: topic.id,
             };
             Outbox::new(config, identity)
         });

@@ -445,7 +445,7 @@ impl Session {
         if is_ahead(&batch.header) {
             return refuse(Refused::new(
                 Code::Unsupported,
-                "this broker does not know delayed, prioritised or transactional records yet",
+                "this broker does not know prioritised or transactional records yet",
             ));
         }
         let permit = match permit {
@@ -533,10 +533,10 @@ async fn acquire(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaph
     Arc::clone(semaphore).acquire_many_owned(bytes).await.ok()
 }
 
-/// Whether a batch asks for what would be broken by storing it like any other: visible before its time,
-/// or before its transaction is decided.
+/// Whether a batch asks for what would be broken by storing it like any other: before what has a
+/// higher priority.
 fn is_ahead(batch: &BatchHeader) -> bool {
-    batch.has(flags::DELIVERIES) || batch.has(flags::PRIORITIES)
+    batch.has(flags::PRIORITIES)
 }
 
 /// A frame error ends the connection: the stream is beyond use, and its sender is not one of ours.

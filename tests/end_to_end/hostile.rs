@@ -285,8 +285,6 @@ fn records_this_broker_would_show_too_early_are_refused() {
         };
         let none = TransactionNumber(0);
         let batches = [
-            of(0, Delivery::After(60_000), none),
-            of(0, Delivery::At(WallMs(i64::MAX)), none),
             of(3, Delivery::Now, none),
             of(0, Delivery::Now, TransactionNumber(1)),
         ];

@@ -128,6 +128,8 @@ pub(super) struct Timers {
     /// There is a wheel to arm.
     live: bool,
     handing_over: bool,
+    /// The last round of the checkpoint this partition took part in.
+    round: u64,
 }
 
 impl Timers {
@@ -157,6 +159,15 @@ impl Partition {
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.stored.pending()
+    }
+
+    /// Whether an alarm still means something: its record waits for its time, in this version.
+    #[must_use]
+    pub fn stands(&self, alarm: &Alarm) -> bool {
+        let number = RecordNumber(alarm.token);
+        self.stored.state(number) == Some(State::Waiting)
+            && !self.stored.is_undecided(number)
+            && self.stored.version(number) == alarm.version
     }
 
     /// Whether a record got its offset where it was stored, as far as is known: what waited once and has
@@ -318,7 +329,21 @@ impl Partition {
     /// The wheel's level begins again: what was armed and not confirmed is not waited for.
     pub fn wheel_began(&mut self, effects: &mut Vec<Effect>) {
         self.timers.armed = 0;
+        self.stored.hand_over_again();
         self.hand_over(effects);
+    }
+
+    /// Homes of the wheel do not read: everything that waits is handed over once more.
+    pub fn lost(&mut self, effects: &mut Vec<Effect>) {
+        self.stored.all_unarmed();
+        self.dirty = true;
+        self.hand_over(effects);
+    }
+
+    /// A round of the checkpoint takes this partition's rows; `marked` is the last one that was marked.
+    pub fn rows_due(&mut self, round: u64, marked: u64) {
+        self.timers.round = round;
+        self.dirty |= self.stored.marked(marked);
     }
 
     /// Hands chunks over whose alarms are not armed, as long as there is room (D5).
@@ -353,8 +378,7 @@ impl Partition {
                     }
                 }
             }
-            self.stored.armed(first);
-            self.dirty = true;
+            self.stored.armed(first, self.timers.round);
             let position = match self.stored.place(first) {
                 Lookup::Known(place) => place.position,
                 Lookup::Load(_) | Lookup::Nothing => LogPosition(0),
@@ -748,7 +772,7 @@ impl Partition {
             Lookup::Load(run) => self.wait_for_bodies(run, Waits::Seek(token, number), effects),
             Lookup::Known(Some(due)) => self.seek_time(token, number, due, effects),
             Lookup::Known(None) | Lookup::Nothing => {
-                self.seek(token, number, self.head.start_offset, effects);
+                self.seek_all(token, number, effects);
             }
         }
     }
@@ -764,12 +788,12 @@ impl Partition {
             Found::Batches(run, at) => {
                 let from = run.get(at).map(|place| place.first_offset);
                 let from = from.or_else(|| run.last().map(BatchPlace::end));
-                self.seek(token, number, from.unwrap_or_default(), effects);
+                self.seek(token, number, from.unwrap_or_default(), false, effects);
             }
             Found::Load(run) => {
                 self.wait_for_run(run, Waiting::SeekTime(token, number, time), effects);
             }
-            Found::Nothing => effects.push(Effect::Timer(token, TimerAnswer::NotFound)),
+            Found::Nothing => self.seek_all(token, number, effects),
         }
     }
 
@@ -778,6 +802,7 @@ impl Partition {
         token: Token,
         number: RecordNumber,
         mut from: Offset,
+        whole: bool,
         effects: &mut Vec<Effect>,
     ) {
         loop {
@@ -799,18 +824,36 @@ impl Partition {
                     }
                     let end = run.last().map_or(from, BatchPlace::end);
                     if end <= from {
-                        return effects.push(Effect::Timer(token, TimerAnswer::NotFound));
+                        return self.not_found(token, number, whole, effects);
                     }
                     from = end;
                 }
                 Found::Load(run) => {
-                    let waiting = Waiting::Seek(token, number, from);
+                    let waiting = Waiting::Seek(token, number, from, whole);
                     return self.wait_for_run(run, waiting, effects);
                 }
-                Found::Nothing => {
-                    return effects.push(Effect::Timer(token, TimerAnswer::NotFound));
-                }
+                Found::Nothing => return self.not_found(token, number, whole, effects),
             }
+        }
+    }
+
+    /// Looks through all there is: where the clock was set back between the moment a record was due and
+    /// its publication, the log's times do not tell where that is.
+    fn seek_all(&mut self, token: Token, number: RecordNumber, effects: &mut Vec<Effect>) {
+        self.seek(token, number, self.head.start_offset, true, effects);
+    }
+
+    fn not_found(
+        &mut self,
+        token: Token,
+        number: RecordNumber,
+        whole: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        if whole {
+            effects.push(Effect::Timer(token, TimerAnswer::NotFound));
+        } else {
+            self.seek_all(token, number, effects);
         }
     }
 

@@ -228,8 +228,9 @@ pub struct Head {
 enum Waiting {
     Read(Read),
     Lookup(Token, WallMs),
-    /// Who asks for the offset of a record that was published: behind this offset it is looked for.
-    Seek(Token, RecordNumber, Offset),
+    /// Who asks for the offset of a record that was published: behind this offset it is looked for; whether
+    /// that is all there is.
+    Seek(Token, RecordNumber, Offset, bool),
     /// The same from a time on.
     SeekTime(Token, RecordNumber, WallMs),
 }
@@ -467,15 +468,15 @@ impl Partition {
                     Some(why),
                     Waiting::Read(Read { token, .. })
                     | Waiting::Lookup(token, _)
-                    | Waiting::Seek(token, _, _)
+                    | Waiting::Seek(token, ..)
                     | Waiting::SeekTime(token, _, _),
                 ) => effects.push(Effect::Refuse(token, why.clone())),
                 (None, Waiting::Read(read)) => self.read(read, effects),
                 (None, Waiting::Lookup(token, time)) => {
                     self.lookup(token, ReadFrom::Time(time), effects);
                 }
-                (None, Waiting::Seek(token, number, from)) => {
-                    self.seek(token, number, from, effects);
+                (None, Waiting::Seek(token, number, from, whole)) => {
+                    self.seek(token, number, from, whole, effects);
                 }
                 (None, Waiting::SeekTime(token, number, time)) => {
                     self.seek_time(token, number, time, effects);

@@ -643,13 +643,45 @@ impl Table {
         let last = end.0.saturating_sub(1).max(first.0) / CHUNK_NUMBERS;
         for (_, chunk) in self.chunks.range_mut(first.0 / CHUNK_NUMBERS..=last) {
             chunk.unarmed = true;
+            chunk.handed = None;
             chunk.dirty = true;
         }
     }
 
+    /// No alarm of those that wait can be relied on.
+    pub(super) fn all_unarmed(&mut self) {
+        for chunk in self.chunks.values_mut().filter(|chunk| chunk.waiting > 0) {
+            chunk.unarmed = true;
+            chunk.handed = None;
+            chunk.dirty = true;
+        }
+    }
+
+    /// What was handed over and is not safe yet may have been lost.
+    pub(super) fn hand_over_again(&mut self) {
+        for chunk in self.chunks.values_mut() {
+            chunk.handed = None;
+        }
+    }
+
+    /// What was handed over before a round that is marked by now is safe. Whether there is any.
+    pub(super) fn marked(&mut self, marked: u64) -> bool {
+        let mut safe = false;
+        for chunk in self.chunks.values_mut() {
+            if chunk.handed.is_some_and(|round| marked > round) {
+                chunk.handed = None;
+                chunk.unarmed = false;
+                chunk.dirty = true;
+                safe = true;
+            }
+        }
+        safe
+    }
+
     /// How many chunks have alarms to hand over.
     pub(super) fn unarmed_chunks(&self) -> usize {
-        self.chunks.values().filter(|chunk| chunk.unarmed).count()
+        let unarmed = |chunk: &&Chunk| chunk.unarmed && chunk.handed.is_none();
+        self.chunks.values().filter(unarmed).count()
     }
 
     /// The numbers of the first chunk that has alarms to hand over.
@@ -657,7 +689,7 @@ impl Table {
         let id = self
             .chunks
             .iter()
-            .find(|(_, chunk)| chunk.unarmed)
+            .find(|(_, chunk)| chunk.unarmed && chunk.handed.is_none())
             .map(|(id, _)| *id)?;
         Some((
             RecordNumber(id.saturating_mul(CHUNK_NUMBERS)),
@@ -665,11 +697,10 @@ impl Table {
         ))
     }
 
-    /// The chunk that starts here has been handed over.
-    pub(super) fn armed(&mut self, first: RecordNumber) {
+    /// The chunk that starts here has been handed over, in `round` or the one after it.
+    pub(super) fn armed(&mut self, first: RecordNumber, round: u64) {
         if let Some(chunk) = self.chunks.get_mut(&(first.0 / CHUNK_NUMBERS)) {
-            chunk.unarmed = false;
-            chunk.dirty = true;
+            chunk.handed = Some(round);
         }
     }
 
