@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
 pub mod directory;
+pub mod group;
 pub mod load;
 pub mod partition;
 pub mod reply;

@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod commit;
 pub mod entry;
 pub mod filter;
+pub mod group;
 pub mod id;
 pub mod key;
 pub mod ledger;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::group::rejection::GroupRejection;
 use super::id::{Offset, ProducerEpoch, ProducerSequence};
 
 /// A refusal. Nothing of the refused command happened, unless the variant says otherwise.
@@ -69,6 +70,14 @@ pub enum Rejection {
     },
     /// The broker is stopping.
     ShuttingDown,
+    /// A consumer group's own.
+    Group(GroupRejection),
+}
+
+impl From<GroupRejection> for Rejection {
+    fn from(rejection: GroupRejection) -> Self {
+        Self::Group(rejection)
+    }
 }
 
 impl fmt::Display for Rejection {
@@ -119,6 +128,7 @@ impl fmt::Display for Rejection {
                 write!(f, "larger than one write of the log: at most {bytes_max} bytes")
             }
             Self::ShuttingDown => f.write_str("the broker is stopping"),
+            Self::Group(rejection) => rejection.fmt(f),
         }
     }
 }

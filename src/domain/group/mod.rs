@@ -1,0 +1,5 @@
+//! The machine of one consumer group: who is a member, who has which records, what is consumed.
+
+pub mod command;
+pub mod rejection;
+pub mod subscription;
