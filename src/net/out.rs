@@ -203,6 +203,9 @@ fn encode_mail(mail: Mail, out: &mut BytesMut) {
         | Answer::Topic(_)
         | Answer::Topics(..)
         | Answer::Producer(_)
+        | Answer::GroupActor(..)
+        | Answer::Groups(_)
+        | Answer::Group(_)
         | Answer::Partition(..) => Ok(()),
     };
     debug_assert!(encoded.is_ok(), "N3: answers to batches are small");

@@ -61,15 +61,6 @@ fn code(rejection: &Rejection) -> Code {
     }
 }
 
-/// A group's refusal as a frame says it.
-#[must_use]
-pub(super) fn refused_by_group(rejection: &GroupRejection) -> Refused {
-    group_detail(
-        Refused::new(group_code(rejection), rejection.to_string()),
-        rejection,
-    )
-}
-
 fn group_detail(refused: Refused, rejection: &GroupRejection) -> Refused {
     match rejection {
         GroupRejection::InvalidFilter { position, .. } => refused.detail("position", position),

@@ -1,17 +1,19 @@
 //! What a group is asked and tells: commands of sessions, what members hear, answers, effects.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::rejection::GroupRejection;
 use super::subscription::{Start, SubscriptionChange, SubscriptionSpec};
 use crate::domain::entry::Draft;
 use crate::domain::id::{
-    Generation, Lane, LeaseId, MemberId, Offset, OwnerId, PartitionId, PartitionIndex, ProducerEpoch,
-    ProducerId, Token, TopicId, TransactionNumber,
+    Generation, Lane, LeaseId, MemberId, Offset, OwnerId, PartitionId, PartitionIndex,
+    ProducerEpoch, ProducerId, Token, TopicId, TransactionNumber,
 };
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
-use crate::domain::time::{MonotonicMs, WallMs};
+use crate::domain::time::MonotonicMs;
 
 /// The longest reason a nack may give, in bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 200;
@@ -148,6 +150,14 @@ pub enum Command {
         /// From now on, in milliseconds; the subscription's lease where it is 0.
         lease_ms: u64,
     },
+    /// The bytes of this lease cannot be read: retention took them, or the disk is damaged. They are
+    /// counted as expired and never come again. Answered with [`Answer::Settled`].
+    Unreadable {
+        /// Who.
+        member: MemberId,
+        /// Which.
+        lease: LeaseId,
+    },
     /// These are consumed if and when the transaction commits. Answered with [`Answer::Settled`] once
     /// the attachment is durable; then they are held until the decision, whatever becomes of the lease.
     Attach {
@@ -167,7 +177,7 @@ pub enum Command {
         /// How.
         change: SubscriptionChange,
     },
-    /// Remove one with its progress; its members hear [`MemberEvent::Ended`].
+    /// Remove one with its progress; its members hear [`MemberEvent::Unsubscribed`].
     Unsubscribe {
         /// Which.
         topic: TopicId,
@@ -233,8 +243,8 @@ pub struct Lease {
 /// What a member hears of its group, in the order it happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberEvent {
-    /// This place is the member's from now on (in exclusive and broadcast mode), or one of those it is
-    /// sent records from (in the others).
+    /// This place is the member's from now on: in exclusive and broadcast mode. In the others every
+    /// member is sent records of every place, and hears nothing of this.
     Assigned {
         /// Which.
         place: PartitionId,
@@ -256,6 +266,13 @@ pub enum MemberEvent {
     /// These are the member's no more: expired, reset, or behind a record that comes again. What has not
     /// been worked on need not be.
     Lost(Vec<LeaseId>),
+    /// The subscription is gone, or its topic is: nothing more of it comes.
+    Unsubscribed {
+        /// Of which topic.
+        topic: TopicId,
+        /// Why.
+        why: Rejection,
+    },
     /// Not a member any more.
     Ended(Rejection),
 }
@@ -398,65 +415,57 @@ pub struct OfferedRecord {
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Make these durable as one tied run; they come back through `apply`.
-    Persist {
-        /// Which run, for [`Effect::Persist`]s are many: what `DeadLetter` was asked for names it.
-        drafts: Vec<(OwnerId, Draft)>,
-    },
+    /// Make these durable as one tied run; what is the group's own comes back through `apply`.
+    Persist(Vec<(OwnerId, Draft)>),
     /// Answer a command.
     Reply(Token, Result<Answer, Rejection>),
     /// Tell a member.
     Tell(MemberId, MemberEvent),
+    /// The token of a join is this member: what it is told goes where the join said.
+    Welcome(Token, MemberId),
     /// Nobody listens to this member any more: drop its link.
     Dismiss(MemberId),
-    /// Find records for the cursor from this offset on, and offer them. Replaces what was asked before;
-    /// `None` ends it.
-    Feed {
-        /// For which cursor.
-        cursor: CursorNumber,
-        /// Where.
-        place: PartitionId,
-        /// From which offset; nothing is wanted for now where there is none.
-        from: Option<Offset>,
-        /// About so many bytes.
-        bytes_max: u64,
-        /// Whether records are wanted one by one, with their keys.
-        keys: bool,
-    },
+    /// Find records for the cursor and offer them, once.
+    Feed(Feed),
+    /// What was asked for the cursor is not wanted any more.
+    StopFeed(CursorNumber),
     /// Find the batch of this one record and offer it: a listed one whose time has come.
-    Fetch {
-        /// For which cursor.
-        cursor: CursorNumber,
-        /// Where.
-        place: PartitionId,
-        /// Which.
-        offset: Offset,
-    },
-    /// Find where this place stands, for a new cursor or a reset.
+    Fetch(Feed),
+    /// Find where this place stands and say so with `looked_up`.
     Lookup {
         /// Answered under this.
-        token: Token,
+        job: u64,
         /// Where.
         place: PartitionId,
         /// What to look for.
         start: Start,
     },
-    /// Copy this record to the dead letters, tied to the settlement, with [`super::Group::dead_letter`].
+    /// Say the shape of this topic, now and whenever it changes, with `shape` or `topic_gone`.
+    Watch(TopicId),
+    /// Copy this record to the dead letters: find it, and call `dead_letter`.
     DeadLetter(DeadLetter),
-    /// Say `due(token)` at this time of the monotonic clock.
-    Arm {
-        /// What is due.
-        alarm: u64,
-        /// When.
-        due: MonotonicMs,
-        /// When on the wall clock, for what is persisted.
-        wall: WallMs,
-    },
-    /// It need not be said any more.
-    Disarm {
-        /// What.
-        alarm: u64,
-    },
+    /// Say `wake` at this time of the monotonic clock, and at no earlier one asked for before; never, where
+    /// there is none.
+    WakeAt(Option<MonotonicMs>),
+}
+
+/// A search for records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feed {
+    /// For which cursor.
+    pub cursor: CursorNumber,
+    /// Which search of this cursor: said again with what is found.
+    pub round: u64,
+    /// Where.
+    pub place: PartitionId,
+    /// From which offset.
+    pub from: Offset,
+    /// About so many bytes.
+    pub bytes_max: u64,
+    /// Which records are wanted, in the filter language; all where it is empty.
+    pub filter: Arc<str>,
+    /// Whether records are wanted one by one, with their keys.
+    pub keys: bool,
 }
 
 /// A record that has been tried for the last time.

@@ -190,7 +190,10 @@ impl SubscriptionSpec {
             });
         }
         if !(100..=SPAN_MS_MAX).contains(&self.lease_ms) {
-            return no(format!("a lease is 100 ms to 30 days, not {} ms", self.lease_ms));
+            return no(format!(
+                "a lease is 100 ms to 30 days, not {} ms",
+                self.lease_ms
+            ));
         }
         if !(1..=10_000).contains(&self.retry.attempts_max) {
             return no("a record is delivered 1 to 10000 times at most".into());
@@ -203,7 +206,9 @@ impl SubscriptionSpec {
             Backoff::Linear { step_ms, max_ms } => &[*step_ms, *max_ms],
             Backoff::Listed(steps) => {
                 if steps.is_empty() || steps.len() > BACKOFF_STEPS_MAX {
-                    return no(format!("a listed backoff has 1 to {BACKOFF_STEPS_MAX} steps"));
+                    return no(format!(
+                        "a listed backoff has 1 to {BACKOFF_STEPS_MAX} steps"
+                    ));
                 }
                 steps
             }
@@ -224,11 +229,14 @@ impl SubscriptionSpec {
     #[must_use]
     pub fn differs(&self, other: &Self) -> Option<String> {
         if self.mode != other.mode {
-            return Some(format!("its mode is {}, not {}", self.mode.name(), other.mode.name()));
+            return Some(format!(
+                "its mode is {}, not {}",
+                self.mode.name(),
+                other.mode.name()
+            ));
         }
-        (self.filter != other.filter).then(|| {
-            format!("its filter is '{}', not '{}'", self.filter, other.filter)
-        })
+        (self.filter != other.filter)
+            .then(|| format!("its filter is '{}', not '{}'", self.filter, other.filter))
     }
 }
 
