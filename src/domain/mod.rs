@@ -5,6 +5,7 @@
 //! Accepting and applying are two steps: `handle` decides whether a command is acceptable and asks for
 //! it to be persisted, `apply` is the only thing that changes what others can see, live and in recovery.
 
+pub mod alarm;
 pub mod batch;
 pub mod body;
 pub mod checksum;
