@@ -165,14 +165,16 @@ impl DirectoryActor {
         let partitions = topic.partitions;
         let owner = topic
             .owner(partition, lane)
-            .filter(|_| lane == Lane::ZERO)
             .ok_or(Rejection::PartitionOutOfRange { partitions })?;
         let id = PartitionId {
             topic: topic.id,
             partition,
             lane,
         };
-        let name = format!("{}/{}", topic.name, partition.0);
+        let name = match lane {
+            Lane::ZERO => format!("{}/{}", topic.name, partition.0),
+            Lane(level) => format!("{}/{}/{level}", topic.name, partition.0),
+        };
         if let Some(running) = self.running.get(&owner) {
             if running.stopped {
                 return Err(Rejection::OwnerStopped(name));
@@ -467,8 +469,12 @@ impl Handler<RetainAll> for DirectoryActor {
                 retention_ms: config.retention_ms,
                 retention_bytes: config.retention_bytes,
             };
-            for partition in 0..partitions {
-                let located = self.locate(topic, PartitionIndex(partition), Lane::ZERO, ctx);
+            let levels = config.levels;
+            let lanes = (0..partitions).flat_map(|partition| {
+                (0..levels).map(move |level| (PartitionIndex(partition), Lane(level)))
+            });
+            for (partition, lane) in lanes {
+                let located = self.locate(topic, partition, lane, ctx);
                 if let Ok((_, link)) = located {
                     link.tell(retain);
                 }

@@ -50,6 +50,9 @@ enum Action {
         /// How many bytes a partition keeps at least; all where it is not given.
         #[arg(long, value_name = "BYTES", value_parser = parse_kept_bytes)]
         retention_bytes: Option<Kept>,
+        /// How many priority levels its records may have, 1 to 32; fixed for ever.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+        priorities: u8,
     },
     /// List all topics.
     List,
@@ -142,6 +145,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
             flush,
             retention,
             retention_bytes,
+            priorities,
         } => {
             let config = TopicConfig {
                 partitions,
@@ -149,6 +153,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
                 flush: flush.into(),
                 retention_ms: retention.and_then(Kept::amount),
                 retention_bytes: retention_bytes.and_then(Kept::amount),
+                levels: priorities,
             };
             let topic = client.create_topic(&name, config).await?;
             show(&topic, json, "created ")?;

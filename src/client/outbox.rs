@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use super::error::SendError;
 use super::pending::{Completion, Outcome, Pending};
-use crate::domain::batch::{BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression};
+use crate::domain::batch::{BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression, Delivery};
 use crate::domain::body::Body;
-use crate::domain::id::{MessageId, ProducerSequence, TransactionNumber};
+use crate::domain::id::{Lane, MessageId, PartitionIndex, ProducerSequence, TransactionNumber};
 use crate::domain::record::Record;
 use crate::domain::time::WallMs;
 use crate::wire::produce::{Ack, ProducerOk, SendStatus, Stored};
@@ -32,6 +32,10 @@ use crate::wire::produce::{Ack, ProducerOk, SendStatus, Stored};
 pub(crate) struct OutboxConfig {
     pub(crate) topic: Arc<str>,
     pub(crate) partition: u32,
+    /// The priority level of its records.
+    pub(crate) level: u8,
+    /// Its place among the producer's outboxes.
+    pub(crate) slot: u32,
     pub(crate) ack: Ack,
     /// A batch is full at so many bytes.
     pub(crate) batch_bytes: usize,
@@ -151,6 +155,14 @@ impl Outbox {
         }
     }
 
+    pub(crate) fn partition(&self) -> PartitionIndex {
+        PartitionIndex(self.config.partition)
+    }
+
+    pub(crate) fn lane(&self) -> Lane {
+        Lane(self.config.level)
+    }
+
     /// Puts a record where others gather. `charge` is what it counts in the producer's memory, given
     /// back when its batch is settled.
     pub(crate) fn push(
@@ -163,7 +175,11 @@ impl Outbox {
     ) -> Result<Pushed, SendError> {
         if let Some(open) = &mut self.open {
             let index = open.builder.len();
-            if open.builder.push(record, id, at).is_ok() {
+            if open
+                .builder
+                .push_with(record, id, at, record.priority, Delivery::Now)
+                .is_ok()
+            {
                 open.charge += charge;
                 let pending = Pending::new(Arc::clone(&open.completion), index_of(index));
                 let full = open.builder.bytes() >= self.config.batch_bytes
@@ -207,7 +223,8 @@ impl Outbox {
             .spare
             .pop()
             .unwrap_or_else(|| BatchBuilder::new(config.batch_bytes, config.compression));
-        if builder.push(record, id, at).is_err() {
+        let pushed = builder.push_with(record, id, at, record.priority, Delivery::Now);
+        if pushed.is_err() {
             self.spare.push(builder);
             builder = BatchBuilder::new(config.batch_bytes_max, config.compression);
             let limit = config.batch_bytes_max;
@@ -539,7 +556,7 @@ impl Outbox {
 
     /// Partition, ordinal and round of a batch as sent: 16, 32 and 16 bits.
     fn correlation(&self, ordinal: u32) -> u64 {
-        u64::from(self.config.partition) << 48 | u64::from(ordinal) << 16 | u64::from(self.round)
+        u64::from(self.config.slot) << 48 | u64::from(ordinal) << 16 | u64::from(self.round)
     }
 
     fn is_current(&self, correlation: u64) -> bool {
@@ -574,7 +591,7 @@ pub(crate) enum Refusing {
     Later,
 }
 
-/// The partition a correlation id is about.
+/// The place among the outboxes of what a correlation id is about.
 pub(crate) fn partition_of_correlation(correlation: u64) -> usize {
     usize::try_from(correlation >> 48).unwrap_or(usize::MAX)
 }

@@ -129,6 +129,8 @@ pub struct Record {
     pub id: Option<MessageId>,
     /// When it happened; the moment of sending where none is given.
     pub timestamp: Option<WallMs>,
+    /// How urgent it is: 0 is the ordinary level, the topic's highest one below its number of levels.
+    pub priority: u8,
 }
 
 impl Record {
@@ -166,6 +168,13 @@ impl Record {
     #[must_use]
     pub fn id(mut self, id: MessageId) -> Self {
         self.id = Some(id);
+        self
+    }
+
+    /// Gives it a priority: consumer groups are given records of a higher level first.
+    #[must_use]
+    pub fn priority(mut self, level: u8) -> Self {
+        self.priority = level;
         self
     }
 
@@ -406,6 +415,7 @@ mod tests {
                 headers,
                 id: None,
                 timestamp: None,
+                priority: 0,
             })
     }
 

@@ -28,6 +28,9 @@ pub const NAME_BYTES_MAX: usize = 200;
 /// Producer ids are reserved in blocks, so that handing one out needs no flush of its own.
 const PRODUCER_BLOCK: u64 = 1000;
 
+/// The most lanes (partitions times priority levels) of a topic.
+pub const TOPIC_LANES_MAX: u32 = 65_536;
+
 /// Topics a broker takes at most: the directory's snapshot, about 400 bytes for each, is one flush of the
 /// default size.
 pub const TOPICS_MAX: usize = 20_000;
@@ -53,6 +56,22 @@ pub struct TopicConfig {
     pub retention_ms: Option<u64>,
     /// A partition keeps at least this many bytes and may drop what is older; none: unbounded.
     pub retention_bytes: Option<u64>,
+    /// How many priority levels it has, 1 to 32, each a lane of every partition; fixed for ever. Absent in
+    /// what was written before there were any, and where there is one.
+    #[serde(default = "one_level", skip_serializing_if = "is_one_level")]
+    pub levels: u8,
+}
+
+fn one_level() -> u8 {
+    1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes fields by reference"
+)]
+fn is_one_level(levels: &u8) -> bool {
+    *levels == 1
 }
 
 impl Default for TopicConfig {
@@ -62,6 +81,7 @@ impl Default for TopicConfig {
             flush: Flush::Sync,
             retention_ms: None,
             retention_bytes: None,
+            levels: 1,
         }
     }
 }
@@ -84,6 +104,7 @@ impl TopicChange {
             flush: self.flush.unwrap_or(config.flush),
             retention_ms: self.retention_ms.unwrap_or(config.retention_ms),
             retention_bytes: self.retention_bytes.unwrap_or(config.retention_bytes),
+            levels: config.levels,
         }
     }
 }
@@ -108,7 +129,7 @@ impl Topic {
     /// The owner of a partition lane.
     #[must_use]
     pub fn owner(&self, partition: PartitionIndex, lane: Lane) -> Option<OwnerId> {
-        if partition.0 >= self.partitions || lane.0 >= LANES_MAX {
+        if partition.0 >= self.partitions || lane.0 >= self.config.levels.min(LANES_MAX) {
             return None;
         }
         let (first, owner) = self
@@ -333,6 +354,7 @@ impl Topics {
         check_name(name)?;
         check_partitions(partitions)?;
         check_config(&config)?;
+        check_lanes(partitions, config.levels)?;
         if self.names.contains_key(name) {
             return Err(Rejection::TopicExists);
         }
@@ -375,6 +397,7 @@ impl Topics {
         let more = partitions.filter(|count| *count != topic.partitions);
         if let Some(count) = more {
             check_partitions(count)?;
+            check_lanes(count, config.levels)?;
             if topic.config.keyed {
                 return Err(Rejection::KeyedTopic);
             }
@@ -651,6 +674,21 @@ fn check_config(config: &TopicConfig) -> Result<(), Rejection> {
         return Err(Rejection::InvalidConfig(
             "a retention of 0 would drop every record at once; leave it out to keep all".into(),
         ));
+    }
+    Ok(())
+}
+
+fn check_lanes(partitions: u32, levels: u8) -> Result<(), Rejection> {
+    if levels == 0 || levels > LANES_MAX {
+        return Err(Rejection::InvalidConfig(format!(
+            "a topic has 1 to {LANES_MAX} priority levels, not {levels}"
+        )));
+    }
+    let lanes = partitions.saturating_mul(u32::from(levels));
+    if lanes > TOPIC_LANES_MAX {
+        return Err(Rejection::InvalidConfig(format!(
+            "{partitions} partitions of {levels} priority levels are {lanes} lanes; a topic has at most {TOPIC_LANES_MAX}"
+        )));
     }
     Ok(())
 }

@@ -152,6 +152,7 @@ async fn answer(
                 flush: flush(config.flush),
                 retention_ms: config.retention_ms,
                 retention_bytes: config.retention_bytes,
+                levels: config.levels,
             };
             let command = Command::Create {
                 name: name.clone(),
@@ -266,12 +267,14 @@ async fn describe(
         return Err(unknown_topic(name));
     };
     let mut partitions = Vec::new();
-    for index in 0..topic.partitions {
-        let place = (topic.id, PartitionIndex(index), Lane::ZERO);
+    let lanes = (0..topic.partitions)
+        .flat_map(|index| (0..topic.config.levels).map(move |level| (index, Lane(level))));
+    for (index, lane) in lanes {
+        let place = (topic.id, PartitionIndex(index), lane);
         let bounds = bounds(session, place, ReadFrom::Latest).await?;
         partitions.push(PartitionInfo {
             partition: PartitionIndex(index),
-            lane: Lane::ZERO,
+            lane,
             start_offset: bounds.start,
             high_watermark: bounds.high_watermark,
             log_end_offset: bounds.log_end,
@@ -380,8 +383,9 @@ fn info(topic: &Topic) -> TopicInfo {
             },
             retention_ms: topic.config.retention_ms,
             retention_bytes: topic.config.retention_bytes,
+            levels: topic.config.levels,
         },
-        lanes: 1,
+        lanes: topic.config.levels,
         leaders: Vec::new(),
     }
 }

@@ -431,7 +431,13 @@ impl Session {
         if is_ahead(&batch.header) {
             return refuse(Refused::new(
                 Code::Unsupported,
-                "this broker does not know delayed, prioritised or transactional records yet",
+                "this broker does not know delayed or transactional records yet",
+            ));
+        }
+        if batch.level != Some(header.lane.0) {
+            return refuse(Refused::new(
+                Code::BatchMalformed,
+                "the records of a batch have the priority of the lane they are sent to",
             ));
         }
         let permit = match permit {
@@ -500,7 +506,7 @@ async fn acquire(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaph
 /// Whether a batch asks for what would be broken by storing it like any other: visible before its time,
 /// or before its transaction is decided.
 fn is_ahead(batch: &BatchHeader) -> bool {
-    batch.has(flags::DELIVERIES) || batch.has(flags::PRIORITIES) || batch.transaction.0 != 0
+    batch.has(flags::DELIVERIES) || batch.transaction.0 != 0
 }
 
 /// A frame error ends the connection: the stream is beyond use, and its sender is not one of ours.

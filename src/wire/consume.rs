@@ -172,7 +172,8 @@ pub struct LeaveGroup {
 }
 header!(LeaveGroup, LeaveGroup);
 
-/// A place the member is sent records of from now on.
+/// A place is the member's from now on: in exclusive and broadcast mode. In the others every member is
+/// sent records of every place, and hears nothing of this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Assigned {
     /// The topic.
@@ -217,6 +218,8 @@ pub struct LeaseHead {
     pub attempt: u16,
     /// For how long, in milliseconds from now; 0 where they are consumed already.
     pub lease_ms: u64,
+    /// What it costs of the member's credit in bytes, beside its records.
+    pub bytes: u64,
 }
 
 /// Leased records of one place, in the body as a batch. Positional.
@@ -255,6 +258,16 @@ pub struct Withdrawn {
     pub token: u64,
 }
 header!(Withdrawn, Withdrawn, positional);
+
+/// The subscription is gone, or its topic is: nothing more of it comes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Unsubscribed {
+    /// The topic.
+    pub topic: TopicId,
+    /// Why.
+    pub refused: Refused,
+}
+header!(Unsubscribed, Unsubscribed);
 
 /// The last frame of a member's stream.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -214,6 +214,8 @@ kinds! {
     MemberEnd = 0x8077,
     /// To the client: the broker is there.
     Heartbeat = 0x8078,
+    /// To the client: a subscription of a member is gone.
+    Unsubscribed = 0x8079,
 }
 
 /// What is to be done with a frame, known or not.

@@ -35,7 +35,7 @@
 //! | `Acknowledge` 0x72, `AcknowledgeUpTo` 0x73, `Nack` 0x74, `ExtendLeases` 0x75 | request | positional | control |
 //! | `Joined` 0x4070 .. `DeadLettersMoved` 0x4077 | answer | named, `Settled` positional | control |
 //! | `GrantCredit` 0x8070, `Withdraw` 0x8071 | event to the broker | positional | control |
-//! | `Assigned` 0x8072, `Revoked` 0x8073, `MemberEnd` 0x8077 | event to the client | named | the member's stream |
+//! | `Assigned` 0x8072, `Revoked` 0x8073, `MemberEnd` 0x8077, `Unsubscribed` 0x8079 | event to the client | named | the member's stream |
 //! | `Leased` 0x8074 (body: a batch), `LeasesLost` 0x8075, `Withdrawn` 0x8076 | event to the client | positional | the member's stream |
 //! | `Heartbeat` 0x8078 | event to the client | named | control |
 //!

@@ -3,6 +3,8 @@
     reason = "the numbers of these tests are small"
 )]
 
+mod groups;
+
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
@@ -84,8 +86,11 @@ fn info() -> TopicInfo {
 /// The header of every kind of frame; what the table holds is checked against `FrameKind::ALL`.
 fn golden_frames() -> Vec<Bytes> {
     let mut frames = golden_requests();
+    frames.extend(groups::golden_requests());
     frames.extend(golden_answers());
+    frames.extend(groups::golden_answers());
     frames.extend(golden_events());
+    frames.extend(groups::golden_events());
     frames
 }
 
@@ -499,6 +504,7 @@ fn decode_as_told(frame: &Frame) {
         Some(FrameKind::Deliver) => drop(frame.decode::<Deliver>()),
         Some(FrameKind::ReaderEnd) => drop(frame.decode::<ReaderEnd>()),
         Some(FrameKind::Goodbye) => drop(frame.decode::<Goodbye>()),
+        Some(kind) => groups::decode_as_told(kind, frame),
         None => {}
     }
     let _ = decode_list::<TopicInfo>(&frame.body);

@@ -200,6 +200,7 @@ impl World {
             } => {
                 let config = TopicConfig {
                     keyed,
+                    levels: LANES_MAX,
                     ..TopicConfig::default()
                 };
                 self.handle(Command::Create {
@@ -421,6 +422,7 @@ fn rows_deltas_and_snapshots_are_written_as_ever() {
             flush: Flush::Async,
             retention_ms: Some(86_400_000),
             retention_bytes: None,
+            levels: 1,
         },
     };
     let head = Head {
@@ -461,4 +463,61 @@ fn rows_deltas_and_snapshots_are_written_as_ever() {
         },
         "92cd0400cca0",
     );
+}
+
+#[test]
+fn a_topic_with_one_priority_level_is_written_as_before_there_were_any() {
+    let one = TopicConfig::default();
+    let many = TopicConfig {
+        levels: 32,
+        ..TopicConfig::default()
+    };
+    let (old, new) = (
+        rmp_serde::to_vec(&one).unwrap(),
+        rmp_serde::to_vec(&many).unwrap(),
+    );
+    assert_eq!(old, b"\x94\xc3\xa4Sync\xc0\xc0");
+    assert_eq!(new, b"\x95\xc3\xa4Sync\xc0\xc0\x20");
+    assert_eq!(rmp_serde::from_slice::<TopicConfig>(&old).unwrap(), one);
+    assert_eq!(rmp_serde::from_slice::<TopicConfig>(&new).unwrap(), many);
+}
+
+#[test]
+fn a_topic_has_as_many_lanes_as_it_has_levels_and_no_more_than_may_be() {
+    let mut effects = Vec::new();
+    let mut directory = Topics::default();
+    for (partitions, levels) in [(1, 0), (1, 33), (10_000, 7)] {
+        let config = TopicConfig {
+            levels,
+            ..TopicConfig::default()
+        };
+        let command = Command::Create {
+            name: "t".into(),
+            partitions,
+            config,
+        };
+        directory.handle(Token(1), command, &mut effects);
+        assert!(
+            matches!(
+                effects.pop(),
+                Some(Effect::Refuse(_, Rejection::InvalidConfig(_)))
+            ),
+            "{partitions} {levels}"
+        );
+    }
+    let topic = Topic {
+        id: TopicId(1),
+        name: "t".into(),
+        partitions: 2,
+        owners: vec![(0, OwnerId(2000))],
+        config: TopicConfig {
+            levels: 3,
+            ..TopicConfig::default()
+        },
+    };
+    assert_eq!(
+        topic.owner(PartitionIndex(1), Lane(2)),
+        Some(OwnerId(2000 + 32 + 2))
+    );
+    assert_eq!(topic.owner(PartitionIndex(1), Lane(3)), None);
 }
