@@ -378,6 +378,7 @@ fn failure_of(error: &SendError, said: String) -> CliError {
         | SendError::Partition { .. }
         | SendError::Priority { .. }
         | SendError::TimedOut(_)
+        | SendError::Disconnected
         | SendError::Closed => CliError::Failed(said),
     }
 }

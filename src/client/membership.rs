@@ -193,7 +193,8 @@ impl Keeper {
             let link = next_link(&mut self.board, self.stale.as_ref());
             let link = match timeout_at(deadline, link).await {
                 Ok(Some(link)) => link,
-                Ok(None) | Err(_) => return Err(unreachable),
+                Ok(None) => return Err(ConsumeError::Disconnected),
+                Err(_) => return Err(unreachable),
             };
             let pause = match timeout_at(deadline, self.join_on(&link)).await {
                 Err(_) => return Err(unreachable),

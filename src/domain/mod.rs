@@ -21,3 +21,5 @@ pub mod record;
 pub mod rejection;
 pub mod time;
 pub mod topics;
+pub mod transaction;
+pub mod wheel;
