@@ -195,19 +195,6 @@ pub enum Command {
     },
     /// What there is. Answered with [`Answer::Described`].
     Describe,
-    /// Bring dead letters of the subscription back to where they came from. Answered with
-    /// [`Answer::Moved`].
-    Redrive {
-        /// Whose dead letters: the consumed topic.
-        topic: TopicId,
-        /// At most so many.
-        records_max: u32,
-    },
-    /// Forget dead letters of the subscription. Answered with [`Answer::Moved`].
-    Purge {
-        /// Whose dead letters: the consumed topic.
-        topic: TopicId,
-    },
 }
 
 /// Where a reset goes.
@@ -232,6 +219,8 @@ pub struct Lease {
     pub first: Offset,
     /// How many.
     pub count: u32,
+    /// What they cost of the member's credit, in bytes.
+    pub bytes: u64,
     /// How often they have been delivered, this time counted: from 1.
     pub attempt: u16,
     /// Under which assignment of the place.
@@ -381,8 +370,6 @@ pub enum Answer {
     Reset(Vec<PlaceReset>),
     /// The group.
     Described(Box<Description>),
-    /// So many dead letters were brought back or forgotten.
-    Moved(u64),
 }
 
 /// Names a cursor of a group: one place of a subscription, and in broadcast mode one member's.
