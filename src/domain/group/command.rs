@@ -130,7 +130,9 @@ pub enum Command {
         /// One past the last.
         end: Offset,
     },
-    /// These are not consumed. Answered with [`Answer::Settled`] once durable.
+    /// These are not consumed. Answered with [`Answer::Settled`] once durable. In exclusive and broadcast
+    /// mode only the first of a range counts as refused, and what is behind it in its lease is given back
+    /// with it: it comes again, in order. Other leases behind it are lost, and told so.
     Refuse {
         /// Who.
         member: MemberId,

@@ -1,5 +1,7 @@
 //! Leasing: who gets what is ready.
 
+use std::collections::HashMap;
+
 use super::command::{CursorNumber, Effect, Feed, Lease, MemberEvent, Settle};
 use super::cursor::Cursor;
 use super::delta::{Listed, Why};
@@ -43,7 +45,8 @@ impl Group {
         };
         let open = !cursor.resetting && cursor.drain.is_none();
         let is_exclusive = is_ordered(subscription.spec.mode);
-        let can = open && !cursor.ready.is_empty() && !(is_exclusive && is_blocked(cursor));
+        let can =
+            open && !cursor.ready.is_empty() && !(is_exclusive && is_blocked(cursor, &self.leases));
         let lane = cursor.place.lane;
         let pool = subscription.pools.entry(key).or_default();
         if can {
@@ -473,12 +476,12 @@ pub(super) fn is_ordered(mode: Mode) -> bool {
 }
 
 /// In order: nothing is leased past a record that waits for its next attempt (G3).
-fn is_blocked(cursor: &Cursor) -> bool {
+fn is_blocked(cursor: &Cursor, leases: &HashMap<LeaseId, Held>) -> bool {
     let Some((first, _)) = cursor.ready.first() else {
         return false;
     };
     let waits = cursor.listed.range(..first).any(|(offset, listed)| {
-        !matches!(listed.why, Why::Attached(_)) && !is_leased(cursor, *offset)
+        !matches!(listed.why, Why::Attached(_)) && !is_leased(cursor, leases, *offset)
     });
     // What is about to be listed, or fetched, waits as well.
     waits

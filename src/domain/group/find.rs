@@ -1,10 +1,12 @@
 //! Records found: into the window, and from there to whoever may have them.
 
+use std::collections::HashMap;
+
 use super::command::{CursorNumber, Effect, Offered};
 use super::delta::Why;
 use super::subscription::{Mode, Poison};
-use super::{Group, Timer};
-use crate::domain::id::Offset;
+use super::{Cursor, Group, Held, Timer};
+use crate::domain::id::{LeaseId, Offset};
 use crate::domain::time::{MonotonicMs, Now};
 
 impl Group {
@@ -40,6 +42,7 @@ impl Group {
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };
+        let mut queued = Vec::new();
         if offered.from.0 > cursor.next {
             // Damage took what lies between: it is not there to be consumed.
             let lost = cursor
@@ -53,17 +56,24 @@ impl Group {
             cursor.next = offered.from.0;
         }
         let taken = cursor.take_in(offered);
+        let mut listed = taken.listed.into_iter().peekable();
         for (from, to) in taken.fresh {
             if !keyed {
                 cursor.ready.insert(from, to);
                 continue;
             }
             for offset in from..to {
+                // G3: a listed record stands in the line of its key before what comes behind it.
+                while let Some(earlier) = listed.next_if(|earlier| *earlier < offset) {
+                    cursor.queue(earlier);
+                    queued.push(earlier);
+                }
                 if cursor.queue(offset) {
                     cursor.ready.insert(offset, offset + 1);
                 }
             }
         }
+        queued.extend(listed);
         let durable = cursor.durable;
         for (from, to) in taken.filtered {
             if durable {
@@ -75,7 +85,7 @@ impl Group {
                 cursor.advance();
             }
         }
-        for offset in taken.listed {
+        for offset in queued {
             self.activate(number, offset);
         }
     }
@@ -101,6 +111,9 @@ impl Group {
         let Some(listed) = cursor.listed.get(&offset) else {
             return;
         };
+        if is_leased(cursor, &self.leases, offset) || cursor.deciding.contains(offset) {
+            return;
+        }
         match &listed.why {
             Why::Attached(_) => {}
             Why::Dead { .. } => {
@@ -134,7 +147,9 @@ impl Group {
             .listed
             .get(&offset)
             .is_some_and(|listed| matches!(listed.why, Why::Retry { .. }));
-        let is_free = !cursor.deciding.contains(offset) && !is_leased(cursor, offset);
+        let is_free = !cursor.deciding.contains(offset)
+            && !is_leased(cursor, &self.leases, offset)
+            && offset < cursor.next.max(cursor.floor_or_zero());
         if waits && is_free && cursor.is_head(offset) {
             cursor.ready.insert(offset, offset + 1);
             self.touched.insert(number);
@@ -262,10 +277,12 @@ impl Group {
     }
 }
 
-pub(super) fn is_leased(cursor: &super::Cursor, offset: u64) -> bool {
+/// Whether somebody has the record.
+pub(super) fn is_leased(cursor: &Cursor, leases: &HashMap<LeaseId, Held>, offset: u64) -> bool {
     cursor
         .leases
         .range(..=offset)
         .next_back()
-        .is_some_and(|(from, _)| *from == offset)
+        .and_then(|(_, id)| leases.get(id))
+        .is_some_and(|held| held.open.contains(offset))
 }

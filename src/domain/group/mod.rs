@@ -28,7 +28,7 @@ pub mod subscription;
 
 mod apply;
 mod cursor;
-mod dead;
+pub mod dead;
 mod deliver;
 mod describe;
 mod find;
@@ -410,3 +410,6 @@ impl Group {
 }
 
 type Decided = Result<Option<Answer>, Rejection>;
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use super::cursor::Cursor;
 use super::delta::{Delta, Why};
 use super::settle::Asked;
 use super::subscription::{Mode, Start, SubscriptionSpec};
-use super::{Decided, Group};
+use super::{Decided, Group, Timer};
 use crate::domain::id::{Offset, PartitionId, PartitionIndex, Token, TopicId};
 use crate::domain::partition::Bounds;
 use crate::domain::rejection::Rejection;
@@ -224,6 +224,10 @@ impl Group {
             return;
         };
         cursor.empty_hand(keyed);
+        if !cursor.listed.is_empty() {
+            let is_its = |timer: &Timer| matches!(timer, Timer::Retry(of, _) if *of == number);
+            self.timers.retain(|(_, timer)| !is_its(timer));
+        }
         let below: Vec<u64> = cursor
             .listed
             .range(..cursor.next)

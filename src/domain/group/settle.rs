@@ -444,12 +444,13 @@ impl Group {
                 }
             }
             self.give_back_from(number, first + 1, false, effects);
-            self.give_back_rest(number, first, effects);
+            self.give_back_rest(number, first);
         }
     }
 
-    /// In order, what is left of the lease an offset is in is taken back too.
-    fn give_back_rest(&mut self, number: CursorNumber, offset: u64, effects: &mut Vec<Effect>) {
+    /// In order, what is left behind an offset of the lease it is in is taken back too: that the member
+    /// knows by itself.
+    fn give_back_rest(&mut self, number: CursorNumber, offset: u64) {
         let Some(cursor) = self.cursors.get(&number) else {
             return;
         };
@@ -469,7 +470,7 @@ impl Group {
         for (from, to) in &behind {
             held.open.remove(*from, *to);
         }
-        let (member, is_over) = (held.member, held.open.is_empty());
+        let is_over = held.open.is_empty();
         if let Some(cursor) = self.cursors.get_mut(&number) {
             for (from, to) in behind {
                 cursor.ready.insert(from, to);
@@ -477,7 +478,6 @@ impl Group {
         }
         if is_over {
             self.end_lease(id);
-            self.tell_lost(member, vec![id], effects);
         }
         self.touched.insert(number);
     }
@@ -672,7 +672,8 @@ fn cut(reason: &str) -> &str {
 
 /// `wait` with up to `percent` of it added or taken off, by a hash of `seed`: a machine has no chance.
 fn jittered(wait: u64, percent: u8, seed: u64) -> u64 {
-    let bound = wait / 100 * u64::from(percent) + wait % 100 * u64::from(percent) / 100;
+    let wait = wait.min(SPAN_MS_MAX);
+    let bound = wait * u64::from(percent.min(100)) / 100;
     if bound == 0 {
         return wait;
     }
@@ -692,7 +693,7 @@ mod tests {
         assert!(waits.iter().any(|wait| *wait < 950) && waits.iter().any(|wait| *wait > 1050));
         assert_eq!(jittered(1000, 0, 7), 1000);
         assert_eq!(jittered(0, 100, 7), 0);
-        assert!(jittered(u64::MAX, 100, 7) <= u64::MAX);
+        assert!(jittered(u64::MAX, 100, 7) <= 2 * SPAN_MS_MAX);
     }
 
     #[test]
