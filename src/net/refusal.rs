@@ -22,7 +22,10 @@ pub(super) fn refused(rejection: &Rejection) -> Refused {
         Rejection::TooLarge { bytes_max } => refused.detail("bytes_max", bytes_max),
         Rejection::TooManyProducers { max } => refused.after_ms(1000).detail("max", max),
         Rejection::Group(rejection) => group_detail(refused, rejection),
+        Rejection::TransactionDecided { stands } => refused.detail("stands", stands),
+        Rejection::TransactionLimit { max, .. } => refused.after_ms(1000).detail("max", max),
         Rejection::ProducerStateLost
+        | Rejection::TransactionUnknown
         | Rejection::Retry
         | Rejection::UnknownTopic
         | Rejection::TopicExists
@@ -56,6 +59,9 @@ fn code(rejection: &Rejection) -> Code {
         Rejection::OwnerStopped(_) => Code::OwnerStopped,
         Rejection::Damaged(_) => Code::Damaged,
         Rejection::TooLarge { .. } => Code::BatchTooLarge,
+        Rejection::TransactionUnknown => Code::TransactionUnknown,
+        Rejection::TransactionDecided { .. } => Code::TransactionDecided,
+        Rejection::TransactionLimit { .. } => Code::TransactionLimit,
         Rejection::ShuttingDown => Code::ShuttingDown,
         Rejection::Group(rejection) => group_code(rejection),
     }

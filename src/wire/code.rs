@@ -144,6 +144,12 @@ codes! {
     ListFull = 61, "list-full", true;
     /// The group cannot be removed while members are joined.
     GroupInUse = 62, "group-in-use", true;
+    /// No such transaction, or not any more.
+    TransactionUnknown = 70, "transaction-unknown", false;
+    /// The transaction was decided otherwise, or before this came.
+    TransactionDecided = 71, "transaction-decided", false;
+    /// A bound on transactions is reached.
+    TransactionLimit = 72, "transaction-limit", true;
 }
 
 impl std::fmt::Display for Code {
