@@ -93,8 +93,10 @@ pub(super) struct Cursor {
     pub(super) deciding: RangeSet,
     /// Those of them that are being listed.
     pub(super) listing: BTreeSet<u64>,
-    /// Leases by first offset.
-    pub(super) leases: BTreeMap<u64, LeaseId>,
+    /// Leases by the offset they began with.
+    pub(super) leases: BTreeSet<(u64, LeaseId)>,
+    /// What members have.
+    pub(super) leased: RangeSet,
     /// How often records that came back have been delivered, where that is not listed.
     pub(super) returned: BTreeMap<u64, u16>,
     /// So many batches are looked through for those nobody needs.
@@ -133,7 +135,8 @@ impl Cursor {
             ready: RangeSet::default(),
             deciding: RangeSet::default(),
             listing: BTreeSet::new(),
-            leases: BTreeMap::new(),
+            leases: BTreeSet::new(),
+            leased: RangeSet::default(),
             returned: BTreeMap::new(),
             sweep_at: BATCHES_SWEPT,
             fetching: BTreeSet::new(),

@@ -1,11 +1,8 @@
 //! Leasing: who gets what is ready.
 
-use std::collections::HashMap;
-
 use super::command::{CursorNumber, Effect, Feed, Lease, MemberEvent, Settle};
 use super::cursor::Cursor;
 use super::delta::{Listed, Why};
-use super::find::is_leased;
 use super::ranges::RangeSet;
 use super::subscription::{Mode, Poison};
 use super::{Group, Held, Timer};
@@ -45,8 +42,7 @@ impl Group {
         };
         let open = !cursor.resetting && cursor.drain.is_none();
         let is_exclusive = is_ordered(subscription.spec.mode);
-        let can =
-            open && !cursor.ready.is_empty() && !(is_exclusive && is_blocked(cursor, &self.leases));
+        let can = open && !cursor.ready.is_empty() && !(is_exclusive && is_blocked(cursor));
         let lane = cursor.place.lane;
         let pool = subscription.pools.entry(key).or_default();
         if can {
@@ -243,7 +239,8 @@ impl Group {
         };
         self.leases.insert(lease.id, held);
         if let Some(cursor) = self.cursors.get_mut(&number) {
-            cursor.leases.insert(from, lease.id);
+            cursor.leases.insert((from, lease.id));
+            cursor.leased.insert(from, to);
         }
         if let Some(holder) = self.members.get_mut(&member) {
             holder.leases.insert(lease.id);
@@ -386,7 +383,7 @@ impl Group {
         };
         let mut lost: std::collections::BTreeMap<MemberId, Vec<LeaseId>> =
             std::collections::BTreeMap::new();
-        for (_, id) in cursor.leases.range(from..) {
+        for (_, id) in cursor.leases.range((from, LeaseId(0))..) {
             if let Some(held) = self.leases.get(id) {
                 lost.entry(held.member).or_default().push(*id);
             }
@@ -444,7 +441,10 @@ impl Group {
         self.timers.remove(&(held.deadline, Timer::Lease(id)));
         let mut ordered = false;
         if let Some(cursor) = self.cursors.get_mut(&held.cursor) {
-            cursor.leases.remove(&held.first);
+            cursor.leases.remove(&(held.first, id));
+            for (from, to) in held.open.iter() {
+                cursor.leased.remove(from, to);
+            }
             ordered = self
                 .subscriptions
                 .get(&cursor.place.topic)
@@ -476,12 +476,12 @@ pub(super) fn is_ordered(mode: Mode) -> bool {
 }
 
 /// In order: nothing is leased past a record that waits for its next attempt (G3).
-fn is_blocked(cursor: &Cursor, leases: &HashMap<LeaseId, Held>) -> bool {
+fn is_blocked(cursor: &Cursor) -> bool {
     let Some((first, _)) = cursor.ready.first() else {
         return false;
     };
     let waits = cursor.listed.range(..first).any(|(offset, listed)| {
-        !matches!(listed.why, Why::Attached(_)) && !is_leased(cursor, leases, *offset)
+        !matches!(listed.why, Why::Attached(_)) && !cursor.leased.contains(*offset)
     });
     // What is about to be listed, or fetched, waits as well.
     waits

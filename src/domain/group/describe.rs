@@ -49,12 +49,7 @@ impl Group {
             retrying: count(|why| matches!(why, Why::Retry { .. } | Why::Dead { .. })),
             attached: count(|why| matches!(why, Why::Attached(_))),
             held: count(|why| matches!(why, Why::Held)),
-            leased: cursor
-                .leases
-                .values()
-                .filter_map(|lease| self.leases.get(lease))
-                .map(|held| held.open.len())
-                .sum(),
+            leased: cursor.leased.len(),
             expired: cursor.expired,
             dead_lettered: cursor.dead_lettered,
             high_watermark: Offset(cursor.high_watermark.max(cursor.floor_or_zero())),

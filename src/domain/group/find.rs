@@ -1,12 +1,10 @@
 //! Records found: into the window, and from there to whoever may have them.
 
-use std::collections::HashMap;
-
 use super::command::{CursorNumber, Effect, Offered};
 use super::delta::Why;
 use super::subscription::{Mode, Poison};
-use super::{Cursor, Group, Held, Timer};
-use crate::domain::id::{LeaseId, Offset};
+use super::{Group, Timer};
+use crate::domain::id::Offset;
 use crate::domain::time::{MonotonicMs, Now};
 
 impl Group {
@@ -111,7 +109,7 @@ impl Group {
         let Some(listed) = cursor.listed.get(&offset) else {
             return;
         };
-        if is_leased(cursor, &self.leases, offset) || cursor.deciding.contains(offset) {
+        if cursor.leased.contains(offset) || cursor.deciding.contains(offset) {
             return;
         }
         match &listed.why {
@@ -148,7 +146,7 @@ impl Group {
             .get(&offset)
             .is_some_and(|listed| matches!(listed.why, Why::Retry { .. }));
         let is_free = !cursor.deciding.contains(offset)
-            && !is_leased(cursor, &self.leases, offset)
+            && !cursor.leased.contains(offset)
             && offset < cursor.next.max(cursor.floor_or_zero());
         if waits && is_free && cursor.is_head(offset) {
             cursor.ready.insert(offset, offset + 1);
@@ -225,12 +223,8 @@ impl Group {
                 gone.remove(*offset, offset + 1);
             }
         }
-        for (first, id) in cursor.leases.range(..start.0) {
-            if let Some(held) = self.leases.get(id) {
-                for (a, b) in held.open.within(*first, start.0) {
-                    gone.remove(a, b);
-                }
-            }
+        for (a, b) in cursor.leased.within(0, start.0) {
+            gone.remove(a, b);
         }
         for (a, b) in cursor.deciding.within(0, start.0) {
             gone.remove(a, b);
@@ -275,14 +269,4 @@ impl Group {
         }
         self.finish(effects);
     }
-}
-
-/// Whether somebody has the record.
-pub(super) fn is_leased(cursor: &Cursor, leases: &HashMap<LeaseId, Held>, offset: u64) -> bool {
-    cursor
-        .leases
-        .range(..=offset)
-        .next_back()
-        .and_then(|(_, id)| leases.get(id))
-        .is_some_and(|held| held.open.contains(offset))
 }

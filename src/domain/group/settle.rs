@@ -236,9 +236,12 @@ impl Group {
             taken += held.open.remove(*a, *b);
         }
         let is_over = held.open.is_empty();
-        let Some(cursor) = self.cursors.get(&number) else {
+        let Some(cursor) = self.cursors.get_mut(&number) else {
             return Err(GroupRejection::UnknownLease);
         };
+        for (a, b) in &open {
+            cursor.leased.remove(*a, *b);
+        }
         if open.is_empty() {
             // A repeat of what is on its way or done is as good as the first.
             let known = (from..to.min(from.saturating_add(65_536)))
@@ -333,7 +336,7 @@ impl Group {
         }
         let theirs: Vec<(LeaseId, u64)> = cursor
             .leases
-            .range(..end)
+            .range(..(end, LeaseId(0)))
             .filter_map(|(first, id)| {
                 let held = self.leases.get(id)?;
                 (held.member == member).then_some((*id, *first))
@@ -454,12 +457,8 @@ impl Group {
         let Some(cursor) = self.cursors.get(&number) else {
             return;
         };
-        let Some(id) = cursor
-            .leases
-            .range(..=offset)
-            .next_back()
-            .map(|(_, id)| *id)
-        else {
+        let upto = (offset, LeaseId(u64::MAX));
+        let Some(id) = cursor.leases.range(..=upto).next_back().map(|(_, id)| *id) else {
             return;
         };
         let Some(held) = self.leases.get_mut(&id) else {
@@ -473,6 +472,7 @@ impl Group {
         let is_over = held.open.is_empty();
         if let Some(cursor) = self.cursors.get_mut(&number) {
             for (from, to) in behind {
+                cursor.leased.remove(from, to);
                 cursor.ready.insert(from, to);
             }
         }
