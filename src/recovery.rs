@@ -10,7 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::actors::cleaner::Found;
+use crate::actors::wheel::homes::Unhomed;
 use crate::actors::{directory, group as group_actor, load, partition};
+use crate::domain::alarm::alarms_of_payload;
 use crate::domain::commit::{Counters, OwnerRange};
 use crate::domain::entry::{AppliedEntry, EntryKind};
 use crate::domain::group::{self, Group};
@@ -122,6 +124,8 @@ pub(crate) struct Fold {
     deleted: Vec<OwnerRange>,
     log_sequence: OwnerSequence,
     folded: usize,
+    /// Timers that entries behind the mark armed, on their way to a home.
+    timers: Unhomed,
 }
 
 impl Fold {
@@ -144,6 +148,7 @@ impl Fold {
                 tracing::error!(target: "waterwheel::recovery", group = row.id, "the row of a group does not read");
             }
         }
+        let timers = Unhomed::begin(&views)?;
         Ok(Self {
             views,
             topics,
@@ -154,6 +159,7 @@ impl Fold {
             deleted: Vec::new(),
             log_sequence: OwnerSequence(0),
             folded: 0,
+            timers,
         })
     }
 
@@ -228,6 +234,13 @@ impl Fold {
         }
         if self.topics.group_of(owner).is_some() {
             return self.group_entry(owner, entry);
+        }
+        // Also of an entry that the partition's rows hold already: a home may have been missed by the
+        // crash between the two.
+        self.timers
+            .extend(alarms_of_payload(&entry.header, &entry.facts));
+        if self.timers.is_large() {
+            self.timers.write(&mut self.views)?;
         }
         if !self.partitions.contains_key(&owner) {
             let rows = self.views.rows(Tree::Partition, owner)?;
@@ -308,6 +321,7 @@ impl Fold {
     /// Writes what is left, drops what belongs to no topic, marks.
     fn finish(&mut self, end: LogPosition) -> Result<FoldedCounters, ViewsError> {
         self.write_partitions()?;
+        self.timers.write(&mut self.views)?;
         let changes = directory::row_changes(&mut self.topics);
         if !changes.is_empty() {
             self.views.write(&changes)?;

@@ -6,11 +6,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler,
-    Message, SpawnHandle, WrapFuture,
+    Message, WrapFuture,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
@@ -23,14 +22,15 @@ use super::feed::{Feeder, Found};
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::store::Write;
-use super::wheel::AlarmEvent;
+use super::wheel::{AlarmEvent, Arm, Returned};
 use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows, load};
+use crate::domain::alarm::{Alarm, AlarmClock};
 use crate::domain::commit::Need;
 use crate::domain::entry::{Author, Draft};
 use crate::domain::group::command::{Command, CursorNumber, Effect, MemberEvent, TopicShape};
 use crate::domain::group::rejection::GroupRejection;
 use crate::domain::group::{self, Group, rows};
-use crate::domain::id::{GroupId, MemberId, OwnerId, Token, TopicId};
+use crate::domain::id::{GroupId, LogPosition, MemberId, OwnerId, Token, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::MonotonicMs;
 use crate::store::{RowChange, RowKey, Tree, layout};
@@ -68,7 +68,9 @@ pub struct GroupActor {
     next_token: u64,
     members: HashMap<MemberId, UnboundedSender<MemberEvent>>,
     feeds: HashMap<CursorNumber, JoinHandle<()>>,
-    waking: Option<SpawnHandle>,
+    /// When it wants to be woken.
+    waking: Option<MonotonicMs>,
+    alarms: u32,
 }
 
 impl std::fmt::Debug for GroupActor {
@@ -104,6 +106,7 @@ impl GroupActor {
             members: HashMap::new(),
             feeds: HashMap::new(),
             waking: None,
+            alarms: 0,
         }
     }
 
@@ -129,6 +132,8 @@ impl GroupActor {
                 Ok((machine, author)) => {
                     actor.machine = machine;
                     actor.author = Some(author);
+                    let link = OwnerLink::Group(actor.link(ctx));
+                    actor.house.wheel.enter(actor.known.owner, link);
                     actor.call(ctx, |machine, now, effects| machine.started(now, effects));
                 }
                 Err(why) => {
@@ -204,7 +209,7 @@ impl GroupActor {
                 let group = self.known.name.clone();
                 tokio::task::spawn_local(self.feeder(ctx).bury(letter, group));
             }
-            Effect::WakeAt(at) => self.wake_at(at, ctx),
+            Effect::WakeAt(at) => self.wake_at(at),
         }
     }
 
@@ -218,17 +223,24 @@ impl GroupActor {
         }
     }
 
-    fn wake_at(&mut self, at: Option<MonotonicMs>, ctx: &mut Context<Self>) {
-        if let Some(waking) = self.waking.take() {
-            ctx.cancel_future(waking);
-        }
+    /// One alarm stands at a time; one that was armed before and comes all the same wakes for nothing.
+    fn wake_at(&mut self, at: Option<MonotonicMs>) {
+        self.waking = at;
         let Some(at) = at else { return };
-        let now = self.house.clock.now().monotonic;
-        let wait = Duration::from_millis(at.0.saturating_sub(now.0).max(1));
-        self.waking = Some(ctx.run_later(wait, |actor, ctx| {
-            actor.waking = None;
-            actor.call(ctx, |machine, now, effects| machine.wake(now, effects));
-        }));
+        self.alarms = self.alarms.wrapping_add(1);
+        let owner = self.known.owner;
+        let alarm = Alarm {
+            due_ms: i64::try_from(at.0).unwrap_or(i64::MAX),
+            owner,
+            token: 0,
+            version: self.alarms,
+        };
+        let arm = Arm {
+            owner,
+            alarms: vec![alarm],
+            position: LogPosition(0),
+        };
+        self.house.wheel.arm(AlarmClock::Monotonic, arm);
     }
 
     fn persist(&mut self, drafts: Vec<(OwnerId, Draft)>) {
@@ -416,8 +428,29 @@ impl Handler<Fenced> for GroupActor {
 impl Handler<AlarmEvent> for GroupActor {
     type Result = ();
 
-    fn handle(&mut self, _: AlarmEvent, _: &mut Self::Context) {
+    fn handle(&mut self, message: AlarmEvent, ctx: &mut Self::Context) {
         self.stats.handled();
+        match message {
+            AlarmEvent::Due { clock, batch, .. } => {
+                let owner = self.known.owner;
+                let returned = Returned {
+                    owner,
+                    batch,
+                    again_ms: None,
+                };
+                self.house.wheel.returned(clock, returned);
+                self.call(ctx, |machine, now, effects| machine.wake(now, effects));
+            }
+            AlarmEvent::Began {
+                clock: AlarmClock::Monotonic,
+            } => self.wake_at(self.waking),
+            AlarmEvent::Began {
+                clock: AlarmClock::Wall,
+            }
+            | AlarmEvent::Near { .. }
+            | AlarmEvent::Armed { .. }
+            | AlarmEvent::Lost => {}
+        }
     }
 }
 
@@ -493,6 +526,7 @@ impl Handler<Dismiss> for GroupActor {
             value: None,
         }];
         self.house.store.tell(Write(changes));
+        self.house.wheel.leave(self.known.owner);
         ctx.stop();
     }
 }

@@ -273,7 +273,7 @@ pub enum Snapshot {
         /// The topics.
         topics: Vec<TopicId>,
         /// The consumer groups.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         groups: Vec<GroupId>,
     },
     /// A consumer group's row.
