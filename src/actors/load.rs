@@ -11,9 +11,12 @@ use super::commit::{self, Begin};
 use super::store::{LoadOwner, OwnerRows};
 use super::{House, OwnerLink};
 use crate::domain::entry::{AppliedEntry, Author};
-use crate::domain::id::{Offset, OwnerId, ProducerId};
+use crate::domain::group::command::CursorNumber;
+use crate::domain::group::{self, Group};
+use crate::domain::id::{Offset, OwnerId, ProducerId, TopicId};
 use crate::domain::partition::rows::RowId;
 use crate::domain::partition::{Limits, Partition};
+use crate::domain::time::{MonotonicMs, Now};
 use crate::log::Scanned;
 use crate::store::{Row, Tree, layout};
 
@@ -85,6 +88,107 @@ pub fn partition_from_rows(limits: Limits, rows: &[Row]) -> Option<Partition> {
         Some((id, &*row.payload))
     });
     Partition::from_rows(limits, rows)
+}
+
+/// Loads a consumer group and begins its life.
+///
+/// # Errors
+/// As [`partition`].
+pub async fn group(
+    house: House,
+    owner: OwnerId,
+    limits: group::Limits,
+    link: OwnerLink,
+) -> Result<(Group, Author), String> {
+    let life = begin(&house, owner, link).await?;
+    let OwnerRows { rows, mark } = rows(&house, Tree::Group, owner).await?;
+    let lives = lives(house.clock.now());
+    let mut machine = group_from_rows(owner, limits, lives, &rows).ok_or_else(|| {
+        "a row of its view does not read; restart the broker to rebuild".to_owned()
+    })?;
+    if machine.head().sequence < life.counters.sequence {
+        let reader = house.reader.clone();
+        let folded = tokio::task::spawn_blocking(move || {
+            for scanned in reader.scan(mark, Some(life.end)) {
+                if let Scanned::Entry {
+                    header,
+                    place,
+                    facts,
+                    body,
+                } = scanned
+                    && header.owner == owner
+                {
+                    let body = body.unwrap_or_default();
+                    let entry = AppliedEntry {
+                        header,
+                        place,
+                        body,
+                        facts,
+                    };
+                    fold_group(&mut machine, &entry);
+                }
+            }
+            machine
+        });
+        machine = folded.await.map_err(|error| error.to_string())?;
+        if machine.head().sequence < life.counters.sequence {
+            return Err(format!(
+                "the log is damaged where its last entries lie: {} of {} could be folded",
+                machine.head().sequence,
+                life.counters.sequence
+            ));
+        }
+    }
+    Ok((machine, life.author))
+}
+
+/// Takes an entry into a group nobody is served by yet.
+pub fn fold_group(machine: &mut Group, entry: &AppliedEntry) {
+    let now = Now {
+        wall: entry.header.wall,
+        monotonic: MonotonicMs(0),
+    };
+    machine.apply(now, entry, &mut Vec::new());
+}
+
+/// Higher in every life of a group: milliseconds of the wall clock since 2020.
+#[must_use]
+pub fn lives(now: Now) -> u64 {
+    const SINCE: i64 = 1_577_836_800_000;
+    u64::try_from(now.wall.0.saturating_sub(SINCE)).unwrap_or(0)
+}
+
+/// Builds a group from rows of the views.
+#[must_use]
+pub fn group_from_rows(
+    owner: OwnerId,
+    limits: group::Limits,
+    lives: u64,
+    rows: &[Row],
+) -> Option<Group> {
+    let rows = rows.iter().filter_map(|row| {
+        let id = match row.kind {
+            layout::HEAD => group::rows::RowId::Head,
+            layout::GROUP_SUBSCRIPTION => group::rows::RowId::Subscription(TopicId(row.id)),
+            layout::GROUP_CURSOR => group::rows::RowId::Cursor(CursorNumber(row.id)),
+            layout::GROUP_LIST => group::rows::RowId::List(row.id),
+            _ => return None,
+        };
+        Some((id, &*row.payload))
+    });
+    Group::from_rows(owner, limits, lives, rows)
+}
+
+/// Begins another life of an owner whose machine is as it should be.
+///
+/// # Errors
+/// The commit actor is gone.
+pub async fn begin_life(
+    house: House,
+    owner: OwnerId,
+    link: OwnerLink,
+) -> Result<commit::Life, String> {
+    begin(&house, owner, link).await
 }
 
 async fn begin(house: &House, owner: OwnerId, link: OwnerLink) -> Result<commit::Life, String> {

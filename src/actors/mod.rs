@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
 pub mod directory;
+pub mod feed;
 pub mod group;
 pub mod load;
 pub mod partition;
@@ -26,6 +27,7 @@ use self::checkpoint::CheckpointActor;
 use self::cleaner::CleanerActor;
 use self::commit::CommitActor;
 use self::directory::DirectoryActor;
+use self::group::GroupActor;
 use self::partition::PartitionActor;
 use self::stats::{ActorStats, Registry};
 use self::store::StoreActor;
@@ -35,7 +37,7 @@ use crate::domain::entry::AppliedEntry;
 use crate::domain::id::{Incarnation, OwnerId};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, Now, WallMs};
-use crate::log::{LogReader, TailCache};
+use crate::log::{LogReader, ReadPool, TailCache};
 
 /// An actor's address together with its counters.
 #[derive(Debug)]
@@ -138,6 +140,8 @@ pub enum OwnerLink {
     Directory(Link<DirectoryActor>),
     /// A partition lane.
     Partition(Link<PartitionActor>),
+    /// A consumer group.
+    Group(Link<GroupActor>),
 }
 
 impl OwnerLink {
@@ -147,6 +151,7 @@ impl OwnerLink {
         match self {
             Self::Directory(link) => link.is_alive(),
             Self::Partition(link) => link.is_alive(),
+            Self::Group(link) => link.is_alive(),
         }
     }
 
@@ -155,6 +160,7 @@ impl OwnerLink {
         match self {
             Self::Directory(_) => {}
             Self::Partition(link) => link.tell(event),
+            Self::Group(link) => link.tell(event),
         }
     }
 
@@ -164,10 +170,12 @@ impl OwnerLink {
         M: Message<Result = ()> + Send + 'static,
         DirectoryActor: Handler<M>,
         PartitionActor: Handler<M>,
+        GroupActor: Handler<M>,
     {
         match self {
             Self::Directory(link) => link.tell(message),
             Self::Partition(link) => link.tell(message),
+            Self::Group(link) => link.tell(message),
         }
     }
 }
@@ -187,6 +195,8 @@ pub struct House {
     pub wheel: Wheel,
     /// Reads the log.
     pub reader: LogReader,
+    /// Threads that read it for whoever must not wait.
+    pub pool: Arc<ReadPool>,
     /// The log's most recent payloads.
     pub cache: Arc<TailCache>,
     /// Counters of every actor.

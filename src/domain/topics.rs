@@ -8,15 +8,18 @@
 //!
 //! What survives a crash: a head row, a row per topic, and the log behind them.
 
+pub mod groups;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use self::groups::Group;
 use super::commit::OwnerRange;
 use super::entry::{AppliedEntry, Draft, EntryKind, PayloadFacts};
 use super::id::{
-    LANES_MAX, Lane, OwnerId, OwnerSequence, PARTITIONS_MAX, PartitionId, PartitionIndex,
+    GroupId, LANES_MAX, Lane, OwnerId, OwnerSequence, PARTITIONS_MAX, PartitionId, PartitionIndex,
     ProducerId, Token, TopicId,
 };
 use super::partition::rows::encode;
@@ -205,6 +208,18 @@ pub enum Command {
     },
     /// A fresh producer id.
     OpenProducer,
+    /// A consumer group by name.
+    OpenGroup {
+        /// Which.
+        name: String,
+        /// Make it if it is not there.
+        create: bool,
+    },
+    /// Remove a consumer group and all its progress.
+    DeleteGroup {
+        /// Which.
+        name: String,
+    },
 }
 
 /// What the shell has to do.
@@ -216,6 +231,12 @@ pub enum Effect {
     Topic(Token, Topic),
     /// Answer with a producer id.
     Producer(Token, ProducerId),
+    /// Answer with a group.
+    Group(Token, Group),
+    /// Answer that a group is gone.
+    GroupDeleted(Token),
+    /// A topic is another than it was, or gone.
+    Changed(TopicId),
     /// Answer a refusal.
     Refuse(Token, Rejection),
     /// The actors of these owners have nothing left to do.
@@ -231,6 +252,10 @@ pub enum Delta {
     Deleted(TopicId),
     /// Producer ids below are given out or will not be.
     ProducersBelow(ProducerId),
+    /// A consumer group was made.
+    Group(Group),
+    /// A consumer group is gone.
+    GroupDeleted(GroupId),
 }
 
 /// The counters: the head row.
@@ -268,7 +293,12 @@ pub enum Snapshot {
         head: Head,
         /// The topics.
         topics: Vec<TopicId>,
+        /// The consumer groups.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        groups: Vec<GroupId>,
     },
+    /// A consumer group's row.
+    Group(Group),
 }
 
 /// The directory.
@@ -288,6 +318,9 @@ pub struct Topics {
     dirty: BTreeSet<TopicId>,
     gone: Vec<TopicId>,
     head_dirty: bool,
+    groups: BTreeMap<GroupId, Group>,
+    group_names: BTreeMap<String, GroupId>,
+    dirty_groups: BTreeSet<GroupId>,
 }
 
 impl Topics {
@@ -329,6 +362,8 @@ impl Topics {
             } => self.alter(token, &name, partitions, change),
             Command::Delete { name } => self.delete(token, &name),
             Command::OpenProducer => Ok(self.open_producer(token)),
+            Command::OpenGroup { name, create } => self.open_group(token, &name, create),
+            Command::DeleteGroup { name } => self.delete_group(token, &name),
         };
         match decided {
             Ok(effect) => effects.extend(effect),
@@ -379,8 +414,12 @@ impl Topics {
     }
 
     fn claim_owners(&mut self, partitions: u32) -> OwnerId {
+        self.claim_owner_ids(u64::from(partitions) * u64::from(LANES_MAX))
+    }
+
+    fn claim_owner_ids(&mut self, count: u64) -> OwnerId {
         let owner = OwnerId(self.accepted_owner.max(self.head.next_owner.0));
-        self.accepted_owner = owner.0 + u64::from(partitions) * u64::from(LANES_MAX);
+        self.accepted_owner = owner.0 + count;
         owner
     }
 
@@ -476,8 +515,11 @@ impl Topics {
             self.asked.pop_front();
         }
         match delta {
+            Delta::Group(group) => self.apply_group(group, effects),
+            Delta::GroupDeleted(id) => self.apply_group_deleted(id, effects),
             Delta::Topic(topic) => {
                 self.put(topic.clone());
+                effects.push(Effect::Changed(topic.id));
                 if let Some(token) = self.landed(&topic.name) {
                     effects.push(Effect::Topic(token, topic));
                 }
@@ -485,6 +527,7 @@ impl Topics {
             Delta::Deleted(id) => {
                 if let Some(topic) = self.remove(id) {
                     effects.push(Effect::Dropped(topic.ranges()));
+                    effects.push(Effect::Changed(id));
                     if let Some(token) = self.landed(&topic.name) {
                         effects.push(Effect::Topic(token, topic));
                     }
@@ -509,7 +552,21 @@ impl Topics {
     fn apply_snapshot(&mut self, snapshot: Snapshot) {
         match snapshot {
             Snapshot::Topic(topic) => self.put(topic),
-            Snapshot::Head { head, topics } => {
+            Snapshot::Group(group) => self.put_group(group),
+            Snapshot::Head {
+                head,
+                topics,
+                groups,
+            } => {
+                let lost: Vec<_> = self
+                    .groups
+                    .keys()
+                    .filter(|id| groups.binary_search(id).is_err())
+                    .copied()
+                    .collect();
+                for id in lost {
+                    self.remove_group(id);
+                }
                 let gone: Vec<_> = self
                     .topics
                     .keys()
@@ -585,12 +642,18 @@ impl Topics {
             .topics
             .values()
             .map(|topic| encode(&Snapshot::Topic(topic.clone())));
+        let groups = stamped
+            .groups
+            .values()
+            .map(|group| encode(&Snapshot::Group(group.clone())));
         let head = encode(&Snapshot::Head {
             head: stamped.head,
             topics,
+            groups: stamped.groups.keys().copied().collect(),
         });
         Effect::Persist(
-            rows.chain([head])
+            rows.chain(groups)
+                .chain([head])
                 .map(|body| draft(EntryKind::Snapshot, body))
                 .collect(),
         )
