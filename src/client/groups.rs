@@ -5,9 +5,9 @@ use super::admin::Start;
 use super::error::AdminError;
 use crate::domain::id::PartitionIndex;
 use crate::wire::group::{
-    AlterSubscription, CreateSubscription, DeadLettersMoved, DeleteGroup, DescribeGroup, GroupDone,
-    GroupInfo, GroupOk, GroupState, GroupsOk, ListGroups, PlaceReset, PurgeDeadLetters,
-    RedriveDeadLetters, RemoveSubscription, ResetGroup, ResetOk, Subscription, SubscriptionOk,
+    AlterSubscription, CreateSubscription, DeleteGroup, DescribeGroup, GroupDone, GroupInfo,
+    GroupOk, GroupState, GroupsOk, ListGroups, PlaceReset, RemoveSubscription, ResetGroup, ResetOk,
+    Subscription, SubscriptionOk,
 };
 use crate::wire::topic::decode_list;
 
@@ -149,36 +149,5 @@ impl Client {
         };
         let (_, body) = self.ask::<_, ResetOk>(&request).await?;
         decode_list(&body).map_err(AdminError::Protocol)
-    }
-
-    /// Brings dead letters of a subscription back to where they came from, at most `records_max` (0: all);
-    /// says how many. They keep their message ids.
-    ///
-    /// # Errors
-    /// Refused with `unknown-group`, `unknown-subscription`; otherwise as for all requests.
-    pub async fn redrive_dead_letters(
-        &self,
-        group: &str,
-        topic: &str,
-        records_max: u32,
-    ) -> Result<u64, AdminError> {
-        let request = RedriveDeadLetters {
-            group: group.to_owned(),
-            topic: topic.to_owned(),
-            records_max,
-        };
-        Ok(self.ask::<_, DeadLettersMoved>(&request).await?.0.records)
-    }
-
-    /// Forgets the dead letters of a subscription; says how many.
-    ///
-    /// # Errors
-    /// Refused with `unknown-group`, `unknown-subscription`; otherwise as for all requests.
-    pub async fn purge_dead_letters(&self, group: &str, topic: &str) -> Result<u64, AdminError> {
-        let request = PurgeDeadLetters {
-            group: group.to_owned(),
-            topic: topic.to_owned(),
-        };
-        Ok(self.ask::<_, DeadLettersMoved>(&request).await?.0.records)
     }
 }

@@ -2,7 +2,10 @@
 //! know quinn and rustls.
 
 pub mod endpoint;
+mod group;
+mod leases;
 pub mod local;
+mod member;
 mod out;
 mod reader;
 mod refusal;

@@ -11,6 +11,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::group;
+use super::member::{self, Said};
 use super::out::Out;
 use super::reader;
 use super::refusal::{refused, unknown_topic};
@@ -64,7 +66,44 @@ pub(super) fn handle(
             let open: OpenReader = frame.decode().map_err(bad_frame)?;
             reader::open(session, open, correlation, out.clone());
         }
-        FrameKind::Metadata
+        FrameKind::JoinGroup => {
+            let join = frame.decode().map_err(bad_frame)?;
+            member::join(session, join, correlation, out.clone());
+        }
+        FrameKind::LeaveGroup => {
+            let leave = frame.decode().map_err(bad_frame)?;
+            member::leave(session, leave, correlation, out.clone());
+        }
+        FrameKind::GrantCredit => {
+            member::credit(session, frame.decode().map_err(bad_frame)?);
+        }
+        FrameKind::Withdraw => {
+            member::withdraw(session, frame.decode().map_err(bad_frame)?);
+        }
+        FrameKind::Acknowledge => {
+            let said = Said::Acknowledge(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::AcknowledgeUpTo => {
+            let said = Said::UpTo(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::Nack => {
+            let said = Said::Nack(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::ExtendLeases => {
+            let said = Said::Extend(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::CreateSubscription
+        | FrameKind::AlterSubscription
+        | FrameKind::RemoveSubscription
+        | FrameKind::ListGroups
+        | FrameKind::DescribeGroup
+        | FrameKind::ResetGroup
+        | FrameKind::DeleteGroup
+        | FrameKind::Metadata
         | FrameKind::CreateTopic
         | FrameKind::DescribeTopic
         | FrameKind::AlterTopic
@@ -125,6 +164,9 @@ async fn answer(
     out: &Out,
 ) -> Result<(), Refused> {
     let correlation = frame.correlation();
+    if group::is_one(kind) {
+        return group::answer(session, kind, frame, out).await;
+    }
     match kind {
         FrameKind::Metadata => {
             let request: Metadata = frame.decode().map_err(bad_frame)?;

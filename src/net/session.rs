@@ -136,6 +136,7 @@ pub struct Session {
     pub(super) control: RefCell<Option<Out>>,
     partitions: RefCell<HashMap<Place, Link<PartitionActor>>>,
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
+    pub(super) members: super::member::Members,
     pub(super) credit: Cell<u64>,
     /// Bytes of frames that may be arriving at a time.
     arriving: Arc<Semaphore>,
@@ -225,6 +226,7 @@ async fn converse(
         control: RefCell::new(None),
         partitions: RefCell::new(HashMap::new()),
         readers: RefCell::new(HashMap::new()),
+        members: super::member::Members::default(),
         credit: Cell::new(0),
     });
     let mut stopping = session.shared.stopping.clone();
@@ -234,12 +236,16 @@ async fn converse(
                 Ok((send, recv)) => session.open_stream(send, recv),
                 Err(reason) => {
                     session.close_readers();
+                    let orderly = matches!(reason, Ended::ByPeer { .. });
+                    session.members.end(orderly, None);
                     session.control.borrow_mut().take();
                     return Ok(reason);
                 }
             },
             _ = stopping.wait_for(|stopping| *stopping) => {
                 session.close_readers();
+                let stopping = refusal::refused(&Rejection::ShuttingDown);
+                session.members.end(false, Some(&stopping));
                 if let Some(control) = session.control.borrow_mut().take() {
                     let reason = "the broker is stopping".to_owned();
                     control.send(&Goodbye { reason }, 0, Bytes::new());

@@ -140,10 +140,6 @@ kinds! {
     ResetGroup = 0x007b,
     /// Remove a group.
     DeleteGroup = 0x007c,
-    /// Bring dead letters back.
-    RedriveDeadLetters = 0x007d,
-    /// Forget dead letters.
-    PurgeDeadLetters = 0x007e,
 
     /// Answers `Hello`.
     HelloOk = 0x4001,
@@ -179,8 +175,6 @@ kinds! {
     ResetOk = 0x4075,
     /// Answers `LeaveGroup` and `DeleteGroup`.
     GroupDone = 0x4076,
-    /// Answers `RedriveDeadLetters` and `PurgeDeadLetters`.
-    DeadLettersMoved = 0x4077,
     /// Answers any request: no, and why.
     Refused = 0x4fff,
 

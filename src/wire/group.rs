@@ -286,34 +286,3 @@ header!(DeleteGroup, DeleteGroup);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct GroupDone {}
 header!(GroupDone, GroupDone);
-
-/// Bring dead letters of a subscription back to where they came from.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct RedriveDeadLetters {
-    /// The group.
-    pub group: String,
-    /// The topic they came from.
-    pub topic: String,
-    /// At most so many; 0 is all.
-    #[serde(default)]
-    pub records_max: u32,
-}
-header!(RedriveDeadLetters, RedriveDeadLetters);
-
-/// Forget dead letters of a subscription.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct PurgeDeadLetters {
-    /// The group.
-    pub group: String,
-    /// The topic they came from.
-    pub topic: String,
-}
-header!(PurgeDeadLetters, PurgeDeadLetters);
-
-/// Answers [`RedriveDeadLetters`] and [`PurgeDeadLetters`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct DeadLettersMoved {
-    /// How many were brought back or forgotten.
-    pub records: u64,
-}
-header!(DeadLettersMoved, DeadLettersMoved);

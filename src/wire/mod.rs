@@ -31,9 +31,9 @@
 //! | `StreamOpen` 0x8003, `ReaderEnd` 0x8005 | event to the client | named | the reader's stream |
 //! | `Deliver` 0x8004 | event to the client | positional, body: a batch | the reader's stream |
 //! | `Goodbye` 0x8006 | event to the client | named | control |
-//! | `JoinGroup` 0x70, `LeaveGroup` 0x71, subscriptions, groups, dead letters 0x76 .. 0x7e | request | named | control |
+//! | `JoinGroup` 0x70, `LeaveGroup` 0x71, subscriptions and groups 0x76 .. 0x7c | request | named | control |
 //! | `Acknowledge` 0x72, `AcknowledgeUpTo` 0x73, `Nack` 0x74, `ExtendLeases` 0x75 | request | positional | control |
-//! | `Joined` 0x4070 .. `DeadLettersMoved` 0x4077 | answer | named, `Settled` positional | control |
+//! | `Joined` 0x4070 .. `GroupDone` 0x4076 | answer | named, `Settled` positional | control |
 //! | `GrantCredit` 0x8070, `Withdraw` 0x8071 | event to the broker | positional | control |
 //! | `Assigned` 0x8072, `Revoked` 0x8073, `MemberEnd` 0x8077, `Unsubscribed` 0x8079 | event to the client | named | the member's stream |
 //! | `Leased` 0x8074 (body: a batch), `LeasesLost` 0x8075, `Withdrawn` 0x8076 | event to the client | positional | the member's stream |

@@ -287,7 +287,6 @@ fn records_this_broker_would_show_too_early_are_refused() {
         let batches = [
             of(0, Delivery::After(60_000), none),
             of(0, Delivery::At(WallMs(i64::MAX)), none),
-            of(3, Delivery::Now, none),
             of(0, Delivery::Now, TransactionNumber(1)),
         ];
         for batch in batches {
@@ -297,6 +296,13 @@ fn records_this_broker_would_show_too_early_are_refused() {
                 .await;
             assert_eq!(answer.unwrap_err().code(), Code::Unsupported);
         }
+        // A priority the topic's lane does not have.
+        let urgent = of(3, Delivery::Now, none);
+        let answer = client
+            .control
+            .produce(to(topic.id, 0, Ack::Durable), urgent)
+            .await;
+        assert_eq!(answer.unwrap_err().code(), Code::BatchMalformed);
         assert!(client.read_all(topic.id, 0).await.is_empty());
         rig.node.assert_serves().await;
     });

@@ -123,18 +123,6 @@ pub(super) fn golden_requests() -> Vec<Bytes> {
             },
             r"\x81\xa5group\xa1g",
         ),
-        golden(
-            RedriveDeadLetters {
-                group: group.clone(),
-                topic: topic.clone(),
-                records_max: 3,
-            },
-            r"\x83\xa5group\xa1g\xa5topic\xa1t\xabrecords_max\x03",
-        ),
-        golden(
-            PurgeDeadLetters { group, topic },
-            r"\x82\xa5group\xa1g\xa5topic\xa1t",
-        ),
     ]
 }
 
@@ -171,7 +159,6 @@ pub(super) fn golden_answers() -> Vec<Bytes> {
         ),
         golden(ResetOk { places: 2 }, r"\x81\xa6places\x02"),
         golden(GroupDone {}, r"\x80"),
-        golden(DeadLettersMoved { records: 2 }, r"\x81\xa7records\x02"),
     ]
 }
 
@@ -321,8 +308,6 @@ pub(super) fn decode_as_told(kind: FrameKind, frame: &Frame) {
         FrameKind::DescribeGroup => drop(frame.decode::<DescribeGroup>()),
         FrameKind::ResetGroup => drop(frame.decode::<ResetGroup>()),
         FrameKind::DeleteGroup => drop(frame.decode::<DeleteGroup>()),
-        FrameKind::RedriveDeadLetters => drop(frame.decode::<RedriveDeadLetters>()),
-        FrameKind::PurgeDeadLetters => drop(frame.decode::<PurgeDeadLetters>()),
         FrameKind::Joined => drop(frame.decode::<Joined>()),
         FrameKind::Settled => drop(frame.decode::<Settled>()),
         FrameKind::SubscriptionOk => drop(frame.decode::<SubscriptionOk>()),
@@ -330,7 +315,6 @@ pub(super) fn decode_as_told(kind: FrameKind, frame: &Frame) {
         FrameKind::GroupOk => drop(frame.decode::<GroupOk>()),
         FrameKind::ResetOk => drop(frame.decode::<ResetOk>()),
         FrameKind::GroupDone => drop(frame.decode::<GroupDone>()),
-        FrameKind::DeadLettersMoved => drop(frame.decode::<DeadLettersMoved>()),
         FrameKind::GrantCredit => drop(frame.decode::<GrantCredit>()),
         FrameKind::Withdraw => drop(frame.decode::<Withdraw>()),
         FrameKind::Assigned => drop(frame.decode::<Assigned>()),
