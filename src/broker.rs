@@ -195,6 +195,7 @@ impl Broker {
             gauge: Arc::clone(&gauge),
             registry: Registry::default(),
             cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
+            pool: Arc::new(pool),
         };
         let house = standing.actors(
             opened,
@@ -243,7 +244,7 @@ impl Broker {
                 usize::try_from(admission_bytes).unwrap_or(usize::MAX >> 4),
             )),
             admission_bytes,
-            pool: Arc::new(pool),
+            pool: Arc::clone(&standing.pool),
             limits: limits(&config),
             cluster,
             timer_secret,
@@ -503,6 +504,7 @@ struct Standing<'a> {
     gauge: Arc<LogGauge>,
     registry: Registry,
     cache: Arc<TailCache>,
+    pool: Arc<ReadPool>,
 }
 
 impl Standing<'_> {
@@ -583,6 +585,7 @@ impl Standing<'_> {
             cleaner,
             wheel: Wheel::default(),
             reader,
+            pool: Arc::clone(&self.pool),
             cache: Arc::clone(&self.cache),
             registry: self.registry.clone(),
             clock: self.clock,

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use crate::actors::cleaner::Found;
 use crate::actors::wheel::homes::Unhomed;
-use crate::actors::{self, directory, load, partition};
+use crate::actors::{self, directory, group as group_actor, load, partition};
 use crate::domain::commit::{Counters, OwnerRange};
 use crate::domain::entry::{AppliedEntry, EntryKind};
+use crate::domain::group::{self, Group};
 use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence};
 use crate::domain::partition::{Head, Limits, Partition, alarms_of};
 use crate::domain::topics::{Topic, Topics};
@@ -64,7 +65,12 @@ pub fn recover(
     let (counters, starts) = fold.finish(end)?;
     let found = Found {
         starts,
-        owners: fold.topics.iter().flat_map(Topic::ranges).collect(),
+        owners: fold
+            .topics
+            .iter()
+            .flat_map(Topic::ranges)
+            .chain(fold.topics.groups().map(|group| group.range()))
+            .collect(),
         next_owner: fold.topics.head().next_owner,
         mark: end,
     };
@@ -114,6 +120,7 @@ pub(crate) struct Fold {
     pub(crate) topics: Topics,
     pub(crate) partitions: HashMap<OwnerId, Partition>,
     coordinators: HashMap<OwnerId, Coordinator>,
+    pub(crate) groups: HashMap<OwnerId, Group>,
     pub(crate) damage: Vec<Damage>,
     limits: Limits,
     deleted: Vec<OwnerRange>,
@@ -134,13 +141,22 @@ impl Fold {
             .iter()
             .filter(|row| row.kind == layout::DIRECTORY_TOPIC)
             .map(|row| &*row.payload);
-        let topics = Topics::from_rows(head, topics).unwrap_or_default();
+        let mut topics = Topics::from_rows(head, topics).unwrap_or_default();
+        for row in rows
+            .iter()
+            .filter(|row| row.kind == layout::DIRECTORY_GROUP)
+        {
+            if !topics.restore_group(&row.payload) {
+                tracing::error!(target: "waterwheel::recovery", group = row.id, "the row of a group does not read");
+            }
+        }
         let timers = Unhomed::begin(&views)?;
         Ok(Self {
             views,
             topics,
             partitions: HashMap::new(),
             coordinators: HashMap::new(),
+            groups: HashMap::new(),
             damage: Vec::new(),
             limits,
             deleted: Vec::new(),
@@ -210,6 +226,7 @@ impl Fold {
                 && let Ok(range) = rmp_serde::from_slice::<OwnerRange>(&entry.body)
             {
                 self.partitions.retain(|owner, _| !range.contains(*owner));
+                self.groups.retain(|owner, _| !range.contains(*owner));
                 self.deleted.push(range);
             }
             self.topics.apply(entry, &mut Vec::new());
@@ -222,6 +239,9 @@ impl Fold {
         }
         if self.deleted.iter().any(|range| range.contains(owner)) {
             return Ok(());
+        }
+        if self.topics.group_of(owner).is_some() {
+            return self.group_entry(owner, entry);
         }
         // Also of an entry that the partition's rows hold already: a home may have been missed by the
         // crash between the two.
@@ -268,7 +288,58 @@ impl Fold {
         Ok(())
     }
 
+    fn group_entry(&mut self, owner: OwnerId, entry: &AppliedEntry) -> Result<(), ViewsError> {
+        if !self.groups.contains_key(&owner) {
+            let rows = self.views.rows(Tree::Group, owner)?;
+            let limits = group::Limits::default();
+            let machine = load::group_from_rows(owner, limits, 0, &rows)
+                .unwrap_or_else(|| Group::new(owner, limits, 0));
+            self.groups.insert(owner, machine);
+        }
+        if let Some(group) = self.groups.get_mut(&owner) {
+            load::fold_group(group, entry);
+        }
+        if self.folded.is_multiple_of(ENTRIES_PER_WRITE) {
+            self.write_partitions()?;
+        }
+        Ok(())
+    }
+
+    /// Where every group goes on; the views of those that are gone are dropped.
+    fn finish_groups(&mut self, counters: &mut Vec<(OwnerId, Counters)>) -> Result<(), ViewsError> {
+        let mut gone = Vec::new();
+        for head in self.views.owners(Tree::Group) {
+            let head = head?;
+            if self.topics.group_of(head.owner).is_none() {
+                gone.push(head.owner);
+            } else if let Ok(values) = rmp_serde::from_slice::<group::Head>(&head.payload) {
+                let sequence = values.sequence;
+                counters.push((
+                    head.owner,
+                    Counters {
+                        sequence,
+                        ..Counters::default()
+                    },
+                ));
+            }
+        }
+        for owner in gone {
+            self.views.write(&[RowChange {
+                tree: Tree::Group,
+                key: RowKey::head(owner),
+                value: None,
+            }])?;
+        }
+        Ok(())
+    }
+
     fn write_partitions(&mut self) -> Result<(), ViewsError> {
+        for (owner, machine) in &mut self.groups {
+            let changes = group_actor::row_changes(*owner, machine);
+            if !changes.is_empty() {
+                self.views.write(&changes)?;
+            }
+        }
         for (owner, machine) in &mut self.partitions {
             let changes = partition::row_changes(*owner, machine);
             if !changes.is_empty() {
@@ -340,6 +411,7 @@ impl Fold {
                 },
             ));
         }
+        self.finish_groups(&mut counters)?;
         let sequence = self.topics.head().sequence;
         counters.push((
             OwnerId::DIRECTORY,

@@ -11,9 +11,14 @@ use super::commit::{self, Begin};
 use super::store::{LoadOwner, OwnerRows};
 use super::{House, OwnerLink};
 use crate::domain::entry::{AppliedEntry, Author};
-use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence, ProducerId, RecordNumber};
+use crate::domain::group::command::CursorNumber;
+use crate::domain::group::{self, Group};
+use crate::domain::id::{
+    LogPosition, Offset, OwnerId, OwnerSequence, ProducerId, RecordNumber, TopicId,
+};
 use crate::domain::partition::rows::RowId;
 use crate::domain::partition::{Effect, Limits, Partition};
+use crate::domain::time::{MonotonicMs, Now};
 use crate::domain::transaction::{self, Coordinator};
 use crate::log::Scanned;
 use crate::store::{Row, Tree, layout};
@@ -170,6 +175,79 @@ async fn fold_behind<M: Send + 'static>(
         ));
     }
     Ok(machine)
+}
+
+/// Loads a consumer group and begins its life.
+///
+/// # Errors
+/// As [`partition`].
+pub async fn group(
+    house: House,
+    owner: OwnerId,
+    limits: group::Limits,
+    link: OwnerLink,
+) -> Result<(Group, Author), String> {
+    let life = begin(&house, owner, link).await?;
+    let OwnerRows { rows, mark } = rows(&house, Tree::Group, owner).await?;
+    let lives = lives(house.clock.now());
+    let machine = group_from_rows(owner, limits, lives, &rows).ok_or_else(|| {
+        "a row of its view does not read; restart the broker to rebuild".to_owned()
+    })?;
+    let folds = Folds {
+        sequence: |machine: &Group| machine.head().sequence,
+        apply: fold_group,
+    };
+    let machine = fold_behind(&house, owner, mark, life, machine, folds).await?;
+    Ok((machine, life.author))
+}
+
+/// Takes an entry into a group nobody is served by yet.
+pub fn fold_group(machine: &mut Group, entry: &AppliedEntry) {
+    let now = Now {
+        wall: entry.header.wall,
+        monotonic: MonotonicMs(0),
+    };
+    machine.apply(now, entry, &mut Vec::new());
+}
+
+/// Higher in every life of a group: milliseconds of the wall clock since 2020.
+#[must_use]
+pub fn lives(now: Now) -> u64 {
+    const SINCE: i64 = 1_577_836_800_000;
+    u64::try_from(now.wall.0.saturating_sub(SINCE)).unwrap_or(0)
+}
+
+/// Builds a group from rows of the views.
+#[must_use]
+pub fn group_from_rows(
+    owner: OwnerId,
+    limits: group::Limits,
+    lives: u64,
+    rows: &[Row],
+) -> Option<Group> {
+    let rows = rows.iter().filter_map(|row| {
+        let id = match row.kind {
+            layout::HEAD => group::rows::RowId::Head,
+            layout::GROUP_SUBSCRIPTION => group::rows::RowId::Subscription(TopicId(row.id)),
+            layout::GROUP_CURSOR => group::rows::RowId::Cursor(CursorNumber(row.id)),
+            layout::GROUP_LIST => group::rows::RowId::List(row.id),
+            _ => return None,
+        };
+        Some((id, &*row.payload))
+    });
+    Group::from_rows(owner, limits, lives, rows)
+}
+
+/// Begins another life of an owner whose machine is as it should be.
+///
+/// # Errors
+/// The commit actor is gone.
+pub async fn begin_life(
+    house: House,
+    owner: OwnerId,
+    link: OwnerLink,
+) -> Result<commit::Life, String> {
+    begin(&house, owner, link).await
 }
 
 async fn begin(house: &House, owner: OwnerId, link: OwnerLink) -> Result<commit::Life, String> {

@@ -10,6 +10,7 @@ pub mod cleaner;
 pub mod commit;
 mod coordinators;
 pub mod directory;
+pub mod feed;
 pub mod group;
 pub mod load;
 pub mod partition;
@@ -28,6 +29,7 @@ use self::checkpoint::CheckpointActor;
 use self::cleaner::CleanerActor;
 use self::commit::CommitActor;
 use self::directory::DirectoryActor;
+use self::group::GroupActor;
 use self::partition::PartitionActor;
 use self::stats::{ActorStats, Registry};
 use self::store::StoreActor;
@@ -39,7 +41,7 @@ use crate::domain::id::{Incarnation, OwnerId, TopicId};
 use crate::domain::partition::TimerLimits;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, Now, WallMs};
-use crate::log::{LogReader, TailCache};
+use crate::log::{LogReader, ReadPool, TailCache};
 
 /// An actor's address together with its counters.
 #[derive(Debug)]
@@ -144,6 +146,8 @@ pub enum OwnerLink {
     Partition(Link<PartitionActor>),
     /// A transaction coordinator.
     Coordinator(Link<CoordinatorActor>),
+    /// A consumer group.
+    Group(Link<GroupActor>),
 }
 
 impl OwnerLink {
@@ -154,6 +158,7 @@ impl OwnerLink {
             Self::Directory(link) => link.is_alive(),
             Self::Partition(link) => link.is_alive(),
             Self::Coordinator(link) => link.is_alive(),
+            Self::Group(link) => link.is_alive(),
         }
     }
 
@@ -162,6 +167,7 @@ impl OwnerLink {
         match self {
             Self::Directory(_) | Self::Coordinator(_) => {}
             Self::Partition(link) => link.tell(event),
+            Self::Group(link) => link.tell(event),
         }
     }
 
@@ -172,11 +178,13 @@ impl OwnerLink {
         DirectoryActor: Handler<M>,
         PartitionActor: Handler<M>,
         CoordinatorActor: Handler<M>,
+        GroupActor: Handler<M>,
     {
         match self {
             Self::Directory(link) => link.tell(message),
             Self::Partition(link) => link.tell(message),
             Self::Coordinator(link) => link.tell(message),
+            Self::Group(link) => link.tell(message),
         }
     }
 }
@@ -196,6 +204,8 @@ pub struct House {
     pub wheel: Wheel,
     /// Reads the log.
     pub reader: LogReader,
+    /// Threads that read it for whoever must not wait.
+    pub pool: Arc<ReadPool>,
     /// The log's most recent payloads.
     pub cache: Arc<TailCache>,
     /// Counters of every actor.

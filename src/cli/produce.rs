@@ -405,6 +405,7 @@ fn failure_of(error: &SendError, said: String) -> CliError {
         SendError::Aborted(first) => failure_of(first, said),
         SendError::TooLarge { .. }
         | SendError::Partition { .. }
+        | SendError::Priority { .. }
         | SendError::TimedOut(_)
         | SendError::Disconnected
         | SendError::Closed => CliError::Failed(said),

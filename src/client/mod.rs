@@ -25,15 +25,23 @@
 
 mod admin;
 mod connection;
+mod consumer;
+mod credit;
 mod delivery;
 mod error;
+mod groups;
+mod leased;
 mod link;
+mod member_session;
+mod membership;
 mod outbox;
 mod partition_reader;
 mod pending;
 mod producer;
 mod reader;
+mod runner;
 mod sender;
+mod settle;
 mod switchboard;
 mod transaction;
 mod trust;
@@ -54,6 +62,10 @@ pub use crate::domain::id::{ClusterId, MessageId};
 pub use crate::domain::record::{Record, Text};
 pub use crate::domain::time::WallMs;
 pub use crate::wire::code::Code;
+pub use crate::wire::group::{
+    AlterSubscription, Backoff, GroupInfo, GroupState, MemberInfo, Mode, PlaceInfo, PlaceReset,
+    Poison, RetryPolicy, Subscription,
+};
 pub use crate::wire::hello::{HelloOk, Limits};
 pub use crate::wire::produce::Ack;
 pub use crate::wire::status::{ActorInfo, StatusOk};
@@ -62,10 +74,12 @@ pub use crate::wire::topic::{
     AlterTopic, FlushMode, OffsetOk, PartitionInfo, TopicConfig, TopicInfo,
 };
 pub use admin::{BrokerStatus, Start, TopicDescription};
+pub use consumer::{AckMode, Consumer, ConsumerBuilder};
 pub use delivery::{Delivery, DeliveryBatch};
 pub use error::{
     AdminError, ConnectError, ConsumeError, DecodeError, EncodeError, Refusal, SendError,
 };
+pub use groups::{GroupDescription, ResetTo};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};
 pub use reader::{Fetched, Reader, ReaderBuilder};
@@ -74,6 +88,8 @@ pub use transaction::{
     TransactionId, TransactionInfo, TransactionalProducer, TransactionalProducerBuilder,
 };
 pub use timers::{ListTimersBuilder, PendingTimer, TimerPage, Timers};
+pub use runner::{HandlerError, RunSummary};
+pub use settle::{SettleError, Settlement, Settler};
 
 /// How long connecting, or one request, may take unless configured otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -225,6 +241,11 @@ impl Client {
     /// Configures a reader of a topic.
     pub fn reader(&self, topic: &str) -> ReaderBuilder {
         ReaderBuilder::new(self.clone(), topic)
+    }
+
+    /// Configures a consumer: a member of a group.
+    pub fn consumer(&self, group: &str) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.clone(), group)
     }
 
     /// Closes the connection and waits until the broker was told. It is closed for every clone, producer

@@ -22,7 +22,9 @@ use super::error::SendError;
 use super::pending::{Completion, Outcome, Pending, TimerFacts};
 use crate::domain::batch::{BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression, Delivery};
 use crate::domain::body::Body;
-use crate::domain::id::{ClusterId, MessageId, ProducerSequence, TopicId, TransactionNumber};
+use crate::domain::id::{
+    ClusterId, Lane, MessageId, PartitionIndex, ProducerSequence, TopicId, TransactionNumber,
+};
 use crate::domain::record::Record;
 use crate::domain::time::WallMs;
 use crate::wire::produce::{Ack, ProducerOk, SendStatus, Stored};
@@ -32,6 +34,10 @@ use crate::wire::produce::{Ack, ProducerOk, SendStatus, Stored};
 pub(crate) struct OutboxConfig {
     pub(crate) topic: Arc<str>,
     pub(crate) partition: u32,
+    /// The priority level of its records.
+    pub(crate) level: u8,
+    /// Its place among the producer's outboxes.
+    pub(crate) slot: u32,
     pub(crate) ack: Ack,
     /// A batch is full at so many bytes.
     pub(crate) batch_bytes: usize,
@@ -154,6 +160,14 @@ impl Outbox {
         }
     }
 
+    pub(crate) fn partition(&self) -> PartitionIndex {
+        PartitionIndex(self.config.partition)
+    }
+
+    pub(crate) fn lane(&self) -> Lane {
+        Lane(self.config.level)
+    }
+
     /// Puts a record where others gather. `charge` is what it counts in the producer's memory, given
     /// back when its batch is settled.
     pub(crate) fn push(
@@ -175,7 +189,11 @@ impl Outbox {
         }
         if let Some(open) = &mut self.open {
             let index = open.builder.len();
-            if open.builder.push(record, id, at).is_ok() {
+            if open
+                .builder
+                .push_with(record, id, at, record.priority, record.delivery)
+                .is_ok()
+            {
                 open.charge += charge;
                 open.completion.gathered(record.delivery);
                 let pending = Pending::new(Arc::clone(&open.completion), index_of(index));
@@ -220,7 +238,8 @@ impl Outbox {
             .spare
             .pop()
             .unwrap_or_else(|| BatchBuilder::new(config.batch_bytes, config.compression));
-        if builder.push(record, id, at).is_err() {
+        let pushed = builder.push_with(record, id, at, record.priority, record.delivery);
+        if pushed.is_err() {
             self.spare.push(builder);
             builder = BatchBuilder::new(config.batch_bytes_max, config.compression);
             let limit = config.batch_bytes_max;
@@ -559,7 +578,7 @@ impl Outbox {
 
     /// Partition, ordinal and round of a batch as sent: 16, 32 and 16 bits.
     fn correlation(&self, ordinal: u32) -> u64 {
-        u64::from(self.config.partition) << 48 | u64::from(ordinal) << 16 | u64::from(self.round)
+        u64::from(self.config.slot) << 48 | u64::from(ordinal) << 16 | u64::from(self.round)
     }
 
     fn is_current(&self, correlation: u64) -> bool {
@@ -595,7 +614,7 @@ pub(crate) enum Refusing {
     Later,
 }
 
-/// The partition a correlation id is about.
+/// The place among the outboxes of what a correlation id is about.
 pub(crate) fn partition_of_correlation(correlation: u64) -> usize {
     usize::try_from(correlation >> 48).unwrap_or(usize::MAX)
 }

@@ -92,6 +92,9 @@ mod tests {
             value: value.into(),
             tag: None,
             headers: Vec::new(),
+            attempt: 0,
+            priority: 0,
+            lease: None,
         }
     }
 

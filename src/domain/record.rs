@@ -133,6 +133,8 @@ pub struct Record {
     pub timestamp: Option<WallMs>,
     /// When consumers shall see it: as soon as it is durable, unless set.
     pub delivery: Delivery,
+    /// How urgent it is: 0 is the ordinary level, the topic's highest one below its number of levels.
+    pub priority: u8,
 }
 
 /// Spans of the named levels of delay, 1 to 18, in milliseconds: 1 s, 5 s, 10 s, 30 s, 1 to 10 min,
@@ -177,6 +179,13 @@ impl Record {
     #[must_use]
     pub fn id(mut self, id: MessageId) -> Self {
         self.id = Some(id);
+        self
+    }
+
+    /// Gives it a priority: consumer groups are given records of a higher level first.
+    #[must_use]
+    pub fn priority(mut self, level: u8) -> Self {
+        self.priority = level;
         self
     }
 
@@ -456,6 +465,7 @@ mod tests {
                 id: None,
                 timestamp: None,
                 delivery: Delivery::Now,
+                priority: 0,
             })
     }
 

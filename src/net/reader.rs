@@ -392,7 +392,7 @@ fn limit_records(batches: &mut Vec<BatchPlace>, next: Offset, records_left: u64)
     batches.retain(|batch| batch.first_offset < end);
 }
 
-enum Stop {
+pub(super) enum Stop {
     End(EndReason),
     Passing(Refused),
 }
@@ -603,7 +603,7 @@ pub(super) async fn half_batch(
 
 /// The batches' bytes, from the cache of the log's tail or read: up to the first that cannot be read,
 /// which is an error once it is the first of all.
-async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Body>, Stop> {
+pub(super) async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Body>, Stop> {
     let cache = &session.shared.house.cache;
     let cached: Vec<Option<Body>> = batches
         .iter()

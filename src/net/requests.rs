@@ -11,6 +11,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::group;
+use super::member::{self, Said};
 use super::out::Out;
 use super::reader;
 use super::refusal::{refused, unknown_topic};
@@ -67,7 +69,44 @@ pub(super) fn handle(
             let open: OpenReader = frame.decode().map_err(bad_frame)?;
             reader::open(session, open, correlation, out.clone());
         }
-        FrameKind::Metadata
+        FrameKind::JoinGroup => {
+            let join = frame.decode().map_err(bad_frame)?;
+            member::join(session, join, correlation, out.clone());
+        }
+        FrameKind::LeaveGroup => {
+            let leave = frame.decode().map_err(bad_frame)?;
+            member::leave(session, leave, correlation, out.clone());
+        }
+        FrameKind::GrantCredit => {
+            member::credit(session, frame.decode().map_err(bad_frame)?);
+        }
+        FrameKind::Withdraw => {
+            member::withdraw(session, frame.decode().map_err(bad_frame)?);
+        }
+        FrameKind::Acknowledge => {
+            let said = Said::Acknowledge(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::AcknowledgeUpTo => {
+            let said = Said::UpTo(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::Nack => {
+            let said = Said::Nack(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::ExtendLeases => {
+            let said = Said::Extend(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::CreateSubscription
+        | FrameKind::AlterSubscription
+        | FrameKind::RemoveSubscription
+        | FrameKind::ListGroups
+        | FrameKind::DescribeGroup
+        | FrameKind::ResetGroup
+        | FrameKind::DeleteGroup
+        | FrameKind::Metadata
         | FrameKind::CreateTopic
         | FrameKind::DescribeTopic
         | FrameKind::AlterTopic
@@ -134,6 +173,9 @@ async fn answer(
     out: &Out,
 ) -> Result<(), Refused> {
     let correlation = frame.correlation();
+    if group::is_one(kind) {
+        return group::answer(session, kind, frame, out).await;
+    }
     match kind {
         FrameKind::Metadata => {
             let request: Metadata = frame.decode().map_err(bad_frame)?;
@@ -161,6 +203,7 @@ async fn answer(
                 flush: flush(config.flush),
                 retention_ms: config.retention_ms,
                 retention_bytes: config.retention_bytes,
+                levels: config.levels,
             };
             let command = Command::Create {
                 name: name.clone(),
@@ -283,12 +326,14 @@ async fn describe(
         return Err(unknown_topic(name));
     };
     let mut partitions = Vec::new();
-    for index in 0..topic.partitions {
-        let place = (topic.id, PartitionIndex(index), Lane::ZERO);
+    let lanes = (0..topic.partitions)
+        .flat_map(|index| (0..topic.config.levels).map(move |level| (index, Lane(level))));
+    for (index, lane) in lanes {
+        let place = (topic.id, PartitionIndex(index), lane);
         let bounds = bounds(session, place, ReadFrom::Latest).await?;
         partitions.push(PartitionInfo {
             partition: PartitionIndex(index),
-            lane: Lane::ZERO,
+            lane,
             start_offset: bounds.start,
             high_watermark: bounds.high_watermark,
             log_end_offset: bounds.log_end,
@@ -400,8 +445,9 @@ fn info(topic: &Topic) -> TopicInfo {
             },
             retention_ms: topic.config.retention_ms,
             retention_bytes: topic.config.retention_bytes,
+            levels: topic.config.levels,
         },
-        lanes: 1,
+        lanes: topic.config.levels,
         leaders: Vec::new(),
     }
 }

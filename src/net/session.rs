@@ -40,7 +40,7 @@ use crate::actors::partition::{Append, PartitionActor};
 use crate::actors::reply::{Answer, Mail, ReplyTo};
 use crate::actors::transaction::CoordinatorActor;
 use crate::actors::{House, Link};
-use crate::domain::batch::{self, BatchHeader, flags};
+use crate::domain::batch;
 use crate::domain::body::Body;
 use crate::domain::id::{ClusterId, Lane, OwnerId, PartitionId, PartitionIndex, TopicId};
 use crate::domain::rejection::Rejection;
@@ -144,6 +144,7 @@ pub struct Session {
     /// Producer groups this connection's client answers for, and who passes the questions on.
     pub(super) checks: RefCell<HashMap<String, JoinHandle<()>>>,
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
+    pub(super) members: super::member::Members,
     pub(super) credit: Cell<u64>,
     /// Bytes of frames that may be arriving at a time.
     arriving: Arc<Semaphore>,
@@ -235,6 +236,7 @@ async fn converse(
         coordinators: RefCell::new(HashMap::new()),
         checks: RefCell::new(HashMap::new()),
         readers: RefCell::new(HashMap::new()),
+        members: super::member::Members::default(),
         credit: Cell::new(0),
     });
     let mut stopping = session.shared.stopping.clone();
@@ -244,12 +246,16 @@ async fn converse(
                 Ok((send, recv)) => session.open_stream(send, recv),
                 Err(reason) => {
                     session.close_readers();
+                    let orderly = matches!(reason, Ended::ByPeer { .. });
+                    session.members.end(orderly, None);
                     session.control.borrow_mut().take();
                     return Ok(reason);
                 }
             },
             _ = stopping.wait_for(|stopping| *stopping) => {
                 session.close_readers();
+                let stopping = refusal::refused(&Rejection::ShuttingDown);
+                session.members.end(false, Some(&stopping));
                 if let Some(control) = session.control.borrow_mut().take() {
                     let reason = "the broker is stopping".to_owned();
                     control.send(&Goodbye { reason }, 0, Bytes::new());
@@ -442,10 +448,10 @@ impl Session {
                 "the batch is larger than the broker takes",
             ));
         }
-        if is_ahead(&batch.header) {
+        if batch.level != Some(header.lane.0) {
             return refuse(Refused::new(
-                Code::Unsupported,
-                "this broker does not know prioritised or transactional records yet",
+                Code::BatchMalformed,
+                "the records of a batch have the priority of the lane they are sent to",
             ));
         }
         let permit = match permit {
@@ -531,12 +537,6 @@ impl Session {
 async fn acquire(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     Arc::clone(semaphore).acquire_many_owned(bytes).await.ok()
-}
-
-/// Whether a batch asks for what would be broken by storing it like any other: before what has a
-/// higher priority.
-fn is_ahead(batch: &BatchHeader) -> bool {
-    batch.has(flags::PRIORITIES)
 }
 
 /// A frame error ends the connection: the stream is beyond use, and its sender is not one of ours.

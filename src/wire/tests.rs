@@ -3,6 +3,8 @@
     reason = "the numbers of these tests are small"
 )]
 
+mod groups;
+
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
@@ -91,10 +93,13 @@ fn info() -> TopicInfo {
 /// The header of every kind of frame; what the table holds is checked against `FrameKind::ALL`.
 fn golden_frames() -> Vec<Bytes> {
     let mut frames = golden_requests();
+    frames.extend(groups::golden_requests());
     frames.extend(transaction::requests());
     frames.extend(golden_answers());
+    frames.extend(groups::golden_answers());
     frames.extend(transaction::answers());
     frames.extend(golden_events());
+    frames.extend(groups::golden_events());
     frames.extend(transaction::events());
     frames
 }
@@ -589,6 +594,7 @@ fn decode_as_told(frame: &Frame) {
         Some(FrameKind::TransactionsOk) => drop(frame.decode::<TransactionsOk>()),
         Some(FrameKind::CheckBack) => drop(frame.decode::<CheckBack>()),
         Some(FrameKind::CheckedBack) => drop(frame.decode::<CheckedBack>()),
+        Some(kind) => groups::decode_as_told(kind, frame),
         None => {}
     }
     let _ = decode_list::<TopicInfo>(&frame.body);

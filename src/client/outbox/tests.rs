@@ -22,6 +22,8 @@ fn config(ack: Ack) -> OutboxConfig {
         topic_id: TopicId(1),
         topic: Arc::from("t"),
         partition: 3,
+        level: 0,
+        slot: 3,
         ack,
         batch_bytes: 1_000,
         batch_bytes_max: 2_000,

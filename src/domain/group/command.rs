@@ -121,7 +121,9 @@ pub enum Command {
         /// One past the last.
         end: Offset,
     },
-    /// These are not consumed. Answered with [`Answer::Settled`] once durable.
+    /// These are not consumed. Answered with [`Answer::Settled`] once durable. In exclusive and broadcast
+    /// mode only the first of a range counts as refused, and what is behind it in its lease is given back
+    /// with it: it comes again, in order. Other leases behind it are lost, and told so.
     Refuse {
         /// Who.
         member: MemberId,
@@ -186,19 +188,6 @@ pub enum Command {
     },
     /// What there is. Answered with [`Answer::Described`].
     Describe,
-    /// Bring dead letters of the subscription back to where they came from. Answered with
-    /// [`Answer::Moved`].
-    Redrive {
-        /// Whose dead letters: the consumed topic.
-        topic: TopicId,
-        /// At most so many.
-        records_max: u32,
-    },
-    /// Forget dead letters of the subscription. Answered with [`Answer::Moved`].
-    Purge {
-        /// Whose dead letters: the consumed topic.
-        topic: TopicId,
-    },
 }
 
 /// Where a reset goes.
@@ -223,6 +212,8 @@ pub struct Lease {
     pub first: Offset,
     /// How many.
     pub count: u32,
+    /// What they cost of the member's credit, in bytes.
+    pub bytes: u64,
     /// How often they have been delivered, this time counted: from 1.
     pub attempt: u16,
     /// Under which assignment of the place.
@@ -372,8 +363,6 @@ pub enum Answer {
     Reset(Vec<PlaceReset>),
     /// The group.
     Described(Box<Description>),
-    /// So many dead letters were brought back or forgotten.
-    Moved(u64),
 }
 
 /// Names a cursor of a group: one place of a subscription, and in broadcast mode one member's.
