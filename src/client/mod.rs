@@ -36,6 +36,7 @@ mod reader;
 mod sender;
 mod switchboard;
 mod typed;
+mod trust;
 
 use std::future::IntoFuture;
 use std::path::Path;
