@@ -35,8 +35,8 @@ mod producer;
 mod reader;
 mod sender;
 mod switchboard;
-mod typed;
 mod trust;
+mod typed;
 
 use std::future::IntoFuture;
 use std::path::Path;

@@ -4,8 +4,8 @@
 pub mod authority;
 pub mod certificate;
 pub mod endpoint;
-mod live;
 mod gather;
+mod live;
 pub mod local;
 mod out;
 mod reader;

@@ -8,12 +8,13 @@ use super::rejection::GroupRejection;
 use super::subscription::{Start, SubscriptionChange, SubscriptionSpec};
 use crate::domain::entry::Draft;
 use crate::domain::id::{
-    Generation, Lane, LeaseId, MemberId, Offset, OwnerId, PartitionId, PartitionIndex,
-    ProducerEpoch, ProducerId, Token, TopicId, TransactionNumber,
+    Generation, Lane, LeaseId, MemberId, Offset, OwnerId, PartitionId, PartitionIndex, Token,
+    TopicId,
 };
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::MonotonicMs;
+use crate::domain::transaction::TransactionId;
 
 /// The longest reason a nack may give, in bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 200;
@@ -66,17 +67,6 @@ pub enum RetryAfter {
     Ms(u64),
     /// Never: to the dead letters at once.
     DeadLetter,
-}
-
-/// A transaction, as a group knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct TransactionKey {
-    /// Its producer.
-    pub producer: ProducerId,
-    /// The producer's epoch.
-    pub epoch: ProducerEpoch,
-    /// Which of that producer's.
-    pub number: TransactionNumber,
 }
 
 /// What is asked of a group. Every command is answered exactly once, under its token; what rests on the
@@ -160,15 +150,17 @@ pub enum Command {
         /// Which.
         lease: LeaseId,
     },
-    /// These are consumed if and when the transaction commits. Answered with [`Answer::Settled`] once
-    /// the attachment is durable; then they are held until the decision, whatever becomes of the lease.
+    /// These are consumed if and when the transaction commits: all of them, or the command is refused.
+    /// Answered with [`Answer::Settled`] once the attachment is durable; then they are held until the decision, whatever becomes of the lease.
     Attach {
         /// Who.
         member: MemberId,
         /// Which.
         ranges: Vec<LeasedRange>,
         /// To what.
-        transaction: TransactionKey,
+        transaction: TransactionId,
+        /// Entries of others that stand or fall with the attachment: the coordinator's registration.
+        tied: Vec<(OwnerId, Draft)>,
     },
     /// Make a subscription.
     Subscribe(SubscriptionSpec),

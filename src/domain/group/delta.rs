@@ -4,12 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{CursorNumber, TransactionKey};
+use super::command::CursorNumber;
 use super::subscription::SubscriptionSpec;
 use crate::domain::entry::{Draft, EntryKind, PayloadFacts};
 use crate::domain::id::{Offset, PartitionId, TopicId};
 use crate::domain::partition::rows::encode;
 use crate::domain::time::WallMs;
+use crate::domain::transaction::{Decision, TransactionId};
 
 /// Why a record that is not consumed is passed by the floor all the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +30,7 @@ pub enum Why {
         reason: String,
     },
     /// A transaction decides.
-    Attached(TransactionKey),
+    Attached(TransactionId),
     /// It waits behind another of its key, or for anybody to take it.
     Held,
 }
@@ -104,7 +105,7 @@ pub enum Delta {
     /// somebody else composes: the coordinator, tied to its decision.
     Decided {
         /// Which.
-        transaction: TransactionKey,
+        transaction: TransactionId,
         /// How.
         committed: bool,
     },
@@ -132,10 +133,10 @@ impl Delta {
 
 /// What a transaction's coordinator ties to its decision, for every group records were attached in.
 #[must_use]
-pub fn decision_draft(transaction: TransactionKey, committed: bool) -> Draft {
+pub fn decision_draft(transaction: TransactionId, decision: Decision) -> Draft {
     Delta::Decided {
         transaction,
-        committed,
+        committed: decision == Decision::Commit,
     }
     .draft()
 }
@@ -173,7 +174,7 @@ mod tests {
             "81aa53756273637269626564929703aa4b65794f726465726564a0a84561726c696573749581ab4578706f6e656e7469616c92cd03e8ce000493e00a10a5426c6f636bc0cd7530c2919407930301 00a009"
                 .replace(' ', "")
         );
-        let transaction = TransactionKey {
+        let transaction = TransactionId {
             producer: ProducerId(5),
             epoch: ProducerEpoch(1),
             number: TransactionNumber(2),

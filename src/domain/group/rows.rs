@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::command::{CursorNumber, Effect, TransactionKey};
+use super::command::{CursorNumber, Effect};
 use super::cursor::{Cursor, Row};
 use super::delta::Listed;
 use super::settle::Asked;
@@ -26,6 +26,7 @@ use super::{Group, Limits, Subscription};
 use crate::domain::entry::{Draft, EntryKind, PayloadFacts};
 use crate::domain::id::{Offset, OwnerId, OwnerSequence, TopicId};
 use crate::domain::partition::rows::encode;
+use crate::domain::transaction::TransactionId;
 
 /// Offsets whose listed records share a row, as a power of two.
 const LIST_ROW_BITS: u32 = 11;
@@ -111,7 +112,7 @@ pub(super) struct Dirty {
     gone: BTreeSet<RowId>,
     pub(super) settled_ranges: usize,
     /// Decisions folded since the last gap, for a snapshot to come.
-    pub(super) decisions: Vec<(OwnerSequence, TransactionKey, bool)>,
+    pub(super) decisions: Vec<(OwnerSequence, TransactionId, bool)>,
 }
 
 fn list_row(cursor: CursorNumber, offset: u64) -> u64 {
