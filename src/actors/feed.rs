@@ -452,13 +452,14 @@ fn choose(
     let Ok(view) = BatchView::parse_structure(&body.to_bytes()) else {
         return Vec::new();
     };
-    let slots: Vec<Slot> = (0..view.header().len())
-        .filter_map(|at| view.slot(at))
+    let slots: Vec<(usize, Slot)> = (0..batch.count)
+        .map(|skip| batch.record(skip))
+        .filter_map(|at| Some((at, view.slot(at)?)))
         .collect();
     let needs_bodies = filter.is_some_and(|filter| {
         slots
             .iter()
-            .any(|slot| filter.decide(slot) == Verdict::Open)
+            .any(|(_, slot)| filter.decide(slot) == Verdict::Open)
     });
     let bodies: Vec<Option<RecordBody>> = if needs_bodies {
         let opened = view.bodies().into_iter().flatten();
@@ -469,7 +470,7 @@ fn choose(
         Vec::new()
     };
     (batch.first_offset.0..)
-        .zip(slots.iter().enumerate())
+        .zip(slots.iter())
         .filter(|(offset, _)| *offset >= from.0)
         .filter(
             |(_, (at, slot))| match filter.map(|filter| (filter, filter.decide(slot))) {
@@ -491,7 +492,8 @@ fn choose(
 /// One record of a batch.
 fn record_at(batch: &BatchPlace, offset: Offset, body: &Body) -> Option<(Slot, RecordBody)> {
     let view = BatchView::parse_structure(&body.to_bytes()).ok()?;
-    let at = usize::try_from(offset.0.checked_sub(batch.first_offset.0)?).ok()?;
+    let skip = u32::try_from(offset.0.checked_sub(batch.first_offset.0)?).ok()?;
+    let at = batch.record(skip);
     let slot = view.slot(at)?;
     let (_, body) = view.bodies().ok()?.nth(at)?.ok()?;
     Some((slot, RecordBody::decode(&body).ok()?))

@@ -29,6 +29,7 @@ use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows};
 use crate::domain::commit::Need;
 use crate::domain::entry::{Author, Draft};
 use crate::domain::id::{OwnerId, PartitionId, ProducerEpoch, ProducerId, Token};
+use crate::domain::group;
 use crate::domain::partition;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, WallMs};
@@ -204,7 +205,7 @@ impl CoordinatorActor {
                     drafts.extend(
                         participants
                             .iter()
-                            .filter_map(|one| outcome(id, decision, one)),
+                            .map(|one| outcome(id, decision, one)),
                     );
                     self.persist(drafts);
                 }
@@ -340,15 +341,15 @@ fn outcome(
     id: TransactionId,
     decision: Decision,
     participant: &Participant,
-) -> Option<(OwnerId, Draft)> {
+) -> (OwnerId, Draft) {
     let draft = match (participant.part, decision) {
         (Part::Records { immediate, .. }, Decision::Commit) => {
             partition::publish_transaction_draft(id, immediate)
         }
         (Part::Records { .. }, Decision::Rollback) => partition::discard_transaction_draft(id),
-        (Part::Attached, _) => return None,
+        (Part::Attached, decision) => group::decision_draft(id, decision),
     };
-    Some((participant.owner, draft))
+    (participant.owner, draft)
 }
 
 impl Actor for CoordinatorActor {

@@ -183,7 +183,7 @@ impl Group {
 
     pub(super) fn apply_decided(
         &mut self,
-        transaction: super::command::TransactionId,
+        transaction: crate::domain::transaction::TransactionId,
         committed: bool,
     ) {
         let numbers: Vec<CursorNumber> = self

@@ -14,6 +14,7 @@ use crate::domain::id::{
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::MonotonicMs;
+use crate::domain::transaction::TransactionId;
 
 /// The longest reason a nack may give, in bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 200;
@@ -67,8 +68,6 @@ pub enum RetryAfter {
     /// Never: to the dead letters at once.
     DeadLetter,
 }
-
-pub use crate::domain::transaction::TransactionId;
 
 /// What is asked of a group. Every command is answered exactly once, under its token; what rests on the
 /// disk is answered when it is durable.
@@ -151,8 +150,8 @@ pub enum Command {
         /// Which.
         lease: LeaseId,
     },
-    /// These are consumed if and when the transaction commits. Answered with [`Answer::Settled`] once
-    /// the attachment is durable; then they are held until the decision, whatever becomes of the lease.
+    /// These are consumed if and when the transaction commits: all of them, or the command is refused.
+    /// Answered with [`Answer::Settled`] once the attachment is durable; then they are held until the decision, whatever becomes of the lease.
     Attach {
         /// Who.
         member: MemberId,
@@ -160,6 +159,8 @@ pub enum Command {
         ranges: Vec<LeasedRange>,
         /// To what.
         transaction: TransactionId,
+        /// Entries of others that stand or fall with the attachment: the coordinator's registration.
+        tied: Vec<(OwnerId, Draft)>,
     },
     /// Make a subscription.
     Subscribe(SubscriptionSpec),

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{CursorNumber, Offered, TransactionId};
+use super::command::{CursorNumber, Offered};
 use super::delta::{Listed, NewCursor, Progress, Why};
 use super::ranges::RangeSet;
 use crate::domain::id::{Generation, LeaseId, MemberId, Offset, PartitionId};
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::time::MonotonicMs;
+use crate::domain::transaction::TransactionId;
 
 /// Batches in hand below which none in the middle is looked for.
 const BATCHES_SWEPT: usize = 64;

@@ -169,9 +169,7 @@ impl Group {
         }
         let lease_ms = spec.lease_ms;
         let end = run_end(cursor, from, to.min(batch.end().0), attempts);
-        let per_record = u64::from(batch.length)
-            .div_ceil(u64::from(batch.count.max(1)))
-            .max(1);
+        let per_record = batch.bytes().div_ceil(u64::from(batch.count.max(1))).max(1);
         let Some(holder) = self.members.get_mut(&member) else {
             return Leased::Nothing;
         };

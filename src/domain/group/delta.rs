@@ -4,12 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{CursorNumber, TransactionId};
+use super::command::CursorNumber;
 use super::subscription::SubscriptionSpec;
 use crate::domain::entry::{Draft, EntryKind, PayloadFacts};
 use crate::domain::id::{Offset, PartitionId, TopicId};
 use crate::domain::partition::rows::encode;
 use crate::domain::time::WallMs;
+use crate::domain::transaction::{Decision, TransactionId};
 
 /// Why a record that is not consumed is passed by the floor all the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,10 +133,10 @@ impl Delta {
 
 /// What a transaction's coordinator ties to its decision, for every group records were attached in.
 #[must_use]
-pub fn decision_draft(transaction: TransactionId, committed: bool) -> Draft {
+pub fn decision_draft(transaction: TransactionId, decision: Decision) -> Draft {
     Delta::Decided {
         transaction,
-        committed,
+        committed: decision == Decision::Commit,
     }
     .draft()
 }

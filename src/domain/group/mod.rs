@@ -56,6 +56,7 @@ use super::partition::Bounds;
 use super::rejection::Rejection;
 use super::time::{MonotonicMs, Now};
 
+pub use self::delta::decision_draft;
 pub use self::rows::Head;
 
 /// Bounds of a group, from the configuration.
@@ -297,7 +298,8 @@ impl Group {
                 member,
                 ranges,
                 transaction,
-            } => self.attach(token, member, &ranges, transaction, effects),
+                tied,
+            } => self.attach(token, member, &ranges, transaction, tied, effects),
             Command::Subscribe(spec) => self.subscribe(token, spec, effects),
             Command::Alter { topic, change } => self.alter(token, topic, change, effects),
             Command::Unsubscribe { topic } => self.unsubscribe(Some(token), topic, effects),

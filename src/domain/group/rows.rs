@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::command::{CursorNumber, Effect, TransactionId};
+use super::command::{CursorNumber, Effect};
 use super::cursor::{Cursor, Row};
 use super::delta::Listed;
 use super::settle::Asked;
@@ -26,6 +26,7 @@ use super::{Group, Limits, Subscription};
 use crate::domain::entry::{Draft, EntryKind, PayloadFacts};
 use crate::domain::id::{Offset, OwnerId, OwnerSequence, TopicId};
 use crate::domain::partition::rows::encode;
+use crate::domain::transaction::TransactionId;
 
 /// Offsets whose listed records share a row, as a power of two.
 const LIST_ROW_BITS: u32 = 11;

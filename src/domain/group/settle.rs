@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use super::command::{
     Answer, CursorNumber, Effect, Lease, LeasedRange, MemberEvent, REASON_BYTES_MAX, RetryAfter,
-    TransactionId,
 };
 use super::cursor::ranges_of;
 use super::deliver::is_ordered;
@@ -21,6 +20,7 @@ use crate::domain::entry::Draft;
 use crate::domain::id::{LeaseId, MemberId, Offset, OwnerId, PartitionId, Token};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::MonotonicMs;
+use crate::domain::transaction::TransactionId;
 
 /// Ranges and listed records one entry carries at most.
 const ITEMS_PER_ENTRY: usize = 8192;
@@ -586,37 +586,63 @@ impl Group {
         Ok(None)
     }
 
+    /// All of it is attached, in one tied run with what the transaction's coordinator gave, or nothing is.
     pub(super) fn attach(
         &mut self,
         token: Token,
         member: MemberId,
         ranges: &[LeasedRange],
         transaction: TransactionId,
+        tied: Vec<(OwnerId, Draft)>,
         effects: &mut Vec<Effect>,
     ) -> Decided {
         self.member(member)?;
-        let mut refused = Vec::new();
-        for range in ranges {
-            let durable = |held: &super::Held| {
-                self.cursors
-                    .get(&held.cursor)
-                    .is_some_and(|cursor| cursor.durable)
-            };
-            if !self.leases.get(&range.lease).is_some_and(durable) {
-                refused.push((range.lease, GroupRejection::UnknownLease));
-                continue;
-            }
-            match self.take_open(member, *range) {
-                Ok((number, attempt, open)) => {
-                    for offset in open.iter().flat_map(|(from, to)| *from..*to) {
-                        let why = Why::Attached(transaction);
-                        self.list_record(number, offset, attempt, why, effects);
-                    }
-                }
-                Err(why) => refused.push((range.lease, why)),
-            }
+        let is_theirs = |range: &LeasedRange| {
+            let held = self.leases.get(&range.lease);
+            held.is_some_and(|held| {
+                let (from, to) = (range.first.0, range.first.0 + u64::from(range.count));
+                let cursor = self.cursors.get(&held.cursor);
+                held.member == member
+                    && held.open.meets(from, to)
+                    && cursor.is_some_and(|cursor| cursor.durable)
+            })
+        };
+        if ranges.is_empty() || !ranges.iter().all(is_theirs) {
+            return Err(GroupRejection::UnknownLease.into());
         }
-        self.pending.answer(token, Answer::Settled(refused));
+        let mut attached: BTreeMap<CursorNumber, Vec<(Offset, Listed)>> = BTreeMap::new();
+        for range in ranges {
+            // A range named twice is attached once.
+            let Ok((number, attempts, open)) = self.take_open(member, *range) else {
+                continue;
+            };
+            let Some(cursor) = self.cursors.get_mut(&number) else {
+                continue;
+            };
+            for offset in open.iter().flat_map(|(from, to)| *from..*to) {
+                cursor.deciding.insert(offset, offset + 1);
+                let listed = Listed {
+                    key_hash: cursor.key_of(offset),
+                    attempts,
+                    why: Why::Attached(transaction),
+                };
+                attached
+                    .entry(number)
+                    .or_default()
+                    .push((Offset(offset), listed));
+            }
+            self.touched.insert(number);
+        }
+        let progress = attached
+            .into_iter()
+            .map(|(cursor, listed)| Progress {
+                cursor,
+                listed,
+                ..Progress::default()
+            })
+            .collect();
+        let asked = Asked::answering(Some(token), Answer::Settled(Vec::new()));
+        self.persist(tied, &Delta::Progress(progress), asked, effects);
         Ok(None)
     }
 
@@ -683,23 +709,4 @@ fn jittered(wait: u64, percent: u8, seed: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jitter_stays_within_its_part_and_is_not_always_the_same() {
-        let waits: Vec<u64> = (0..1000).map(|seed| jittered(1000, 10, seed)).collect();
-        assert!(waits.iter().all(|wait| (900..=1100).contains(wait)));
-        assert!(waits.iter().any(|wait| *wait < 950) && waits.iter().any(|wait| *wait > 1050));
-        assert_eq!(jittered(1000, 0, 7), 1000);
-        assert_eq!(jittered(0, 100, 7), 0);
-        assert!(jittered(u64::MAX, 100, 7) <= 2 * SPAN_MS_MAX);
-    }
-
-    #[test]
-    fn a_reason_is_cut_at_a_character() {
-        let long = "ä".repeat(REASON_BYTES_MAX);
-        assert!(cut(&long).len() <= REASON_BYTES_MAX);
-        assert_eq!(cut("short"), "short");
-    }
-}
+mod tests;

@@ -352,6 +352,7 @@ impl Rig {
             length: 100 * u32::try_from(records.len()).unwrap(),
             appended: self.now.wall,
             tags: 0,
+            reference: None,
         });
     }
 
