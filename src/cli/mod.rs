@@ -11,11 +11,16 @@ pub mod json;
 pub mod output;
 pub mod produce;
 
+mod certs;
 mod check;
 mod demo;
+mod manual;
+mod notify;
 mod scratch;
 mod serve;
 mod status;
+mod table;
+pub mod timer;
 mod topic;
 
 use std::io::{self, Write};
@@ -46,6 +51,7 @@ struct Arguments {
 enum Command {
     Serve(serve::Arguments),
     Topic(topic::Arguments),
+    Timer(timer::Arguments),
     /// Send records read from a file or stdin.
     Produce {
         #[command(flatten)]
@@ -62,7 +68,10 @@ enum Command {
     },
     Status(status::Arguments),
     Check(check::Arguments),
+    Certs(certs::Arguments),
     Demo(demo::Arguments),
+    Completions(manual::Completions),
+    Man(manual::Man),
 }
 
 /// Runs the command line of this process and says how it went.
@@ -71,6 +80,7 @@ pub fn run() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Topic(arguments) => on_a_runtime(topic::run(arguments)),
+        Command::Timer(arguments) => on_a_runtime(timer::run(arguments)),
         Command::Produce { arguments, connect } => {
             on_a_runtime(async move { produce::run(arguments, &connect).await })
         }
@@ -79,12 +89,15 @@ pub fn run() -> ExitCode {
         }
         Command::Status(arguments) => on_a_runtime(status::run(arguments)),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Certs(arguments) => certs::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
     };
     ExitCode::from(match outcome {
         Ok(outcome) => outcome.exit_code(),
         Err(error) => {
-            say(format_args!("waterwheel: {error}"));
+            say(format_args!("{} {error}", output::alarming("waterwheel:")));
             error.exit_code()
         }
     })
