@@ -20,6 +20,7 @@ mod scratch;
 mod serve;
 mod status;
 mod table;
+pub mod timer;
 mod topic;
 mod transaction;
 
@@ -52,6 +53,7 @@ enum Command {
     Serve(serve::Arguments),
     Topic(topic::Arguments),
     Transaction(transaction::Arguments),
+    Timer(timer::Arguments),
     /// Send records read from a file or stdin.
     Produce {
         #[command(flatten)]
@@ -81,6 +83,7 @@ pub fn run() -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Topic(arguments) => on_a_runtime(topic::run(arguments)),
         Command::Transaction(arguments) => on_a_runtime(transaction::run(arguments)),
+        Command::Timer(arguments) => on_a_runtime(timer::run(arguments)),
         Command::Produce { arguments, connect } => {
             on_a_runtime(async move { produce::run(arguments, &connect).await })
         }
