@@ -29,7 +29,7 @@ use crate::domain::id::{LogIndex, OwnerId};
 use crate::domain::partition::{Limits, TimerLimits};
 use crate::domain::time::WallMs;
 use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
-use crate::net::endpoint::{EndpointOptions, NetError, endpoint};
+use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
 use crate::net::local::Connector;
 use crate::net::server;
 use crate::net::session::Shared;
@@ -61,7 +61,7 @@ pub enum StartError {
     #[error("{} is in use by another broker; stop it or name another directory with --data", .0.display())]
     Locked(PathBuf),
     /// A file or directory cannot be used.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {source}; the broker must be able to write there: mend its permissions, or name another directory with --data", .path.display())]
     Io {
         /// Which.
         path: PathBuf,
@@ -85,7 +85,7 @@ pub enum StartError {
 /// A running broker.
 pub struct Broker {
     local_addr: Option<SocketAddr>,
-    endpoint: Option<quinn::Endpoint>,
+    listening: Option<Listening>,
     connector: Arc<Connector>,
     shared: Arc<Shared>,
     stopping: watch::Sender<bool>,
@@ -258,7 +258,7 @@ impl Broker {
         arbiters.extend([commit_arbiter, store_arbiter, wheel_arbiter]);
         let mut broker = Self {
             local_addr: None,
-            endpoint: None,
+            listening: None,
             connector,
             shared,
             stopping,
@@ -266,9 +266,9 @@ impl Broker {
             lock: Some(lock),
         };
         if let Some(listen) = config.listen {
-            let endpoint = listen_on(&config, listen, &broker.shared, handles).await?;
-            broker.local_addr = endpoint.local_addr().ok();
-            broker.endpoint = Some(endpoint);
+            let listening = listen_on(&config, listen, &broker.shared, handles).await?;
+            broker.local_addr = listening.endpoint.local_addr().ok();
+            broker.listening = Some(listening);
         }
         Ok(broker)
     }
@@ -277,6 +277,15 @@ impl Broker {
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
+    }
+
+    /// Reads the certificates anew at once. Without it new files are taken too, within a second of the
+    /// next connection. Connections that are open stay as they are.
+    ///
+    /// # Errors
+    /// They cannot be used: the ones before stay in force.
+    pub fn reload_certificates(&self) -> Result<(), NetError> {
+        self.listening.as_ref().map_or(Ok(()), Listening::reload)
     }
 
     /// A client in this process, for any tokio runtime: await it there. The same frames as over QUIC go
@@ -341,7 +350,7 @@ impl Broker {
         self.shared.house.commit.tell(commit::Close { reply });
         let _ = tokio::time::timeout(LAST_WRITES, done).await;
         self.connector.close();
-        if let Some(endpoint) = &self.endpoint {
+        if let Some(Listening { endpoint, .. }) = &self.listening {
             endpoint.close(
                 quinn::VarInt::from_u32(u32::from(crate::wire::code::Code::ShuttingDown as u16)),
                 b"the broker is stopping",
@@ -426,15 +435,29 @@ fn lay_ground(
         Some(disk) => disk,
         None => Arc::new(RealDisk::open(&log_dir).map_err(at(&log_dir))?),
     };
+    if let Some(why) = disk.fallback() {
+        tracing::warn!(
+            target: "waterwheel::log",
+            "{why}: the promises are the same, each write costs more; ext4 and xfs on a disk take direct \
+             writes: --data DIR there"
+        );
+    }
     let options = LogOptions {
         segment_bytes: config.segment_bytes,
         flush_bytes_max: config.flush_bytes_max,
+        cluster: config.cluster,
         facts_of: crate::domain::batch::facts,
         ..LogOptions::default()
     };
     let opened = Log::open(disk, options)?;
     for damage in &opened.damage {
-        tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
+        tracing::error!(
+            target: "waterwheel::recovery",
+            %damage,
+            "the log is damaged: what is whole is served; stop the broker and run `waterwheel check {}` for \
+             a list, and look at the disk",
+            data.display()
+        );
     }
     let limits = Limits {
         producers_max: config.producers_per_partition_effective(),
@@ -584,7 +607,7 @@ async fn listen_on(
     listen: SocketAddr,
     shared: &Arc<Shared>,
     handles: Vec<actix_rt::ArbiterHandle>,
-) -> Result<quinn::Endpoint, StartError> {
+) -> Result<Listening, StartError> {
     let certificates = match (&config.cert, &config.key) {
         (Some(chain), Some(key)) => Certificates::Given {
             chain: chain.clone(),
@@ -598,6 +621,7 @@ async fn listen_on(
         listen,
         data: config.data.clone(),
         certificates,
+        client_ca: config.client_ca.clone(),
         number: 0,
         handshakes_max: 1024,
     };
@@ -608,7 +632,7 @@ async fn listen_on(
         if let Ok(listening) = &result {
             actix_rt::spawn(server::accept(listening.clone(), shared, spread));
         }
-        let _ = tx.send(result.map(|listening| listening.endpoint));
+        let _ = tx.send(result);
     };
     match handles.first() {
         Some(first) => {

@@ -36,6 +36,7 @@ mod reader;
 mod sender;
 mod switchboard;
 mod timers;
+mod trust;
 mod typed;
 
 use std::future::IntoFuture;

@@ -1,8 +1,11 @@
 //! Clients over QUIC or in process: with `client/connection.rs` and `transport/` the only places that
 //! know quinn and rustls.
 
+pub mod authority;
+pub mod certificate;
 pub mod endpoint;
 mod gather;
+mod live;
 pub mod local;
 mod out;
 mod reader;

@@ -164,7 +164,7 @@ pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::I
             .await
             .map_err(|_| "the handshake took too long".to_owned())?
             .map(Connection::from)
-            .map_err(|error| error.to_string())
+            .map_err(|error| listening.explain(&error))
     };
     attend(shared, accepted).instrument(span).await;
 }
