@@ -67,10 +67,10 @@ impl Connect {
     /// [`CliError`]: nobody answers, the two do not trust each other, or the broker refuses.
     pub async fn client(&self) -> Result<Client, CliError> {
         let mut connect = Client::connect(&self.server)
-            .ca_file(&self.ca)
+            .ca(&self.ca)
             .timeout(self.patience);
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            connect = connect.identity_files(cert, key);
+            connect = connect.identity(cert, key);
         }
         if let Some(name) = &self.server_name {
             connect = connect.server_name(name);
