@@ -2,7 +2,8 @@
 //!
 //! With `--json` one object: `version`, `uptime_ms`, `connections`, `log_bytes`, `segments`,
 //! `bytes_in_flight`, `sealed` (why, or null), `ready`, `cluster`; with `--actors` then one object per actor:
-//! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`.
+//! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`; of levels of
+//! the timing wheel also `wake_ups`, `overflow_up` and `cascade_down`, where they are not zero.
 
 use std::time::{Duration, Instant};
 
@@ -147,9 +148,20 @@ fn actors(actors: &[ActorInfo]) -> Table {
         ];
         let cells =
             std::iter::once(actor.kind.clone()).chain(numbers.map(|number| number.to_string()));
-        table.row(cells.chain([actor.name.clone()]));
+        table.row(cells.chain([actor_name(actor)]));
     }
     table
+}
+
+/// Its name, and what else there is to say of it.
+fn actor_name(actor: &ActorInfo) -> String {
+    match actor.kind.as_str() {
+        "wheel" => format!(
+            "{}: {} wake-ups, {} overflow up, {} cascade down",
+            actor.name, actor.wake_ups, actor.overflow_up, actor.cascade_down
+        ),
+        _ => actor.name.clone(),
+    }
 }
 
 #[cfg(test)]
