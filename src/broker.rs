@@ -26,7 +26,7 @@ use crate::client::Connect;
 use crate::config::Config;
 use crate::domain::commit::Commit;
 use crate::domain::id::{LogIndex, OwnerId};
-use crate::domain::partition::Limits;
+use crate::domain::partition::{Limits, TimerLimits};
 use crate::domain::time::WallMs;
 use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
 use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
@@ -176,6 +176,12 @@ impl Broker {
                     source,
                 }
             })?;
+        let secret_path = config.data.join("timers.secret");
+        let timer_secret =
+            crate::net::timers::secret(&secret_path).map_err(|source| StartError::Io {
+                path: secret_path,
+                source,
+            })?;
         let gauge = Arc::new(LogGauge::default());
         let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
         let workers: Vec<Arbiter> = (0..config.arbiters_effective())
@@ -240,6 +246,7 @@ impl Broker {
             pool: Arc::new(pool),
             limits: limits(&config),
             cluster,
+            timer_secret,
             gauge,
             connections: AtomicU64::new(0),
             connections_max: u64::from(config.connections_max),
@@ -386,6 +393,11 @@ fn commit_neighbour(workers: &[Arbiter], fallback: &Arbiter) -> actix_rt::Arbite
     workers.first().unwrap_or(fallback).handle()
 }
 
+/// What fits a flush of the log beside its headers.
+fn snapshot_bytes_max(config: &Config) -> u64 {
+    u64::from(config.flush_bytes_max).saturating_sub(u64::from(config.flush_bytes_max / 16))
+}
+
 fn limits(config: &Config) -> crate::wire::hello::Limits {
     let overhead = u32::try_from(FRAME_OVERHEAD_BYTES_MAX).unwrap_or(u32::MAX);
     crate::wire::hello::Limits {
@@ -449,6 +461,7 @@ fn lay_ground(
     }
     let limits = Limits {
         producers_max: config.producers_per_partition_effective(),
+        snapshot_bytes_max: snapshot_bytes_max(config),
     };
     let views = data.join("views");
     let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
@@ -573,8 +586,10 @@ impl Standing<'_> {
             cache: Arc::clone(&self.cache),
             registry: self.registry.clone(),
             clock: self.clock,
+            timer_limits: crate::actors::TopicTimers::new(TimerLimits::default()),
             settings: Settings {
                 producers_per_partition_max: config.producers_per_partition_effective(),
+                snapshot_bytes_max: snapshot_bytes_max(config),
                 producer_state_ms: config.producer_state_ms,
                 partition_mailbox: config.partition_mailbox,
                 standing_mailbox: config.standing_mailbox,

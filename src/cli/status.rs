@@ -148,20 +148,20 @@ fn actors(actors: &[ActorInfo]) -> Table {
         ];
         let cells =
             std::iter::once(actor.kind.clone()).chain(numbers.map(|number| number.to_string()));
-        table.row(cells.chain([actor_name(actor)]));
+        table.row(cells.chain([format!("{}{}", actor.name, turns(actor))]));
     }
     table
 }
 
-/// Its name, and what else there is to say of it.
-fn actor_name(actor: &ActorInfo) -> String {
-    match actor.kind.as_str() {
-        "wheel" => format!(
-            "{}: {} wake-ups, {} overflow up, {} cascade down",
-            actor.name, actor.wake_ups, actor.overflow_up, actor.cascade_down
-        ),
-        _ => actor.name.clone(),
+/// What a level of the timing wheel did.
+fn turns(actor: &ActorInfo) -> String {
+    if actor.kind != "wheel" {
+        return String::new();
     }
+    format!(
+        ": {} wake-ups, {} overflow up, {} cascade down",
+        actor.wake_ups, actor.overflow_up, actor.cascade_down
+    )
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 pub mod authority;
 pub mod certificate;
 pub mod endpoint;
+mod gather;
 mod live;
 pub mod local;
 mod out;
@@ -12,4 +13,5 @@ mod refusal;
 mod requests;
 pub mod server;
 pub mod session;
+pub mod timers;
 pub mod tls;
