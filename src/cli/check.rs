@@ -17,6 +17,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::exit::{CliError, Outcome};
+use super::output::counted;
 use super::scratch::Scratch;
 use super::{print, print_json};
 use crate::actors::CrashPoints;
@@ -193,10 +194,10 @@ fn check_log(log: &Inspected, json: bool) -> Result<u64, CliError> {
     match json {
         true => print_json(&Line::Checked(sum))?,
         false => print(format_args!(
-            "{} entries, {} bytes in {} segments: {}",
+            "{} entries, {} bytes in {}: {}",
             sum.entries,
             sum.bytes,
-            sum.segments,
+            counted(sum.segments, "segment"),
             match damages {
                 0 => "whole".to_owned(),
                 damages => format!("{damages} damaged"),

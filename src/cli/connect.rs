@@ -1,11 +1,17 @@
 //! Which broker a command talks to, and whom it trusts: the arguments every client command shares.
 
+use std::future::IntoFuture;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::duration::parse_duration;
 use super::exit::CliError;
+use super::output::say;
 use crate::client::Client;
+
+/// How long connecting may take before a person is told of it.
+const HINT_AFTER: Duration = Duration::from_secs(1);
 
 /// Where the broker is, whom this side trusts, and what it shows.
 #[derive(Debug, Clone, clap::Args)]
@@ -75,7 +81,21 @@ impl Connect {
         if let Some(name) = &self.server_name {
             connect = connect.server_name(name);
         }
-        Ok(connect.await?)
+        let mut connecting = connect.into_future();
+        let hint_after = tokio::time::sleep(HINT_AFTER);
+        tokio::select! {
+            connected = &mut connecting => return Ok(connected?),
+            () = hint_after => {}
+        }
+        // Whoever watches learns what is waited for; scripts read the error that may follow.
+        if io::stderr().is_terminal() {
+            say(format_args!(
+                "nobody answers at {} yet; trying for {} s",
+                self.server,
+                self.patience.as_secs()
+            ));
+        }
+        Ok(connecting.await?)
     }
 }
 

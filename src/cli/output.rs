@@ -79,6 +79,15 @@ pub fn say(line: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+/// A number of things: `1 record`, `2 records`.
+#[must_use]
+pub fn counted(count: u64, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    }
+}
+
 /// Whether stderr shows colours: on a terminal, unless `NO_COLOR` is set to anything.
 #[must_use]
 pub fn in_colour() -> bool {

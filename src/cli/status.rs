@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::connect::Connect;
 use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
+use super::output::counted;
 use super::table::Table;
 use super::{print, print_json};
 use crate::client::{ActorInfo, BrokerStatus, StatusOk};
@@ -121,14 +122,14 @@ fn state(status: &StatusOk) -> String {
 
 fn text(status: &StatusOk, cluster: &str) -> String {
     format!(
-        "waterwheel {}, up {}, {}\n{} connections, {} in flight, log of {} in {} segments, cluster {cluster}",
+        "waterwheel {}, up {}, {}\n{}, {} in flight, log of {} in {}, cluster {cluster}",
         status.version,
         rough_span(status.uptime_ms),
         state(status),
-        status.connections,
+        counted(status.connections, "connection"),
         rough_bytes(status.bytes_in_flight),
         rough_bytes(status.log_bytes),
-        status.segments,
+        counted(status.segments, "segment"),
     )
 }
 

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::connect::Connect;
 use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
+use super::output::say;
 use super::table::Table;
 use super::{print, print_json};
 use crate::client::{
@@ -226,6 +227,9 @@ fn differs(found: &TopicInfo, wanted: TopicConfig) -> CliError {
 }
 
 fn list(topics: &[TopicInfo], json: bool) -> Result<(), CliError> {
+    if topics.is_empty() {
+        say("there are no topics; make one: waterwheel topic create NAME --partitions 4");
+    }
     let mut table = Table::new(&[
         "name",
         "id",

@@ -46,7 +46,7 @@ impl From<Refused> for Refusal {
 pub enum ConnectError {
     /// A certificate or key file cannot be used. Code `certificate-file`.
     #[error(
-        "cannot use {path}: {reason}; a broker started with `serve` writes its CA to DATA/tls/ca.pem"
+        "cannot use {path}: {reason}; a broker started with `waterwheel serve` writes its CA to DATA/tls/ca.pem, by default below the directory it is started in: name it with --ca"
     )]
     CertificateFile {
         /// The file; empty where bytes were given.

@@ -95,6 +95,8 @@ mod tests {
             attempt: 0,
             priority: 0,
             lease: None,
+            due_ms: None,
+            fired_ms: None,
         }
     }
 

@@ -79,7 +79,8 @@ fn the_settings_in_force_are_shown_with_their_origins() {
 #[test]
 fn what_makes_no_sense_is_refused_with_what_to_write_instead() {
     type Words<'a> = &'a [&'a str];
-    let cases: [(&str, &[(&str, &str)], Words<'_>, Words<'_>); 9] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Words<'a>, Words<'a>);
+    let cases: [Case<'_>; 9] = [
         (
             "arbitres = 3\n",
             &[],

@@ -231,6 +231,8 @@ proptest! {
         records in proptest::collection::vec(any_record(), 0..6),
         cuts in cuts(),
     ) {
+        let bytes = |record: &Record| record.value.len() + record.key.as_ref().map_or(0, Bytes::len);
+        prop_assume!(records.iter().all(|record| bytes(record) <= LIMIT));
         let (mut lengths, mut objects, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for record in &records {
             write_lengths(&delivery(record), &mut lengths);

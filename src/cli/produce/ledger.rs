@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::queues::Settled;
 use crate::cli::json::write_json;
+use crate::cli::output::counted;
 use crate::client::{Receipt, SendError, SendStatus, TimerHandle};
 
 /// Receipts that may wait for an earlier one: while so many do, nothing more is sent.
@@ -225,8 +226,8 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} records acknowledged in {:.2} s: {:.0} records/s, {:.2} MB/s; acknowledgement p50 {:.2} ms, p99 {:.2} ms",
-            self.acknowledged,
+            "{} acknowledged in {:.2} s: {:.0} records/s, {:.2} MB/s; acknowledgement p50 {:.2} ms, p99 {:.2} ms",
+            counted(self.acknowledged, "record"),
             self.seconds,
             self.records_per_second,
             self.megabytes_per_second,
