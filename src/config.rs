@@ -10,8 +10,13 @@
 //! - K2: what the broker may hold in memory at a time (batches let in and not yet durable, recent
 //!   batches, cached views) fits the budget, with a quarter of it left for connections and the rest.
 
+mod temporary;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+#[doc(hidden)]
+pub use temporary::Temporary;
 
 use crate::domain::batch::BATCH_BYTES_CEILING;
 use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
@@ -94,7 +99,11 @@ macro_rules! knobs {
             pub key: Option<PathBuf>,
             /// For the crash test only: the named point, `NAME` or `NAME:N`, at whose Nth passing the
             /// process ends at once. From `WATERWHEEL_CRASH_AT`. Default none.
+            #[doc(hidden)]
             pub crash_at: Option<String>,
+            /// Removes the data directory afterwards: see [`Config::temporary`]. Default none.
+            #[doc(hidden)]
+            pub temporary: Option<Temporary>,
             $(
                 $(#[doc = $doc])+
                 #[doc = ""]
@@ -111,6 +120,7 @@ macro_rules! knobs {
                     cert: None,
                     key: None,
                     crash_at: None,
+                    temporary: None,
                     $($name: $default,)+
                 }
             }
