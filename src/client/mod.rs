@@ -35,6 +35,7 @@ mod producer;
 mod reader;
 mod sender;
 mod switchboard;
+mod trust;
 mod typed;
 
 use std::future::IntoFuture;

@@ -87,6 +87,12 @@ pub struct Receipt {
     pub first_number: RecordNumber,
     /// When it was appended.
     pub appended: WallMs,
+    /// The wall clock as read then: what spans of delayed records count from.
+    pub wall: WallMs,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Whether its records have offsets: delayed ones have none yet.
+    pub published: bool,
 }
 
 /// One flush, planned.
@@ -350,6 +356,9 @@ impl<T> Commit<T> {
                 first_offset: header.first_offset,
                 first_number: header.first_number,
                 appended: header.appended,
+                wall: header.wall,
+                owner: header.owner,
+                published: header.offsets > 0,
             });
             plan.entries.push(NewEntry {
                 header,

@@ -77,6 +77,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Told in the handshake.
     pub cluster: ClusterId,
+    /// What handles of delayed records are keyed with.
+    pub timer_secret: Arc<ring::hmac::Key>,
     /// What the log looks like.
     pub gauge: Arc<LogGauge>,
     /// Open connections.
@@ -162,7 +164,7 @@ pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::I
             .await
             .map_err(|_| "the handshake took too long".to_owned())?
             .map(Connection::from)
-            .map_err(|error| error.to_string())
+            .map_err(|error| listening.explain(&error))
     };
     attend(shared, accepted).instrument(span).await;
 }
@@ -270,7 +272,8 @@ impl Session {
 
     fn open_stream(self: &Rc<Self>, send: SendStream, recv: ReceiveStream) {
         let (out, leaving) = out::out();
-        actix_rt::spawn(out::write(send, leaving).in_current_span());
+        let secret = Arc::clone(&self.shared.timer_secret);
+        actix_rt::spawn(out::write(send, leaving, secret).in_current_span());
         let session = Rc::clone(self);
         actix_rt::spawn(
             async move {
@@ -455,6 +458,7 @@ impl Session {
             count: batch.header.count,
             facts: batch.facts,
             tell_accepted: header.ack == Ack::Memory,
+            tied: Vec::new(),
             reply,
             permit,
         });
