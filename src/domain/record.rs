@@ -110,7 +110,7 @@ impl fmt::Debug for Text {
 /// A message as an application sends it.
 ///
 /// ```
-/// use waterwheel::domain::record::Record;
+/// use waterwheel::Record;
 /// let record = Record::new("42 roses").key("order-17").tag("flowers").header("shop", "Delft");
 /// assert_eq!(record.value.as_ref(), b"42 roses");
 /// ```
@@ -129,6 +129,12 @@ pub struct Record {
     pub id: Option<MessageId>,
     /// When it happened; the moment of sending where none is given.
     pub timestamp: Option<WallMs>,
+}
+
+impl<V: Into<Bytes>> From<V> for Record {
+    fn from(value: V) -> Self {
+        Self::new(value)
+    }
 }
 
 impl Record {
@@ -169,10 +175,10 @@ impl Record {
         self
     }
 
-    /// Says when it happened.
+    /// Says when it happened: a `SystemTime`, or Unix milliseconds as [`WallMs`].
     #[must_use]
-    pub fn timestamp(mut self, timestamp: WallMs) -> Self {
-        self.timestamp = Some(timestamp);
+    pub fn timestamp(mut self, timestamp: impl Into<WallMs>) -> Self {
+        self.timestamp = Some(timestamp.into());
         self
     }
 

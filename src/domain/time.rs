@@ -29,6 +29,16 @@ pub struct Now {
     pub monotonic: MonotonicMs,
 }
 
+impl From<std::time::SystemTime> for WallMs {
+    fn from(time: std::time::SystemTime) -> Self {
+        let ms = |span: std::time::Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        Self(match time.duration_since(std::time::UNIX_EPOCH) {
+            Ok(since) => ms(since),
+            Err(before) => -ms(before.duration()),
+        })
+    }
+}
+
 impl fmt::Display for WallMs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -56,6 +56,7 @@ impl TopicConfig {
 
 /// A topic as the broker knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TopicInfo {
     /// Its name.
     pub name: String,
@@ -87,6 +88,7 @@ pub struct Leader {
 
 /// A partition lane as described.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PartitionInfo {
     /// The partition.
     pub partition: PartitionIndex,
@@ -235,6 +237,7 @@ header!(LookupOffset, LookupOffset);
 
 /// The answer to [`LookupOffset`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OffsetOk {
     /// The offset found.
     pub offset: Offset,
