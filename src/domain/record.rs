@@ -131,11 +131,17 @@ pub struct Record {
     pub timestamp: Option<WallMs>,
 }
 
-impl<V: Into<Bytes>> From<V> for Record {
-    fn from(value: V) -> Self {
-        Self::new(value)
-    }
+macro_rules! record_from {
+    ($($value:ty),+) => {
+        $(impl From<$value> for Record {
+            fn from(value: $value) -> Self {
+                Self::new(value)
+            }
+        })+
+    };
 }
+
+record_from!(&'static str, String, Vec<u8>, Bytes);
 
 impl Record {
     /// A record with a value and nothing else.
