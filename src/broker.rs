@@ -23,7 +23,7 @@ use crate::actors::store::StoreActor;
 use crate::actors::wheel::{self, Wheel};
 use crate::actors::{Clock, CrashPoints, House, Link, Settings};
 use crate::client::Connect;
-use crate::config::Config;
+use crate::config::{Config, Temporary};
 use crate::domain::commit::Commit;
 use crate::domain::id::{LogIndex, OwnerId};
 use crate::domain::partition::{Limits, TimerLimits};
@@ -82,7 +82,61 @@ pub enum StartError {
     Interrupted(&'static str),
 }
 
-/// A running broker.
+impl StartError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoSystem => "no-system",
+            Self::Config(_) => "config",
+            Self::Locked(_) => "locked",
+            Self::Io { .. } => "io",
+            Self::Log(_) => "log",
+            Self::Views(_) => "views",
+            Self::Net(_) => "net",
+            Self::Interrupted(_) => "interrupted",
+        }
+    }
+
+    /// Whether the same may succeed later without anything being mended: another broker may be about to
+    /// leave the directory.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Locked(_) | Self::Interrupted(_) => true,
+            Self::NoSystem
+            | Self::Config(_)
+            | Self::Io { .. }
+            | Self::Log(_)
+            | Self::Views(_)
+            | Self::Net(_) => false,
+        }
+    }
+}
+
+/// A running broker, inside an actix [`System`](actix_rt::System), with threads of its own.
+///
+/// [`stop`](Self::stop) it in the end. Dropping it instead is like killing it: nothing acknowledged is
+/// lost, but what is in flight is not answered and the next start has more to fold; the threads' end is
+/// waited for, so drop it where blocking for a moment is allowed.
+///
+/// ```
+/// use waterwheel::client::{Record, TopicConfig};
+/// use waterwheel::{Broker, Config};
+///
+/// actix_rt::System::new().block_on(async {
+///     let broker = Broker::start(Config::temporary()).await?;
+///     let client = broker.client().await?;
+///     client.create_topic("orders", TopicConfig::new(4)).await?;
+///     let producer = client.producer("orders").open().await?;
+///     producer.send(Record::new("42 roses").key("order-17")).await?;
+///     producer.close().await?;
+///     broker.stop().await;
+///     Ok::<(), Box<dyn std::error::Error>>(())
+/// })
+/// # .unwrap();
+/// ```
+#[must_use = "a broker that is dropped ends at once"]
 pub struct Broker {
     local_addr: Option<SocketAddr>,
     listening: Option<Listening>,
@@ -92,6 +146,8 @@ pub struct Broker {
     arbiters: Vec<Arbiter>,
     // Released last: another broker may open the directory from then on.
     lock: Option<File>,
+    // Then gone, where it is nobody else's.
+    temporary: Option<Temporary>,
 }
 
 impl std::fmt::Debug for Broker {
@@ -265,6 +321,7 @@ impl Broker {
             stopping,
             arbiters,
             lock: Some(lock),
+            temporary: config.temporary.clone(),
         };
         if let Some(listen) = config.listen {
             let listening = listen_on(&config, listen, &broker.shared, handles).await?;
@@ -298,9 +355,8 @@ impl Broker {
     /// ```
     /// # actix_rt::System::new().block_on(async {
     /// use waterwheel::client::{Record, TopicConfig};
-    /// # let data = tempfile::tempdir()?;
-    /// # let config = waterwheel::config::Config { data: data.path().into(), listen: None, ..Default::default() };
-    /// let broker = waterwheel::broker::Broker::start(config).await?;
+    /// # let config = waterwheel::Config::temporary();
+    /// let broker = waterwheel::Broker::start(config).await?;
     /// let client = broker.client().await?;
     /// client.create_topic("orders", TopicConfig::new(4)).await?;
     /// let producer = client.producer("orders").open().await?;
@@ -359,13 +415,14 @@ impl Broker {
             let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
         }
         let arbiters = std::mem::take(&mut self.arbiters);
-        let lock = self.lock.take();
+        let (lock, temporary) = (self.lock.take(), self.temporary.take());
         let (ended, joined) = oneshot::channel();
         // A thread of its own: a disk that does not let go is not waited for, not even by the runtime
         // this is called on, but keeps the directory locked.
         std::thread::spawn(move || {
             end(arbiters);
             drop(lock);
+            drop(temporary);
             let _ = ended.send(());
         });
         let _ = tokio::time::timeout(Duration::from_millis(500), joined).await;

@@ -13,9 +13,13 @@ mod error;
 pub mod human;
 mod knob;
 mod settings;
+mod temporary;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+
+#[doc(hidden)]
+pub use temporary::Temporary;
 
 use crate::domain::batch::BATCH_BYTES_CEILING;
 use crate::domain::id::ClusterId;
@@ -64,7 +68,11 @@ macro_rules! knobs {
             pub insecure_open: bool,
             /// For the crash test only: the named point, `NAME` or `NAME:N`, at whose Nth passing the
             /// process ends at once. From `WATERWHEEL_CRASH_AT`. Default none.
+            #[doc(hidden)]
             pub crash_at: Option<String>,
+            /// Removes the data directory afterwards: see [`Config::temporary`]. Default none.
+            #[doc(hidden)]
+            pub temporary: Option<Temporary>,
             $(
                 $(#[doc = $doc])+
                 #[doc = ""]
@@ -84,6 +92,7 @@ macro_rules! knobs {
                     client_ca: None,
                     insecure_open: false,
                     crash_at: None,
+                    temporary: None,
                     $($name: $default,)+
                 }
             }

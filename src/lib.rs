@@ -74,3 +74,8 @@ pub use broker::Broker;
 pub use client::{Client, Record};
 #[cfg(feature = "broker")]
 pub use config::Config;
+
+/// What the README shows compiles and runs.
+#[cfg(all(doctest, feature = "broker"))]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use waterwheel::client::Connect;
+
 use super::process::{Process, READY_WITHIN, Usage};
 use super::{Bench, Outcome};
 
@@ -31,6 +33,8 @@ pub(crate) struct Home {
     pub(crate) address: SocketAddr,
     /// How long it may take to be ready.
     pub(crate) ready_within: Duration,
+    /// How to reach it where it lives in this process.
+    pub(crate) in_process: Option<Connect>,
 }
 
 impl Home {
@@ -45,6 +49,7 @@ impl Home {
             data,
             address,
             ready_within: READY_WITHIN,
+            in_process: None,
         })
     }
 

@@ -15,6 +15,7 @@ mod clients;
 mod crew;
 mod disk;
 mod environment;
+mod guest;
 mod hostile;
 mod latency;
 mod pace;

@@ -75,6 +75,7 @@ fn perform(role: &str, rest: &[String]) -> Outcome<()> {
                 data: PathBuf::from(data),
                 address: address.parse()?,
                 ready_within: READY_WITHIN,
+                in_process: None,
             };
             announce(home.address)?;
             let until = Until::Elapsed(Duration::from_millis(span_ms.parse()?));

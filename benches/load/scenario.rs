@@ -1,6 +1,7 @@
 //! The scenarios by name, each with what it promises.
 
 mod budget;
+mod embedded;
 mod idle;
 mod produce;
 mod read;
@@ -81,6 +82,18 @@ pub(crate) const ALL: &[Scenario] = &[
         about: "4 producers, records one by one, gathered for at most 5 ms",
         goals: &[Goal::at_least("records a second, flat out", 400_000.0)],
         perform: produce::singles,
+    },
+    Scenario {
+        name: "in-process",
+        family: Family::Core,
+        about: "durable produce and reading with the broker in this process, beside over QUIC",
+        goals: &[
+            Goal::at_least("durable produce: in process over QUIC", 1.0),
+            Goal::at_least("records one by one: in process over QUIC", 1.0),
+            Goal::at_least("one in flight: in process over QUIC", 1.0),
+            Goal::at_least("reading: in process over QUIC", 1.0),
+        ],
+        perform: embedded::beside_quic,
     },
     Scenario {
         name: "backlog-read",

@@ -57,9 +57,11 @@ use std::time::Duration;
 use connection::{ConnectLocal, ConnectOptions, Dialer, Pem};
 use switchboard::{Hold, Switchboard};
 
-pub use crate::domain::batch::Compression;
-pub use crate::domain::id::{ClusterId, MessageId};
-pub use crate::domain::record::{Record, Text};
+pub use crate::domain::batch::{BatchError, BatchView, Compression};
+pub use crate::domain::id::{
+    ClusterId, Lane, MessageId, Offset, PartitionIndex, RecordNumber, TopicId,
+};
+pub use crate::domain::record::{BodyError, Record, Text};
 pub use crate::domain::time::WallMs;
 pub use crate::wire::code::Code;
 pub use crate::wire::group::{
@@ -203,6 +205,24 @@ impl IntoFuture for Connect {
 }
 
 /// A connection to a broker, kept alive. Cheap to clone.
+///
+/// ```
+/// # actix_rt::System::new().block_on(async {
+/// # let broker = waterwheel::Broker::start(waterwheel::Config::temporary()).await?;
+/// # let client = broker.client().await?;
+/// // let client = Client::connect("127.0.0.1:7411").ca("ca.pem").await?;
+/// use waterwheel::client::{Code, TopicConfig};
+/// match client.create_topic("orders", TopicConfig::new(8)).await {
+///     Ok(topic) => println!("{} partitions", topic.config.partitions),
+///     Err(error) if error.code() == Code::TopicExists.name() => {}
+///     Err(error) => return Err(error.into()),
+/// }
+/// assert!(client.status(false).await?.broker.ready);
+/// client.close().await;
+/// # broker.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug, Clone)]
 pub struct Client {
     board: Switchboard,

@@ -187,6 +187,15 @@ impl Completion {
 /// A record on its way: resolves to its receipt.
 ///
 /// Dropping it does not unsend the record; it only means that nobody will be told.
+///
+/// ```no_run
+/// # async fn example(producer: waterwheel::client::Producer) -> Result<(), waterwheel::client::SendError> {
+/// let pending = producer.enqueue("42 roses".into()).await?; // there was room
+/// // ... something else meanwhile ...
+/// let receipt = pending.await?; // it is stored
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "whether the record was stored is only known from its receipt"]
 pub struct Pending {

@@ -197,6 +197,31 @@ impl ProducerBuilder {
 ///
 /// Dropping the last clone does not block and does not lose what was enqueued as long as the runtime
 /// goes on: the producer's task sends it. [`Producer::close`] waits for that.
+///
+/// ```
+/// # actix_rt::System::new().block_on(async {
+/// # let broker = waterwheel::Broker::start(waterwheel::Config::temporary()).await?;
+/// # let client = broker.client().await?;
+/// # client.create_topic("orders", waterwheel::client::TopicConfig::new(8)).await?;
+/// use waterwheel::client::{Ack, Compression, Record};
+/// let producer = client.producer("orders").ack(Ack::Durable).compression(Compression::Lz4);
+/// let producer = producer.open().await?;
+/// // One, waited for.
+/// let receipt = producer.send(Record::new("42 roses").key("anna")).await?;
+/// assert_eq!(receipt.offset, Some(0));
+/// // Many, waited for afterwards: they travel together.
+/// let mut pending = Vec::new();
+/// for count in 0..100 {
+///     pending.push(producer.enqueue(Record::new(format!("{count} roses"))).await?);
+/// }
+/// for receipt in pending {
+///     receipt.await?;
+/// }
+/// producer.close().await?;
+/// # broker.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[must_use = "a producer that is dropped at once sends nothing"]
 pub struct Producer {
     inner: Arc<Inner>,

@@ -234,7 +234,30 @@ fn batches(reader: PartitionReader) -> BoxStream<'static, Result<DeliveryBatch, 
 /// Reads a topic: a stream of deliveries, each partition's in order.
 ///
 /// Taking deliveries is what renews the broker's credit: a reader that is not polled holds at most its
-/// credit in memory. A wait that is cancelled loses nothing.
+/// credit in memory. A wait that is cancelled loses nothing, so [`next`](Self::next) may stand in a
+/// `select!`. Dropping a reader does not block; the broker hears of it.
+///
+/// ```
+/// # actix_rt::System::new().block_on(async {
+/// # let broker = waterwheel::Broker::start(waterwheel::Config::temporary()).await?;
+/// # let client = broker.client().await?;
+/// # client.create_topic("orders", waterwheel::client::TopicConfig::new(1)).await?;
+/// # let producer = client.producer("orders").open().await?;
+/// # for n in 0..10 { producer.send(waterwheel::Record::new(n.to_string())).await?; }
+/// use std::time::Duration;
+/// use waterwheel::client::Start;
+/// // Push: the broker sends ahead, within the reader's credit.
+/// let mut reader = client.reader("orders").from(Start::Offset(4)).open().await?;
+/// if let Some(delivery) = reader.next().await {
+///     assert_eq!(delivery?.offset, 4);
+/// }
+/// // What is there, at most 100, waiting up to a second for the first.
+/// let batch = reader.next_batch(100, Duration::from_secs(1)).await?;
+/// assert!(!batch.is_empty());
+/// # broker.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[must_use = "a reader does nothing unless it is polled"]
 pub struct Reader {
     partitions: SelectAll<BoxStream<'static, Result<DeliveryBatch, ConsumeError>>>,

@@ -56,22 +56,75 @@ async fn send_numbered(producer: &Producer, count: usize) -> Vec<Receipt> {
 }
 
 #[test]
+fn no_signature_of_the_client_names_a_crate_it_is_built_on() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/client");
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|end| end != "rs") || path.ends_with("tests.rs") {
+            continue;
+        }
+        let source = std::fs::read_to_string(&path).unwrap();
+        let mut public = false;
+        for line in source.lines() {
+            let code = line.split("//").next().unwrap_or_default();
+            public |= code.trim_start().starts_with("pub ") || code.contains(" for ");
+            for name in ["quinn::", "rustls::", "sled::", "actix"] {
+                assert!(
+                    !(public && code.contains(name)),
+                    "{}: {line}",
+                    path.display()
+                );
+            }
+            // A signature ends where a body, a value or the item does.
+            public &= !code.contains(['{', ';', '=']);
+        }
+    }
+}
+
+#[test]
 fn everything_public_can_be_sent_between_threads() {
     fn is_send<T: Send + 'static>() {}
-    fn is_sync_error<T: std::error::Error + Send + Sync + Clone + 'static>() {}
-    is_send::<Client>();
-    is_send::<Producer>();
-    is_send::<Pending>();
-    is_send::<PendingRun>();
+    fn is_shared<T: Send + Sync + 'static>() {}
+    fn is_error<T: std::error::Error + Send + Sync + Clone + 'static>() {}
+    is_shared::<Client>();
+    is_shared::<Connect>();
+    is_shared::<Producer>();
+    is_shared::<ProducerBuilder>();
+    is_shared::<ReaderBuilder>();
+    is_shared::<Pending>();
+    is_shared::<PendingRun>();
+    is_shared::<Receipt>();
+    is_shared::<Record>();
+    is_shared::<Delivery>();
+    is_shared::<Fetched>();
+    // One task polls a reader.
     is_send::<Reader>();
-    is_send::<Delivery>();
+    is_send::<DeliveryBatch>();
     is_send::<<Connect as IntoFuture>::IntoFuture>();
-    is_sync_error::<ConnectError>();
-    is_sync_error::<AdminError>();
-    is_sync_error::<SendError>();
-    is_sync_error::<ConsumeError>();
+    is_error::<ConnectError>();
+    is_error::<AdminError>();
+    is_error::<SendError>();
+    is_error::<ConsumeError>();
+    is_error::<EncodeError>();
+    is_error::<DecodeError>();
+    is_error::<Refusal>();
     fn future_is_send<T: Send>(_: impl FnOnce(Client) -> T) {}
     future_is_send(|client| async move { client.producer("t").open().await });
+    future_is_send(|client| async move { client.reader("t").fetch(1, Duration::ZERO).await });
+    future_is_send(|client| async move { client.topics().await });
+    future_is_send(|client| async move { client.status(true).await });
+    future_is_send(|client| async move { client.close().await });
+    future_is_send(|client| async move {
+        let producer = client.producer("t").open().await?;
+        producer.send(numbered(0)).await?;
+        let pending = producer.enqueue(numbered(0)).await?;
+        producer.send_one_way(numbered(0)).await?;
+        producer.enqueue_run(0, [numbered(0)]).await?.wait().await?;
+        producer.flush().await?;
+        pending.await?;
+        producer.close().await?;
+        Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+    });
     future_is_send(|client| async move {
         let mut reader = client.reader("t").open().await.unwrap();
         reader.next_batch(1, Duration::ZERO).await

@@ -112,7 +112,7 @@ impl fmt::Debug for Text {
 /// A message as an application sends it.
 ///
 /// ```
-/// use waterwheel::domain::record::Record;
+/// use waterwheel::Record;
 /// let record = Record::new("42 roses").key("order-17").tag("flowers").header("shop", "Delft");
 /// assert_eq!(record.value.as_ref(), b"42 roses");
 /// ```
@@ -143,6 +143,18 @@ pub const DELAY_LEVELS_MS: [i64; 18] = [
     1_000, 5_000, 10_000, 30_000, 60_000, 120_000, 180_000, 240_000, 300_000, 360_000, 420_000,
     480_000, 540_000, 600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000,
 ];
+
+macro_rules! record_from {
+    ($($value:ty),+) => {
+        $(impl From<$value> for Record {
+            fn from(value: $value) -> Self {
+                Self::new(value)
+            }
+        })+
+    };
+}
+
+record_from!(&'static str, String, Vec<u8>, Bytes);
 
 impl Record {
     /// A record with a value and nothing else.
@@ -189,10 +201,10 @@ impl Record {
         self
     }
 
-    /// Says when it happened.
+    /// Says when it happened: a `SystemTime`, or Unix milliseconds as [`WallMs`].
     #[must_use]
-    pub fn timestamp(mut self, timestamp: WallMs) -> Self {
-        self.timestamp = Some(timestamp);
+    pub fn timestamp(mut self, timestamp: impl Into<WallMs>) -> Self {
+        self.timestamp = Some(timestamp.into());
         self
     }
 

@@ -25,6 +25,7 @@ header!(Hello, Hello);
 
 /// The answer to [`Hello`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct HelloOk {
     /// Protocol features the broker has.
     #[serde(default)]

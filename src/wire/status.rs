@@ -16,6 +16,7 @@ header!(Status, Status);
 /// The answer to [`Status`]. The actors travel in the frame's *body*, a MessagePack array of
 /// [`ActorInfo`] with named fields ([`encode_list`](super::topic::encode_list)).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StatusOk {
     /// Milliseconds since the broker started.
     #[serde(default)]
@@ -46,6 +47,7 @@ header!(StatusOk, StatusOk);
 
 /// One actor.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ActorInfo {
     /// What it is.
     pub kind: String,

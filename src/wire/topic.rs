@@ -68,6 +68,7 @@ impl TopicConfig {
 
 /// A topic as the broker knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TopicInfo {
     /// Its name.
     pub name: String,
@@ -99,6 +100,7 @@ pub struct Leader {
 
 /// A partition lane as described.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PartitionInfo {
     /// The partition.
     pub partition: PartitionIndex,
@@ -247,6 +249,7 @@ header!(LookupOffset, LookupOffset);
 
 /// The answer to [`LookupOffset`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OffsetOk {
     /// The offset found.
     pub offset: Offset,

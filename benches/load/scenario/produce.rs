@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use waterwheel::client::{Ack, Producer, Record};
 
-use crate::load::broker::Broker;
+use crate::load::broker::{Broker, Home};
 use crate::load::ceilings::{SLOWER, Transport};
 use crate::load::clients::{self, PATIENCE, Poured, Until};
 use crate::load::crew::{Line, bounded, muster};
@@ -109,7 +109,11 @@ pub(crate) fn one_in_flight(bench: &Bench, samples: &mut Samples) -> Outcome<()>
     Ok(())
 }
 
-async fn one_by_one(producer: &Producer, pool: &Pool, span: Duration) -> Outcome<Latencies> {
+pub(super) async fn one_by_one(
+    producer: &Producer,
+    pool: &Pool,
+    span: Duration,
+) -> Outcome<Latencies> {
     let mut latencies = Latencies::new()?;
     let begun = Instant::now();
     while begun.elapsed() < span {
@@ -135,7 +139,7 @@ pub(crate) fn singles(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
     for run in 0..bench.runs {
         let topic = format!("flat-{run}");
         let (before, own) = (broker.usage()?, Usage::own()?);
-        let (poured, _) = send_singles(bench, &broker, &topic, &pool, None)?;
+        let (poured, _) = send_singles(bench, broker.home(), &topic, &pool, None)?;
         let (used, own) = (broker.usage()?.since(before), Usage::own()?.since(own));
         let rate = poured.records() as f64 / poured.took.as_secs_f64();
         samples.add("records a second, flat out", rate, "/s");
@@ -149,7 +153,7 @@ pub(crate) fn singles(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
 
         let topic = format!("steady-{run}");
         let steady = rate * STEADY_SHARE;
-        let (_, latencies) = send_singles(bench, &broker, &topic, &pool, Some(steady))?;
+        let (_, latencies) = send_singles(bench, broker.home(), &topic, &pool, Some(steady))?;
         samples.add("p50 at 0.7 of that, open loop", latencies.p50_us(), "us");
         samples.add("p99 at 0.7 of that, open loop", latencies.p99_us(), "us");
     }
@@ -157,14 +161,13 @@ pub(crate) fn singles(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
 }
 
 /// Sends one by one for the bench's span, flat out or at a rate, and reads all of it back.
-fn send_singles(
+pub(super) fn send_singles(
     bench: &Bench,
-    broker: &Broker,
+    home: &Home,
     topic: &str,
     pool: &Pool,
     rate: Option<f64>,
 ) -> Outcome<(Poured, Latencies)> {
-    let home = broker.home();
     clients::create_topic(home, topic, u32::try_from(SINGLE_PRODUCERS)?)?;
     let pace = rate.map(|rate| Duration::from_secs_f64(SINGLE_PRODUCERS as f64 / rate.max(1.0)));
     let line = Line::of(SINGLE_PRODUCERS);

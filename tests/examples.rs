@@ -1,0 +1,147 @@
+//! The examples do what they say: run as a user would, from outside.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// Builds an example, which costs nothing where it is built already, and says where it is.
+fn example(name: &str) -> PathBuf {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--locked", "--example", name]);
+    assert!(build.status().unwrap().success(), "{name} does not build");
+    let test = std::env::current_exe().unwrap();
+    let profile = test.ancestors().nth(2).unwrap();
+    profile.join("examples").join(name)
+}
+
+/// The web service, running.
+struct Service {
+    child: Child,
+    http: String,
+    quic: String,
+}
+
+impl Service {
+    fn start(data: &Path) -> Self {
+        let mut child = Command::new(example("embedded_web"))
+            .args([data.as_os_str(), "0".as_ref(), "0".as_ref()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        // http [127.0.0.1:34567], quic Some(127.0.0.1:45678)
+        let mut addresses = line.split([' ', '[', ']', '(', ')', ',']);
+        let mut next = || {
+            addresses
+                .find(|part| part.starts_with("127.0.0.1:"))
+                .unwrap()
+                .to_owned()
+        };
+        let (http, quic) = (next(), next());
+        Self { child, http, quic }
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(&self.http).unwrap();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        body.to_owned()
+    }
+
+    /// Stops it as a service manager would; it ends well.
+    fn stop(mut self) {
+        let pid = self.child.id().to_string();
+        let killed = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(killed.unwrap().success());
+        let ended = self.child.wait().unwrap();
+        assert!(ended.success(), "{ended}");
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs an example over QUIC and returns what it printed.
+fn run(name: &str, service: &Service, data: &Path, input: &str) -> String {
+    let mut child = Command::new(example(name))
+        .arg(&service.quic)
+        .arg(data.join("tls/ca.pem"))
+        .arg("orders")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{name}: {}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_web_service_takes_orders_shows_them_both_ways_and_keeps_them() {
+    let data = tempfile::tempdir().unwrap();
+    let service = Service::start(data.path());
+    for n in 0..3 {
+        let stored = service.ask("POST", "/orders/anna", &format!("{n} roses"));
+        assert!(stored.contains(&format!("offset {n}")), "{stored}");
+    }
+    let in_order = "anna: 0 roses\nanna: 1 roses\nanna: 2 roses\n";
+    assert_eq!(
+        service.ask("GET", "/orders", ""),
+        in_order,
+        "read back in process"
+    );
+    let read = run("consumer", &service, data.path(), "");
+    let values: Vec<&str> = read
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .map(|(_, value)| value)
+        .collect();
+    assert_eq!(values, ["0 roses", "1 roses", "2 roses"], "and over QUIC");
+    let sent = run("producer", &service, data.path(), "tulips\nlilies\n");
+    assert_eq!(sent.lines().count(), 2, "{sent}");
+    service.stop();
+
+    let service = Service::start(data.path());
+    let kept = service.ask("GET", "/orders", "");
+    assert!(kept.contains(in_order), "{kept}");
+    assert!(
+        kept.contains(": tulips\n") && kept.contains(": lilies\n"),
+        "{kept}"
+    );
+    assert!(
+        service
+            .ask("POST", "/orders/anna", "3 roses")
+            .contains("offset 3")
+    );
+    service.stop();
+}
+
+#[test]
+fn the_pipeline_keeps_every_account_in_order() {
+    let output = Command::new(example("ordered_pipeline")).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    // The sum of n - 2000 for n from 0 to 4999.
+    assert!(said.contains("together 2497500 cents"), "{said}");
+}
