@@ -561,7 +561,12 @@ impl Partition {
         self.dirty = true;
         let mut own = true;
         match header.kind {
-            EntryKind::Payload => self.apply_payload(entry, effects),
+            EntryKind::Payload => {
+                // A dead letter: a group composed it and tied it to its settlement. What comes from a
+                // session without a number is tied to nothing, for transactions are numbered.
+                own = !(header.tied_to_next && entry.facts.producer.0 == 0);
+                self.apply_payload(entry, own, effects);
+            }
             EntryKind::State => match rmp_serde::from_slice(&entry.body) {
                 Ok(delta) => own = self.apply_delta(delta, effects),
                 Err(_) => own = false,
@@ -624,7 +629,7 @@ impl Partition {
         self.head.next_offset = self.head.next_offset.max(Offset(offset));
     }
 
-    fn apply_payload(&mut self, entry: &AppliedEntry, effects: &mut Vec<Effect>) {
+    fn apply_payload(&mut self, entry: &AppliedEntry, own: bool, effects: &mut Vec<Effect>) {
         let header = &entry.header;
         assert!(
             header.offsets == 0 || header.first_offset >= self.head.next_offset,
@@ -633,7 +638,9 @@ impl Partition {
             self.head.next_offset
         );
         self.next_from(entry);
-        self.accepted = self.accepted.saturating_sub(u64::from(header.offsets));
+        if own {
+            self.accepted = self.accepted.saturating_sub(u64::from(header.offsets));
+        }
         if entry.facts.producer.0 != 0 {
             let (stored, repeats) = self.producers.apply(header, &entry.facts);
             self.dirty_producers.insert(entry.facts.producer);
