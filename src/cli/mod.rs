@@ -13,6 +13,8 @@ pub mod produce;
 
 mod check;
 mod demo;
+pub mod group;
+pub mod member;
 mod scratch;
 mod serve;
 mod status;
@@ -60,6 +62,8 @@ enum Command {
         #[command(flatten)]
         connect: Connect,
     },
+    Group(group::Arguments),
+    Subscription(group::SubscriptionArguments),
     Status(status::Arguments),
     Check(check::Arguments),
     Demo(demo::Arguments),
@@ -77,6 +81,8 @@ pub fn run() -> ExitCode {
         Command::Consume { arguments, connect } => {
             on_a_runtime(async move { consume::run(arguments, &connect).await })
         }
+        Command::Group(arguments) => on_a_runtime(group::run(arguments)),
+        Command::Subscription(arguments) => on_a_runtime(group::run_subscription(arguments)),
         Command::Status(arguments) => on_a_runtime(status::run(arguments)),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
