@@ -13,10 +13,13 @@ use std::task::Poll;
 use clap::ValueEnum;
 
 use super::connect::Connect;
+use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
 use super::framing::length::write_lengths;
 use super::framing::line::write_value;
+use super::group::ModeName;
 use super::json::write_delivery;
+use super::member::{self, Ack};
 use super::output::{CHUNK_BYTES, Output, say};
 use crate::client::{Client, ConsumeError, Delivery, DeliveryBatch, Reader, Start};
 
@@ -38,6 +41,21 @@ pub struct Arguments {
     /// Wait for more rather than end where the partitions end now.
     #[arg(long)]
     pub follow: bool,
+    /// Consume as a member of this group, rather than read.
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+    /// Who gets which records of the group; what its subscription has, shared where there is none.
+    #[arg(long, value_enum, requires = "group")]
+    pub mode: Option<ModeName>,
+    /// Which records the group wants: `paid || shipped`, or a condition, e.g. `amount > 100`.
+    #[arg(long, value_name = "FILTER", requires = "group")]
+    pub filter: Option<String>,
+    /// When a record of a group counts as consumed.
+    #[arg(long, value_enum, default_value_t = Ack::Auto)]
+    pub ack: Ack,
+    /// As a member, without --follow: end when nothing has come for so long.
+    #[arg(long, value_name = "SPAN", default_value = "2s", value_parser = parse_duration)]
+    pub wait: std::time::Duration,
     /// What is printed of a record.
     #[arg(long, value_enum, default_value_t = Format::Value)]
     pub format: Format,
@@ -76,7 +94,7 @@ impl Format {
     }
 }
 
-fn parse_start(text: &str) -> Result<Start, String> {
+pub(super) fn parse_start(text: &str) -> Result<Start, String> {
     let wrong = || {
         format!(
             "{text:?} is no place to start; write earliest, latest, offset:N, time:2026-01-31T12:00:00Z or time:UNIX_MS"
@@ -112,6 +130,9 @@ fn at_or_after_ms(timestamp: jiff::Timestamp) -> i64 {
 /// [`CliError`]: no broker, no such topic, partition or offset, or stdout cannot be written.
 pub async fn run(arguments: Arguments, connect: &Connect) -> Result<Outcome, CliError> {
     let client = connect.client().await?;
+    if let Some(group) = arguments.group.clone() {
+        return member::run(&arguments, &group, &client).await;
+    }
     let mut printer = Printer::new(Output::stdout(), arguments.printed(), arguments.max);
     let read = read_all(&arguments, &client, &mut printer).await;
     // What came before an error is printed all the same.
@@ -230,7 +251,7 @@ async fn print_all(
 }
 
 /// Formats deliveries and hands them to stdout.
-struct Printer {
+pub(super) struct Printer {
     output: Output,
     format: Format,
     /// How many more are wanted.
@@ -239,7 +260,7 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(output: Output, format: Format, max: Option<u64>) -> Self {
+    pub(super) fn new(output: Output, format: Format, max: Option<u64>) -> Self {
         Self {
             output,
             format,
@@ -278,7 +299,7 @@ impl Printer {
         error.map_or(Ok(ControlFlow::Continue(())), Err)
     }
 
-    async fn take(&mut self, delivery: &Delivery) -> ControlFlow<()> {
+    pub(super) async fn take(&mut self, delivery: &Delivery) -> ControlFlow<()> {
         if self.is_full() {
             return ControlFlow::Break(());
         }
@@ -296,7 +317,7 @@ impl Printer {
     }
 
     /// Breaks when nobody takes it.
-    async fn flush(&mut self) -> ControlFlow<()> {
+    pub(super) async fn flush(&mut self) -> ControlFlow<()> {
         if self.chunk.is_empty() {
             return ControlFlow::Continue(());
         }
@@ -308,7 +329,7 @@ impl Printer {
         }
     }
 
-    async fn finish(mut self) -> Result<(), CliError> {
+    pub(super) async fn finish(mut self) -> Result<(), CliError> {
         // Why it breaks, if it does, is what finishing tells.
         let _ = self.flush().await;
         match self.output.finish().await {

@@ -16,6 +16,8 @@ mod check;
 mod demo;
 mod manual;
 mod notify;
+pub mod group;
+pub mod member;
 mod scratch;
 mod serve;
 mod status;
@@ -68,6 +70,8 @@ enum Command {
         #[command(flatten)]
         connect: Connect,
     },
+    Group(group::Arguments),
+    Subscription(group::SubscriptionArguments),
     Status(status::Arguments),
     Check(check::Arguments),
     Certs(certs::Arguments),
@@ -90,6 +94,8 @@ pub fn run() -> ExitCode {
         Command::Consume { arguments, connect } => {
             on_a_runtime(async move { consume::run(arguments, &connect).await })
         }
+        Command::Group(arguments) => on_a_runtime(group::run(arguments)),
+        Command::Subscription(arguments) => on_a_runtime(group::run_subscription(arguments)),
         Command::Status(arguments) => on_a_runtime(status::run(arguments)),
         Command::Check(arguments) => check::run(&arguments),
         Command::Certs(arguments) => certs::run(&arguments),

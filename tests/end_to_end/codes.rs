@@ -31,10 +31,29 @@ use crate::hostile::{frame, whole};
 use crate::rig::{Node, Rig, config, run};
 
 /// What no broker of today can be brought to send.
-const RESERVED: &[(Code, &str)] = &[(
-    Code::NotLeader,
-    "there is one node, and it leads every partition",
-)];
+const RESERVED: &[(Code, &str)] = &[
+    (
+        Code::NotLeader,
+        "there is one node, and it leads every partition",
+    ),
+    (Code::UnknownGroup, CONSUMERS),
+    (Code::SubscriptionMismatch, CONSUMERS),
+    (Code::InvalidFilter, CONSUMERS),
+    (Code::UnknownSubscription, MACHINE),
+    (Code::SubscriptionExists, MACHINE),
+    (Code::UnknownMember, MACHINE),
+    (Code::MemberFenced, MACHINE),
+    (Code::TooManyMembers, MACHINE),
+    (Code::UnknownLease, MACHINE),
+    (Code::StaleGeneration, MACHINE),
+    (Code::InvalidSubscription, MACHINE),
+    (Code::ListFull, MACHINE),
+    (Code::GroupInUse, MACHINE),
+];
+
+/// Where else a group's code is provoked.
+const CONSUMERS: &str = "tests/groups.rs provokes it as a consumer does";
+const MACHINE: &str = "the tests of the group's machine provoke it";
 
 type Provoked = Pin<Box<dyn Future<Output = Code>>>;
 type Provoke = fn() -> Provoked;

@@ -1,0 +1,412 @@
+//! Consumer groups as applications use them: a broker with real files, clients over QUIC.
+//!
+//! No test sleeps to let something happen: it waits for the delivery or the answer that shows it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that meets what it did not expect fails there"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use waterwheel::broker::Broker;
+use waterwheel::client::{
+    AckMode, Backoff, Client, Delivery, HandlerError, Mode, Record, ResetTo, RetryPolicy, Start,
+    TopicConfig,
+};
+use waterwheel::config::Config;
+
+const TOPIC: &str = "orders";
+const WAIT: Duration = Duration::from_secs(20);
+
+/// A broker with the topic, and a conversation with it over QUIC.
+fn with_topic<F: Future<Output = ()>>(config: TopicConfig, test: impl FnOnce(Client) -> F) {
+    let data = tempfile::tempdir().unwrap();
+    actix_rt::System::new().block_on(async {
+        let broker = Broker::start(Config {
+            data: data.path().to_owned(),
+            listen: Some(([127, 0, 0, 1], 0).into()),
+            ..Config::default()
+        })
+        .await
+        .unwrap();
+        let address = broker.local_addr().unwrap().to_string();
+        let client = Client::connect(&address)
+            .ca(data.path().join("tls/ca.pem"))
+            .await
+            .unwrap();
+        client.create_topic(TOPIC, config).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), test(client))
+            .await
+            .unwrap();
+        broker.stop().await;
+    });
+}
+
+async fn send(client: &Client, records: impl IntoIterator<Item = Record>) {
+    let producer = client.producer(TOPIC).open().await.unwrap();
+    for record in records {
+        producer.enqueue(record).await.unwrap();
+    }
+    producer.close().await.unwrap();
+}
+
+fn keyed(count: u32, keys: u32) -> impl Iterator<Item = Record> {
+    (0..count).map(move |n| Record::new(n.to_string()).key(format!("k{}", n % keys)))
+}
+
+fn number(delivery: &Delivery) -> u32 {
+    std::str::from_utf8(&delivery.value)
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn every_mode_delivers_each_record_once_and_goes_on_where_it_was() {
+    with_topic(TopicConfig::new(3), |client| async move {
+        send(&client, keyed(300, 10)).await;
+        for mode in [
+            Mode::Exclusive,
+            Mode::Shared,
+            Mode::KeyOrdered,
+            Mode::Broadcast,
+        ] {
+            let group = format!("g-{}", mode.name());
+            let open = || {
+                client
+                    .consumer(&group)
+                    .topic(TOPIC)
+                    .mode(mode)
+                    .name("m")
+                    .open()
+            };
+            let mut consumer = open().await.unwrap();
+            let mut seen: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+            for _ in 0..300 {
+                let delivery = consumer.next().await.unwrap().unwrap();
+                let key = String::from_utf8(delivery.key.clone().unwrap().to_vec()).unwrap();
+                seen.entry(key).or_default().push(number(&delivery));
+                assert_eq!(delivery.attempt, 1, "{mode:?}");
+                drop(consumer.ack(&delivery));
+            }
+            let all: BTreeSet<u32> = seen.values().flatten().copied().collect();
+            assert_eq!(all.len(), 300, "{mode:?}");
+            assert!(
+                seen.values().all(|key| key.is_sorted()),
+                "{mode:?}: {seen:?}"
+            );
+            consumer.close().await;
+            send(&client, [Record::new("999").key("k0")]).await;
+            let mut again = open().await.unwrap();
+            let next = again.next().await.unwrap().unwrap();
+            assert_eq!(number(&next), 999, "{mode:?}");
+            again.ack(&next).await.unwrap();
+            again.close().await;
+            // Not for the next mode.
+            let mut reset = client
+                .consumer(&group)
+                .topic(TOPIC)
+                .mode(mode)
+                .name("m")
+                .open()
+                .await
+                .unwrap();
+            assert!(
+                reset
+                    .next_batch(1, Duration::from_millis(50))
+                    .await
+                    .unwrap()
+                    .is_empty()
+            );
+            reset.close().await;
+            return_to_start(&client, mode).await;
+        }
+    });
+}
+
+/// The record that was added for one mode is not counted by the next: each has a group of its own, which
+/// begins at the first record, so the topic is made anew.
+async fn return_to_start(client: &Client, mode: Mode) {
+    client
+        .delete_group(&format!("g-{}", mode.name()))
+        .await
+        .unwrap();
+    client.delete_topic(TOPIC).await.unwrap();
+    client
+        .create_topic(TOPIC, TopicConfig::new(3))
+        .await
+        .unwrap();
+    send(client, keyed(300, 10)).await;
+}
+
+#[test]
+fn what_is_refused_comes_again_and_in_the_end_is_put_aside() {
+    with_topic(TopicConfig::new(1), |client| async move {
+        let mut policy = RetryPolicy::default();
+        policy.backoff = Backoff::Listed(vec![20]);
+        policy.jitter_percent = 0;
+        policy.attempts_max = 3;
+        send(&client, [Record::new("1"), Record::new("2")]).await;
+        let mut consumer = client
+            .consumer("g")
+            .topic(TOPIC)
+            .retry(policy)
+            .open()
+            .await
+            .unwrap();
+        let mut attempts = Vec::new();
+        while attempts.len() < 3 {
+            let delivery = consumer.next().await.unwrap().unwrap();
+            if number(&delivery) == 2 {
+                consumer.ack(&delivery).await.unwrap();
+            } else {
+                attempts.push(delivery.attempt);
+                consumer.nack(&delivery, "not today").await.unwrap();
+            }
+        }
+        assert_eq!(attempts, [1, 2, 3]);
+        let dead = loop {
+            if let Ok(reader) = client.reader("g.dead-letters").open().await {
+                break reader;
+            }
+            tokio::task::yield_now().await;
+        };
+        let mut dead = dead;
+        let letter = dead.next().await.unwrap().unwrap();
+        assert_eq!(number(&letter), 1);
+        assert!(
+            consumer
+                .next_batch(1, Duration::from_millis(50))
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        consumer.close().await;
+    });
+}
+
+#[test]
+fn a_filter_passes_what_it_says() {
+    with_topic(TopicConfig::new(1), |client| async move {
+        let tagged = |n: u32| {
+            let tag = if n % 10 == 0 { "paid" } else { "open" };
+            Record::new(n.to_string())
+                .tag(tag)
+                .header("amount", n.to_string())
+        };
+        send(&client, (0..100).map(tagged)).await;
+        for (filter, wanted) in [
+            ("paid", 10),
+            ("tag = 'paid' AND amount >= 50", 5),
+            ("amount BETWEEN 3 AND 4", 2),
+        ] {
+            let group = format!("g{wanted}");
+            let mut consumer = client
+                .consumer(&group)
+                .topic(TOPIC)
+                .filter(filter)
+                .ack(AckMode::Auto)
+                .open()
+                .await
+                .unwrap();
+            let mut found = 0;
+            while found < wanted {
+                let _ = consumer.next().await.unwrap().unwrap();
+                found += 1;
+            }
+            assert!(
+                consumer
+                    .next_batch(1, Duration::from_millis(50))
+                    .await
+                    .unwrap()
+                    .is_empty()
+            );
+            consumer.close().await;
+        }
+        let error = client
+            .consumer("bad")
+            .topic(TOPIC)
+            .filter("tag = ")
+            .open()
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), "invalid-filter");
+        let error = client
+            .consumer("g10")
+            .topic(TOPIC)
+            .filter("other")
+            .open()
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), "subscription-mismatch");
+    });
+}
+
+#[test]
+fn a_pull_brings_as_many_as_it_asks_for_or_what_there_is_in_time() {
+    with_topic(TopicConfig::new(1), |client| async move {
+        send(&client, keyed(10, 1)).await;
+        let mut consumer = client
+            .consumer("g")
+            .topic(TOPIC)
+            .pull()
+            .ack(AckMode::Auto)
+            .open()
+            .await
+            .unwrap();
+        let first = consumer.next_batch(4, WAIT).await.unwrap();
+        assert_eq!(first.iter().map(number).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        let rest = consumer
+            .next_batch(100, Duration::from_millis(200))
+            .await
+            .unwrap();
+        assert_eq!(rest.len(), 6);
+        assert!(
+            consumer
+                .next_batch(1, Duration::from_millis(50))
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        consumer.close().await;
+    });
+}
+
+#[test]
+fn the_successor_goes_on_as_soon_as_a_member_leaves() {
+    with_topic(TopicConfig::new(1), |client| async move {
+        send(&client, keyed(2, 1)).await;
+        let open = || {
+            client
+                .consumer("g")
+                .topic(TOPIC)
+                .mode(Mode::Exclusive)
+                .open()
+        };
+        let mut first = open().await.unwrap();
+        let taken = first.next().await.unwrap().unwrap();
+        first.ack(&taken).await.unwrap();
+        let mut second = open().await.unwrap();
+        first.close().await;
+        let next = second.next().await.unwrap().unwrap();
+        assert_eq!((number(&taken), number(&next)), (0, 1));
+        second.close().await;
+    });
+}
+
+#[test]
+fn higher_priorities_come_first() {
+    let mut config = TopicConfig::new(1);
+    config.levels = 3;
+    with_topic(config, |client| async move {
+        let records =
+            (0..30u32).map(|n| Record::new(n.to_string()).priority(u8::try_from(n % 3).unwrap()));
+        send(&client, records).await;
+        let mut consumer = client
+            .consumer("g")
+            .topic(TOPIC)
+            .pull()
+            .ack(AckMode::Auto)
+            .open()
+            .await
+            .unwrap();
+        let mut levels = Vec::new();
+        while levels.len() < 30 {
+            for delivery in consumer.next_batch(1, WAIT).await.unwrap() {
+                assert_eq!(number(&delivery) % 3, u32::from(delivery.priority));
+                levels.push(delivery.priority);
+            }
+        }
+        assert!(levels.is_sorted_by(|a, b| a >= b), "{levels:?}");
+        consumer.close().await;
+        let error = client
+            .producer(TOPIC)
+            .open()
+            .await
+            .unwrap()
+            .send(Record::new("x").priority(3))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), "priority-out-of-range");
+    });
+}
+
+#[test]
+fn workers_keep_the_order_of_each_key_and_settle_what_is_in_hand() {
+    with_topic(TopicConfig::new(4), |client| async move {
+        const RECORDS: u32 = 5_000;
+        send(&client, keyed(RECORDS, 1_000)).await;
+        let seen: Arc<Mutex<BTreeMap<Vec<u8>, Vec<u32>>>> = Arc::default();
+        let done = Arc::new(tokio::sync::Notify::new());
+        let consumer = client
+            .consumer("g")
+            .topic(TOPIC)
+            .mode(Mode::KeyOrdered)
+            .open()
+            .await
+            .unwrap();
+        let (list, finished) = (Arc::clone(&seen), Arc::clone(&done));
+        let handler = move |delivery: Delivery| {
+            let (list, finished) = (Arc::clone(&list), Arc::clone(&finished));
+            async move {
+                let turns = number(&delivery) % 3;
+                for _ in 0..turns {
+                    tokio::task::yield_now().await;
+                }
+                let mut list = list.lock().unwrap();
+                list.entry(delivery.key.clone().unwrap().to_vec())
+                    .or_default()
+                    .push(number(&delivery));
+                if list.values().map(Vec::len).sum::<usize>() == RECORDS as usize {
+                    finished.notify_one();
+                }
+                Ok::<(), HandlerError>(())
+            }
+        };
+        let summary = consumer.run(16, done.notified(), handler).await.unwrap();
+        assert_eq!(summary.consumed, u64::from(RECORDS));
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.len(), 1_000);
+        assert!(seen.values().all(|key| key.is_sorted()));
+        let description = client.describe_group("g").await.unwrap();
+        assert_eq!(description.lag(None), 0, "{description:?}");
+    });
+}
+
+#[test]
+fn a_reset_says_before_what_it_does_then() {
+    with_topic(TopicConfig::new(1), |client| async move {
+        send(&client, keyed(20, 1)).await;
+        let mut consumer = client.consumer("g").topic(TOPIC).open().await.unwrap();
+        for _ in 0..20 {
+            let delivery = consumer.next().await.unwrap().unwrap();
+            consumer.ack(&delivery).await.unwrap();
+        }
+        let to = ResetTo::Start(Start::Offset(15));
+        let dry = client
+            .reset_group("g", TOPIC, None, to, true)
+            .await
+            .unwrap();
+        let real = client
+            .reset_group("g", TOPIC, None, to, false)
+            .await
+            .unwrap();
+        assert_eq!(dry, real);
+        assert_eq!(real[0].comes, 5);
+        for wanted in 15..20 {
+            let delivery = consumer.next().await.unwrap().unwrap();
+            assert_eq!(number(&delivery), wanted);
+            consumer.ack(&delivery).await.unwrap();
+        }
+        consumer.close().await;
+        assert_eq!(client.groups().await.unwrap()[0].name, "g");
+        client.delete_group("g").await.unwrap();
+        let error = client.describe_group("g").await.unwrap_err();
+        assert_eq!(error.code(), "unknown-group");
+    });
+}
