@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use actix::Actor;
 use actix_rt::Arbiter;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
+use crate::actors::admission::Admission;
 use crate::actors::checkpoint::{self, CheckpointActor};
 use crate::actors::cleaner::{self, CleanerActor};
 use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
@@ -29,7 +30,7 @@ use crate::domain::time::WallMs;
 use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
 use crate::net::endpoint::{EndpointOptions, NetError, endpoint};
 use crate::net::server;
-use crate::net::session::Shared;
+use crate::net::session::{Manners, Shared};
 use crate::net::tls::Certificates;
 use crate::recovery::{Recovered, recover};
 use crate::store::{Ballast, ViewsError};
@@ -206,19 +207,18 @@ impl Broker {
             cleaner: house.cleaner.clone(),
         });
         let (stopping, stopped) = watch::channel(false);
-        let admission_bytes = config.admission_bytes_effective();
         let shared = Arc::new(Shared {
             house,
             directory,
-            admission: Arc::new(Semaphore::new(
-                usize::try_from(admission_bytes).unwrap_or(usize::MAX >> 4),
-            )),
-            admission_bytes,
+            admission: Admission::new(config.queued_bytes_max()),
+            arriving: Admission::new(config.arriving_bytes_max()),
             pool: Arc::new(pool),
             limits: limits(&config),
             cluster,
             gauge,
             connections: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
+            manners: Manners::default(),
             connections_max: u64::from(config.connections_max),
             stopping: stopped,
             started: Instant::now(),
@@ -258,12 +258,7 @@ impl Broker {
     /// is lost, but the next start has more to fold.
     pub async fn stop(mut self) {
         let _ = self.stopping.send(true);
-        let all = usize::try_from(self.shared.admission_bytes).unwrap_or(usize::MAX >> 4);
-        let drained = self
-            .shared
-            .admission
-            .acquire_many(u32::try_from(all).unwrap_or(u32::MAX));
-        let _ = tokio::time::timeout(DRAIN, drained).await;
+        let _ = tokio::time::timeout(DRAIN, self.shared.admission.drained()).await;
         let (reply, done) = oneshot::channel();
         self.shared
             .house

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, AsyncContext, Context, Handler, Message};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
+use super::admission::Permit;
 use super::checkpoint::{Began, CheckpointActor, Pressure};
 use super::cleaner::{CleanerActor, Flushed};
 use super::directory::{DirectoryActor, StartOwner};
@@ -36,7 +37,7 @@ pub struct Ticket {
     /// Where the receipt goes.
     pub reply: ReplyTo,
     /// The admitted bytes.
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub permit: Option<Permit>,
 }
 
 /// What is shared with status and admission.

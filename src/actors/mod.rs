@@ -5,6 +5,7 @@
 //! (partitions, the directory) are the ones whose entries the log keeps: the commit actor puts what
 //! became durable into their mailboxes before anybody is acknowledged.
 
+pub mod admission;
 pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;

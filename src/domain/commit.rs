@@ -11,10 +11,12 @@
 //! - C4 No ticket is dropped unanswered.
 //! - C5 The append time never falls within a log, whatever the wall clock does.
 //! - C6 After a delete entry everything for its owners is void.
+//! - C7 Runs of one author are written in the order they came; between authors each has its turn by
+//!   bytes, so that a lone run is in the very next flush, whatever the others have queued.
 //!
 //! What survives a crash: nothing of its own; recovery refills the counters from rows and log.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,7 @@ use super::entry::{AppliedEntry, Author, Draft, EntryHeader, EntryKind, EntryPla
 use super::id::{Incarnation, LogIndex, Offset, OwnerId, OwnerSequence, RecordNumber, Term};
 use super::rejection::Rejection;
 use super::time::WallMs;
+use super::turns::{Share, Turn, Turns};
 
 /// What the sequencer knows of an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -119,6 +122,8 @@ pub struct Refused<T> {
 struct Owner {
     incarnation: Incarnation,
     counters: Counters,
+    /// C7: what it has had of the flushes.
+    share: Share,
     /// C2: this incarnation has been refused something.
     fenced: bool,
 }
@@ -128,7 +133,8 @@ struct Owner {
 pub struct Commit<T> {
     owners: HashMap<OwnerId, Owner>,
     deleted: Vec<OwnerRange>,
-    queue: VecDeque<Run<T>>,
+    queue: BTreeMap<Turn, Run<T>>,
+    turns: Turns,
     queued_bytes: u64,
     next_index: LogIndex,
     term: Term,
@@ -163,7 +169,8 @@ impl<T> Commit<T> {
         Self {
             owners,
             deleted: Vec::new(),
-            queue: VecDeque::new(),
+            queue: BTreeMap::new(),
+            turns: Turns::default(),
             queued_bytes: 0,
             next_index,
             term: Term(1),
@@ -246,7 +253,8 @@ impl<T> Commit<T> {
             );
         }
         self.queued_bytes = self.queued_bytes.saturating_add(bytes);
-        self.queue.push_back(run);
+        let turn = self.turns.take(&mut owner.share, bytes);
+        self.queue.insert(turn, run);
         Ok(())
     }
 
@@ -269,14 +277,14 @@ impl<T> Commit<T> {
             appended: self.appended.max(wall),
         };
         let mut bytes = 0u64;
-        while let Some(run) = self.queue.front() {
-            let size: u64 = run.drafts.iter().map(|(_, draft)| draft_bytes(draft)).sum();
+        while let Some(next) = self.queue.first_entry() {
+            let drafts = &next.get().drafts;
+            let size: u64 = drafts.iter().map(|(_, draft)| draft_bytes(draft)).sum();
             if !plan.entries.is_empty() && bytes + size > u64::from(bytes_max) {
                 break;
             }
-            let Some(mut run) = self.queue.pop_front() else {
-                break;
-            };
+            let (turn, mut run) = next.remove_entry();
+            self.turns.serve(turn);
             self.queued_bytes = self.queued_bytes.saturating_sub(size);
             let fenced = self
                 .owners
@@ -446,19 +454,19 @@ impl<T> Commit<T> {
         rejection: &Rejection,
         refused: &mut Vec<Refused<T>>,
     ) {
-        let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue)
+        let (dropped, kept): (BTreeMap<_, _>, _) = std::mem::take(&mut self.queue)
             .into_iter()
-            .partition(matches);
-        self.queue = kept.into();
+            .partition(|(_, run)| matches(run));
+        self.queue = kept;
         self.queued_bytes = self
             .queue
-            .iter()
+            .values()
             .flat_map(|run| &run.drafts)
             .map(|(_, draft)| draft_bytes(draft))
             .sum();
         refused.extend(
             dropped
-                .into_iter()
+                .into_values()
                 .map(|run| run.refused(rejection.clone())),
         );
     }

@@ -18,3 +18,4 @@ pub mod record;
 pub mod rejection;
 pub mod time;
 pub mod topics;
+pub mod turns;

@@ -1,5 +1,6 @@
 //! Clients over QUIC: with `client/connection.rs` the only place that knows quinn and rustls.
 
+mod door;
 pub mod endpoint;
 mod out;
 mod reader;

@@ -306,7 +306,6 @@ pub(super) async fn bounds(
 
 fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
     let shared = &session.shared;
-    let free = shared.admission.available_permits() as u64;
     let sealed = shared
         .gauge
         .sealed
@@ -318,7 +317,7 @@ fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
         connections: shared.connections.load(Ordering::Relaxed),
         log_bytes: shared.gauge.log_bytes.load(Ordering::Relaxed),
         segments: shared.gauge.segments.load(Ordering::Relaxed),
-        bytes_in_flight: shared.admission_bytes.saturating_sub(free),
+        bytes_in_flight: shared.admission.out_bytes() + shared.arriving.out_bytes(),
         ready: sealed.is_none() && !*shared.stopping.borrow(),
         sealed,
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -427,3 +427,46 @@ fn the_log_itself_is_never_fenced() {
     world.flush(RUN_BYTES_MAX, Need::Payload, true);
     assert_eq!(world.asked[1].outcome, Some(Outcome::Stored));
 }
+
+/// C7: megabytes of others are in front of it, and it is in the next flush all the same.
+#[test]
+fn a_lone_run_is_in_the_very_next_flush() {
+    let mut world = World::new();
+    let author = |owner, incarnation| Author {
+        owner: OwnerId(owner),
+        incarnation,
+    };
+    let lives: Vec<_> = (1024..1029)
+        .map(|owner| {
+            world.begin(OwnerId(owner));
+            author(owner, world.lives[&OwnerId(owner)])
+        })
+        .collect();
+    let (lone, greedy) = lives.split_last().unwrap();
+    for _ in 0..50 {
+        for author in greedy {
+            let run = vec![draft((author.owner.0, EntryKind::Payload, 1, 300))];
+            world.enqueue(*author, Need::Payload, run);
+        }
+    }
+    let run = vec![draft((lone.owner.0, EntryKind::Payload, 1, 10))];
+    world.flush(RUN_BYTES_MAX, Need::Payload, true);
+    world.enqueue(*lone, Need::Payload, run);
+    world.flush(RUN_BYTES_MAX, Need::Payload, true);
+    let stored = |asked: &&Asked| asked.outcome == Some(Outcome::Stored);
+    let last = world.asked.iter().filter(stored).next_back().unwrap();
+    assert_eq!(last.author, *lone);
+    // The others go on sharing alike.
+    for _ in 0..20 {
+        world.flush(RUN_BYTES_MAX, Need::Payload, true);
+    }
+    let of = |author: &Author| {
+        let asked = world.asked.iter().filter(stored);
+        asked.filter(|asked| asked.author == *author).count()
+    };
+    let counts: Vec<_> = greedy.iter().map(of).collect();
+    assert!(
+        counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1,
+        "{counts:?}"
+    );
+}
