@@ -19,7 +19,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use super::error::ConnectError;
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
 use crate::wire::{
-    ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
+    ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, LOOPBACK_BYTES_MAX, LOOPBACK_GAIN_BYTES_MIN,
+    SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
 };
 
 /// What all streams of a connection may have under way unread: the sum of all credit fits in.
@@ -270,10 +271,12 @@ fn client_config(
 
 fn transport_config(datagram_bytes_max: u16, loopback: bool) -> quinn::TransportConfig {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
-    discovery.upper_bound(match loopback {
-        true => datagram_bytes_max,
-        false => datagram_bytes_max.min(SEGMENT_BYTES_MAX),
-    });
+    match loopback {
+        true => discovery
+            .upper_bound(datagram_bytes_max.min(LOOPBACK_BYTES_MAX))
+            .minimum_change(LOOPBACK_GAIN_BYTES_MIN),
+        false => discovery.upper_bound(datagram_bytes_max.min(SEGMENT_BYTES_MAX)),
+    };
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_idle_timeout(Some(quinn::IdleTimeout::from(quinn::VarInt::from_u32(

@@ -55,9 +55,17 @@ pub const IDLE_TIMEOUT_MS: u32 = 30_000;
 /// control never decides where credit does.
 pub const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
-/// The largest UDP payload either end takes and looks for by MTU discovery, in bytes. Loopback
-/// carries it, which saves most of the packets; elsewhere discovery settles for less.
+/// The largest UDP payload either end takes, in bytes.
 pub const DATAGRAM_BYTES_MAX: u16 = 65_527;
+
+/// The UDP payload looked for on loopback, in bytes: an interface of 64 KiB carries it over IPv4 and IPv6,
+/// which saves most of the packets.
+pub const LOOPBACK_BYTES_MAX: u16 = 65_463;
+
+/// The least gain for which MTU discovery on loopback goes on searching, in bytes. More than half of what
+/// there is to gain: the first probe is the whole of it, and the last. Halving as usual takes ten probes
+/// of 580 kB together, which cost both ends several times what the handshake does.
+pub const LOOPBACK_GAIN_BYTES_MIN: u16 = 32_768;
 
 /// The largest UDP payload looked for on paths other than loopback, in bytes: there datagrams go to the
 /// kernel ten at a time, and all ten together must fit into what UDP carries. On loopback they go one by
