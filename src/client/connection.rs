@@ -19,8 +19,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use super::error::ConnectError;
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
 use crate::wire::{
-    ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, LOOPBACK_BYTES_MAX, LOOPBACK_GAIN_BYTES_MIN,
-    SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
+    ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, LOOPBACK_BYTES_FIRST, LOOPBACK_BYTES_MAX,
+    LOOPBACK_WINDOW_BYTES, SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
 };
 
 /// What all streams of a connection may have under way unread: the sum of all credit fits in.
@@ -271,12 +271,10 @@ fn client_config(
 
 fn transport_config(datagram_bytes_max: u16, loopback: bool) -> quinn::TransportConfig {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
-    match loopback {
-        true => discovery
-            .upper_bound(datagram_bytes_max.min(LOOPBACK_BYTES_MAX))
-            .minimum_change(LOOPBACK_GAIN_BYTES_MIN),
-        false => discovery.upper_bound(datagram_bytes_max.min(SEGMENT_BYTES_MAX)),
-    };
+    discovery.upper_bound(datagram_bytes_max.min(match loopback {
+        true => LOOPBACK_BYTES_MAX,
+        false => SEGMENT_BYTES_MAX,
+    }));
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_idle_timeout(Some(quinn::IdleTimeout::from(quinn::VarInt::from_u32(
@@ -291,6 +289,13 @@ fn transport_config(datagram_bytes_max: u16, loopback: bool) -> quinn::Transport
         .max_concurrent_bidi_streams(quinn::VarInt::from_u32(0))
         .max_concurrent_uni_streams(quinn::VarInt::from_u32(READERS_MAX))
         .mtu_discovery_config(Some(discovery));
+    if loopback {
+        let mut congestion = quinn::congestion::CubicConfig::default();
+        congestion.initial_window(LOOPBACK_WINDOW_BYTES);
+        transport
+            .initial_mtu(datagram_bytes_max.min(LOOPBACK_BYTES_FIRST))
+            .congestion_controller_factory(Arc::new(congestion));
+    }
     transport
 }
 

@@ -58,14 +58,22 @@ pub const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// The largest UDP payload either end takes, in bytes.
 pub const DATAGRAM_BYTES_MAX: u16 = 65_527;
 
-/// The UDP payload looked for on loopback, in bytes: an interface of 64 KiB carries it over IPv4 and IPv6,
+/// The largest UDP payload on loopback, in bytes: an interface of 64 KiB carries it over IPv4 and IPv6,
 /// which saves most of the packets.
 pub const LOOPBACK_BYTES_MAX: u16 = 65_463;
 
-/// The least gain for which MTU discovery on loopback goes on searching, in bytes. More than half of what
-/// there is to gain: the first probe is the whole of it, and the last. Halving as usual takes ten probes
-/// of 580 kB together, which cost both ends several times what the handshake does.
-pub const LOOPBACK_GAIN_BYTES_MIN: u16 = 32_768;
+/// The UDP payload a connection over loopback begins with, in bytes. Linux has interfaces of 64 KiB, and
+/// looking for that by MTU discovery costs several times the handshake: the receiver of a probe reads its
+/// padding byte by byte. Where it is less after all, the transport notices the loss and falls back.
+pub const LOOPBACK_BYTES_FIRST: u16 = if cfg!(target_os = "linux") {
+    LOOPBACK_BYTES_MAX
+} else {
+    1_200
+};
+
+/// What may be under way on a new connection over loopback, in bytes: sixteen of its datagrams. There is
+/// no path that could be crowded.
+pub const LOOPBACK_WINDOW_BYTES: u64 = 16 * LOOPBACK_BYTES_MAX as u64;
 
 /// The largest UDP payload looked for on paths other than loopback, in bytes: there datagrams go to the
 /// kernel ten at a time, and all ten together must fit into what UDP carries. On loopback they go one by
