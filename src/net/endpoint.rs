@@ -50,6 +50,8 @@ pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const RESET_INTERVAL: Duration = Duration::from_micros(100);
 /// The least gain for which path discovery goes on searching, in bytes.
 const MTU_CHANGE_BYTES_MIN: u16 = 64;
+/// What all connections that wait for their handshake may have sent beyond their first packet, in bytes.
+const WAITING_BYTES_MAX: u64 = 8 << 20;
 const SECRET_BYTES: usize = 32;
 const ID_BYTES: usize = 12;
 
@@ -155,7 +157,8 @@ pub fn endpoint(options: &EndpointOptions) -> Result<Listening, NetError> {
     let mut network = ServerConfig::new(Arc::new(tls), Arc::new(secret.token_key()));
     network
         .transport_config(Arc::new(transport(Path::Network)))
-        .max_incoming(options.handshakes_max);
+        .max_incoming(options.handshakes_max)
+        .incoming_buffer_size_total(WAITING_BYTES_MAX);
     let mut loopback = network.clone();
     loopback.transport_config(Arc::new(transport(Path::Loopback)));
     let bind = |source| NetError::Bind {

@@ -1,7 +1,9 @@
-//! Clients over QUIC: with `client/connection.rs` the only place that knows quinn and rustls.
+//! Clients over QUIC or in process: with `client/connection.rs` and `transport/` the only places that
+//! know quinn and rustls.
 
 mod door;
 pub mod endpoint;
+pub mod local;
 mod out;
 mod reader;
 mod refusal;

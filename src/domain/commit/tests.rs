@@ -454,7 +454,7 @@ fn a_lone_run_is_in_the_very_next_flush() {
     world.enqueue(*lone, Need::Payload, run);
     world.flush(RUN_BYTES_MAX, Need::Payload, true);
     let stored = |asked: &&Asked| asked.outcome == Some(Outcome::Stored);
-    let last = world.asked.iter().filter(stored).next_back().unwrap();
+    let last = world.asked.iter().rfind(stored).unwrap();
     assert_eq!(last.author, *lone);
     // The others go on sharing alike.
     for _ in 0..20 {
