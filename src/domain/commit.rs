@@ -16,10 +16,13 @@
 //!
 //! What survives a crash: nothing of its own; recovery refills the counters from rows and log.
 
+mod deleted;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use self::deleted::Deleted;
 use super::entry::{AppliedEntry, Author, Draft, EntryHeader, EntryKind, EntryPlace, NewEntry};
 use super::id::{Incarnation, LogIndex, Offset, OwnerId, OwnerSequence, RecordNumber, Term};
 use super::rejection::Rejection;
@@ -132,7 +135,7 @@ struct Owner {
 #[derive(Debug)]
 pub struct Commit<T> {
     owners: HashMap<OwnerId, Owner>,
-    deleted: Vec<OwnerRange>,
+    deleted: Deleted,
     queue: BTreeMap<Turn, Run<T>>,
     turns: Turns,
     queued_bytes: u64,
@@ -168,7 +171,7 @@ impl<T> Commit<T> {
             .collect();
         Self {
             owners,
-            deleted: Vec::new(),
+            deleted: Deleted::default(),
             queue: BTreeMap::new(),
             turns: Turns::default(),
             queued_bytes: 0,
@@ -232,11 +235,7 @@ impl<T> Commit<T> {
         if self.sealed {
             return refuse(run, Rejection::LogSealed);
         }
-        if self
-            .deleted
-            .iter()
-            .any(|range| range.contains(run.author.owner))
-        {
+        if self.deleted.contains(run.author.owner) {
             return refuse(run, Rejection::UnknownTopic);
         }
         if owner.fenced || run.author.incarnation != owner.incarnation {
@@ -290,12 +289,7 @@ impl<T> Commit<T> {
                 .owners
                 .get(&run.author.owner)
                 .is_none_or(|owner| owner.fenced);
-            if fenced
-                || self
-                    .deleted
-                    .iter()
-                    .any(|range| range.contains(run.author.owner))
-            {
+            if fenced || self.deleted.contains(run.author.owner) {
                 refused.push(run.refused(Rejection::Retry));
                 continue;
             }
@@ -306,7 +300,7 @@ impl<T> Commit<T> {
             }
             // C6: what is for a deleted owner is void; the rest of its run stands without it.
             run.drafts
-                .retain(|(owner, _)| !self.deleted.iter().any(|range| range.contains(*owner)));
+                .retain(|(owner, _)| !self.deleted.contains(*owner));
             if run.drafts.is_empty() {
                 self.fence(run.author.owner);
                 refused.push(run.refused(Rejection::UnknownTopic));
@@ -389,7 +383,7 @@ impl<T> Commit<T> {
             if entry.header.kind == EntryKind::Delete
                 && let Ok(range) = rmp_serde::from_slice::<OwnerRange>(&entry.body.to_bytes())
             {
-                self.deleted.push(range);
+                self.deleted.insert(range);
                 self.owners.retain(|owner, _| !range.contains(*owner));
                 self.touched.retain(|owner| !range.contains(*owner));
             }
