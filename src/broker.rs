@@ -21,7 +21,8 @@ use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
 use crate::actors::directory::DirectoryActor;
 use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
-use crate::actors::wheel::Wheel;
+use crate::actors::vigil::Vigil;
+use crate::actors::wheel::{self, Wheel};
 use crate::actors::{Clock, CrashPoints, House, Link, Settings};
 use crate::client::Connect;
 use crate::config::Config;
@@ -118,7 +119,7 @@ impl Broker {
     /// # Errors
     /// [`StartError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, None).await
+        Self::start_with(config, None, Clock::start()).await
     }
 
     /// As [`start`](Self::start), but the log's segments lie on `disk` instead of in the data
@@ -128,10 +129,22 @@ impl Broker {
     /// # Errors
     /// [`StartError`]; nothing keeps running.
     pub async fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Self, StartError> {
-        Self::start_with(config, Some(disk)).await
+        Self::start_with(config, Some(disk), Clock::start()).await
     }
 
-    async fn start_with(config: Config, disk: Option<Arc<dyn Disk>>) -> Result<Self, StartError> {
+    /// As [`start`](Self::start), but by another clock: for tests of what steps of the wall clock do.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running.
+    pub async fn start_by(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::start_with(config, None, clock).await
+    }
+
+    async fn start_with(
+        config: Config,
+        disk: Option<Arc<dyn Disk>>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         if actix_rt::System::try_current().is_none() {
             return Err(StartError::NoSystem);
         }
@@ -142,10 +155,15 @@ impl Broker {
             tokio::task::spawn_blocking(move || lay_ground(&ground_config, &ground_crash, disk))
                 .await
                 .map_err(|_| StartError::Interrupted("recovery failed"))??;
-        Self::raise(config, crash, ground).await
+        Self::raise(config, crash, ground, clock).await
     }
 
-    async fn raise(config: Config, crash: CrashPoints, ground: Ground) -> Result<Self, StartError> {
+    async fn raise(
+        config: Config,
+        crash: CrashPoints,
+        ground: Ground,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         let Ground {
             opened,
             recovered,
@@ -161,7 +179,6 @@ impl Broker {
                 }
             })?;
         let gauge = Arc::new(LogGauge::default());
-        let clock = Clock::start();
         let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
         let workers: Vec<Arbiter> = (0..config.arbiters_effective())
             .map(|_| Arbiter::new())
@@ -173,6 +190,7 @@ impl Broker {
             clock,
             gauge: Arc::clone(&gauge),
             registry: Registry::default(),
+            vigil: Vigil::default(),
             cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
         };
         let house = standing.actors(
@@ -198,13 +216,19 @@ impl Broker {
         );
         let addr = DirectoryActor::start_in_arbiter(
             &commit_neighbour(&workers, &store_arbiter),
-            move |_| DirectoryActor::new(topics, directory_house, spread, shared_stats),
+            move |_| {
+                let watched = directory_house.vigil.watch("directory");
+                DirectoryActor::new(topics, directory_house, spread, shared_stats).watched(watched)
+            },
         );
         let directory = Link::new(addr, stats);
-        house
-            .checkpoint
-            .tell(checkpoint::Introduce(house.cleaner.clone()));
+        house.checkpoint.tell(checkpoint::Introduce {
+            cleaner: house.cleaner.clone(),
+            wheel: house.wheel.clone(),
+        });
         house.cleaner.tell(cleaner::Introduce(directory.clone()));
+        let wheel_arbiter = Arbiter::new();
+        wheel::keeper::start(&house, &directory, &wheel_arbiter.handle());
         house.commit.tell(commit::Introduce {
             directory: directory.clone(),
             checkpoint: house.checkpoint.clone(),
@@ -229,7 +253,7 @@ impl Broker {
         });
         let connector = Arc::new(Connector::new(&shared, handles.clone()));
         let mut arbiters = workers;
-        arbiters.extend([commit_arbiter, store_arbiter]);
+        arbiters.extend([commit_arbiter, store_arbiter, wheel_arbiter]);
         let mut broker = Self {
             local_addr: None,
             endpoint: None,
@@ -317,6 +341,7 @@ impl Broker {
             );
             let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
         }
+        self.shared.house.vigil.end();
         let arbiters = std::mem::take(&mut self.arbiters);
         let lock = self.lock.take();
         let (ended, joined) = oneshot::channel();
@@ -335,6 +360,7 @@ impl Drop for Broker {
     /// Ends the actors' threads before the directory is free for another broker: what is being written
     /// at this moment is waited for, nothing else is.
     fn drop(&mut self) {
+        self.shared.house.vigil.end();
         end(std::mem::take(&mut self.arbiters));
     }
 }
@@ -442,6 +468,7 @@ struct Standing<'a> {
     clock: Clock,
     gauge: Arc<LogGauge>,
     registry: Registry,
+    vigil: Vigil,
     cache: Arc<TailCache>,
 }
 
@@ -473,8 +500,9 @@ impl Standing<'_> {
         let reader = opened.log.reader();
         let stats = self.stats("store");
         let (shared, crash) = (Arc::clone(&stats), self.crash.clone());
+        let watched = self.vigil.watch("store");
         let addr = StoreActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
-            StoreActor::new(views, mark, shared, crash)
+            StoreActor::new(views, mark, shared, crash).watched(watched)
         });
         let store = Link::new(addr, stats);
         let stats = self.stats("commit");
@@ -492,6 +520,7 @@ impl Standing<'_> {
             stats: Arc::clone(&stats),
             crash: self.crash.clone(),
             checkpoint_bytes: config.checkpoint_bytes,
+            watched: self.vigil.watch("commit"),
         };
         let addr = CommitActor::start_in_arbiter(&commit_arbiter.handle(), move |_| {
             CommitActor::new(parts)
@@ -500,8 +529,9 @@ impl Standing<'_> {
         let stats = self.stats("checkpoint");
         let (commit_link, store_link, shared) = (commit.clone(), store.clone(), Arc::clone(&stats));
         let every = Duration::from_millis(config.checkpoint_ms);
+        let watched = self.vigil.watch("checkpoint");
         let addr = CheckpointActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
-            CheckpointActor::new(commit_link, store_link, shared, every)
+            CheckpointActor::new(commit_link, store_link, shared, every).watched(watched)
         });
         let checkpoint = Link::new(addr, stats);
         let stats = self.stats("cleaner");
@@ -512,8 +542,10 @@ impl Standing<'_> {
             self.clock,
         );
         let every = Duration::from_millis(config.retention_check_ms);
+        let watched = self.vigil.watch("cleaner");
         let addr = CleanerActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
             CleanerActor::new(reader_link, commit_link, shared, clock, every, found)
+                .watched(watched)
         });
         let cleaner = Link::new(addr, stats);
         Ok(House {
@@ -532,6 +564,7 @@ impl Standing<'_> {
                 partition_mailbox: config.partition_mailbox,
                 standing_mailbox: config.standing_mailbox,
             },
+            vigil: self.vigil.clone(),
         })
     }
 }

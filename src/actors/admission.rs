@@ -4,9 +4,12 @@
 //! connection) is its own queue and takes its turn ([`Turns`]): one that brings a record now and then
 //! does not wait behind the megabytes of those that bring all they can.
 //!
-//! - A1 Permits out never exceed the total, but for a single one larger than all of it.
+//! - A1 Permits out never exceed the total, but for a single one larger than all of it, and for a part
+//!   ([`SMALL_SHARE`]) that small requests may take beyond it.
 //! - A2 A guest's requests are admitted in the order they were made.
 //! - A3 Nobody is overtaken for being large: while the next in turn does not fit, nothing is given out.
+//!   A small request of a guest that has had no more than its part does not wait at all: while others
+//!   bring all they can, the total is always used up.
 //! - A4 Whoever gives up waiting holds up nobody.
 //!
 //! What survives a crash: nothing.
@@ -17,6 +20,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 use crate::domain::turns::{Share, Turn, Turns};
+
+/// A request of up to this many bytes is small.
+const SMALL_BYTES: u64 = 16 * 1024;
+/// The part of the total that small requests may take beyond it.
+const SMALL_SHARE: u64 = 8;
 
 /// Room for so many bytes.
 #[derive(Debug, Clone)]
@@ -138,8 +146,11 @@ impl Guest {
             let mut state = self.room.state();
             let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
             let turn = state.turns.take(&mut share, bytes);
-            let fits = state.out.saturating_add(bytes) <= self.room.0.total;
-            if fits && state.waiting.is_empty() {
+            let out = state.out.saturating_add(bytes);
+            let total = self.room.0.total;
+            let fits = out <= total && state.waiting.is_empty();
+            let is_small = bytes <= SMALL_BYTES && state.turns.begins_now(turn);
+            if fits || is_small && out <= total + total / SMALL_SHARE {
                 state.turns.serve(turn);
                 state.out += bytes;
                 return self.room.permit(bytes);
@@ -185,6 +196,28 @@ mod tests {
     }
 
     #[test]
+    fn a_small_request_of_who_asks_seldom_does_not_wait_at_all() {
+        let total = 16 * SMALL_BYTES;
+        let room = Admission::new(total);
+        let (greedy, calm) = (room.guest(), room.guest());
+        let held = now(greedy.admit(total));
+        let mut next = pin!(greedy.admit(SMALL_BYTES));
+        assert!(poll(next.as_mut()).is_pending());
+        let lone = now(calm.admit(SMALL_BYTES));
+        assert_eq!(room.out_bytes(), total + SMALL_BYTES);
+        // What goes on asking waits like everybody else, and so does what would be too much in all.
+        let mut second = pin!(calm.admit(SMALL_BYTES));
+        assert!(poll(second.as_mut()).is_pending());
+        let other = now(room.guest().admit(SMALL_BYTES));
+        let late = room.guest();
+        let mut late = pin!(late.admit(SMALL_BYTES));
+        assert!(poll(late.as_mut()).is_pending());
+        drop((held, lone, other));
+        assert!(poll(late.as_mut()).is_ready());
+        assert!(poll(second.as_mut()).is_ready());
+    }
+
+    #[test]
     fn a_lone_record_is_admitted_next_however_much_others_wait() {
         let room = Admission::new(1000);
         let (greedy, calm) = (room.guest(), room.guest());
@@ -195,7 +228,7 @@ mod tests {
                 .iter_mut()
                 .all(|next| poll(next.as_mut()).is_pending())
         );
-        let mut lone = pin!(calm.admit(1));
+        let mut lone = pin!(calm.admit(200));
         assert!(poll(lone.as_mut()).is_pending());
         drop(held);
         // A3: it is the lone one's turn, and the next does not fit beside it.
@@ -207,7 +240,7 @@ mod tests {
                 .iter_mut()
                 .all(|next| poll(next.as_mut()).is_pending())
         );
-        assert_eq!(room.out_bytes(), 1);
+        assert_eq!(room.out_bytes(), 200);
         drop(lone);
         for next in &mut queue {
             // A2, one by one.

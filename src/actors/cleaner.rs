@@ -16,6 +16,7 @@ use actix::{
 use super::commit::{CommitActor, Recycle};
 use super::directory::{DirectoryActor, RestateOwner, RetainAll};
 use super::stats::ActorStats;
+use super::vigil::Watched;
 use super::{Clock, Link};
 use crate::domain::commit::OwnerRange;
 use crate::domain::entry::{EntryHeader, EntryKind, EntryPlace};
@@ -39,6 +40,7 @@ pub struct CleanerActor {
     asked: HashSet<OwnerId>,
     recycling: HashSet<SegmentNumber>,
     found: Found,
+    _watched: Option<Watched>,
 }
 
 /// What recovery found, and the log alone may not tell any more.
@@ -86,7 +88,15 @@ impl CleanerActor {
             asked: HashSet::new(),
             recycling: HashSet::new(),
             found,
+            _watched: None,
         }
+    }
+
+    /// Says when it is gone.
+    #[must_use]
+    pub fn watched(mut self, watched: Watched) -> Self {
+        self._watched = Some(watched);
+        self
     }
 
     fn step(&mut self) {

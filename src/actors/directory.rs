@@ -17,6 +17,7 @@ use super::partition::{Dismiss, PartitionActor, Retain};
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::store::Write;
+use super::vigil::Watched;
 use super::{Applied, Fenced, House, Link, OwnerLink, Restate, WriteRows};
 use crate::domain::commit::{Need, OwnerRange};
 use crate::domain::entry::{Author, Draft};
@@ -54,6 +55,7 @@ pub struct DirectoryActor {
     next_token: u64,
     /// When partitions without limits were last told to forget unused producers.
     forgot: MonotonicMs,
+    _watched: Option<Watched>,
 }
 
 impl std::fmt::Debug for DirectoryActor {
@@ -83,7 +85,15 @@ impl DirectoryActor {
             pending: HashMap::new(),
             next_token: 0,
             forgot: MonotonicMs(0),
+            _watched: None,
         }
+    }
+
+    /// Says when it is gone.
+    #[must_use]
+    pub fn watched(mut self, watched: Watched) -> Self {
+        self._watched = Some(watched);
+        self
     }
 
     fn link(&self, ctx: &Context<Self>) -> Link<Self> {
@@ -147,6 +157,7 @@ impl DirectoryActor {
             if let Some(running) = self.running.remove(&owner) {
                 running.link.tell(Dismiss);
                 self.house.registry.leave("partition", owner);
+                self.house.wheel.leave(owner);
                 self.house.commit.tell(Forget { owner });
                 self.house.checkpoint.tell(Gone { owner });
             }
@@ -394,7 +405,8 @@ impl Handler<StartOwner> for DirectoryActor {
         if exists {
             let _ = self.start_owner(message.owner, ctx);
         } else {
-            // Deleted meanwhile: no round of the checkpoint need wait for it.
+            // Deleted meanwhile: no round of the checkpoint need wait for it, and its alarms are void.
+            self.house.wheel.leave(message.owner);
             self.house.checkpoint.tell(Gone {
                 owner: message.owner,
             });
@@ -514,6 +526,7 @@ impl Handler<Died> for DirectoryActor {
                 partition = name, "failed {FAILURES_MAX} times within a minute: it stays down until a restart"
             );
             // Not gone: the log has what its rows do not, so that the mark must not pass it.
+            self.house.wheel.stopped(owner);
         } else {
             tracing::warn!(
                 target: "waterwheel::directory",

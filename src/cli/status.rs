@@ -1,8 +1,10 @@
 //! `waterwheel status`: how the broker is.
 //!
 //! With `--json` one object: `version`, `uptime_ms`, `connections`, `log_bytes`, `segments`,
-//! `bytes_in_flight`, `sealed` (why, or null), `ready`; with `--actors` then one object per actor:
-//! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`.
+//! `bytes_in_flight`, `sealed` (why, or null), `ready`, `failed` (which
+//! standing actor, if one did); with `--actors` then one object per actor:
+//! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`; of levels of
+//! the timing wheel also `wake_ups`, `overflow_up` and `cascade_down`, where they are not zero.
 
 use serde::Serialize;
 
@@ -11,7 +13,7 @@ use super::exit::{CliError, Outcome};
 use super::{print, print_json};
 use crate::client::{ActorInfo, StatusOk};
 
-/// Show how the broker is. Exit code 1 if its log is sealed.
+/// Show how the broker is. Exit code 1 if its log is sealed or a standing actor failed.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// One line per actor too.
@@ -44,9 +46,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
             print(actor_text(actor))?;
         }
     }
-    Ok(match status.broker.sealed {
-        None => Outcome::Done,
-        Some(_) => Outcome::No,
+    Ok(match (&status.broker.sealed, &status.broker.failed) {
+        (None, None) => Outcome::Done,
+        (Some(_), _) | (_, Some(_)) => Outcome::No,
     })
 }
 
@@ -60,6 +62,8 @@ struct BrokerLine<'a> {
     bytes_in_flight: u64,
     sealed: Option<&'a str>,
     ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<&'a str>,
 }
 
 impl<'a> From<&'a StatusOk> for BrokerLine<'a> {
@@ -73,12 +77,17 @@ impl<'a> From<&'a StatusOk> for BrokerLine<'a> {
             bytes_in_flight: status.bytes_in_flight,
             sealed: status.sealed.as_deref(),
             ready: status.ready,
+            failed: status.failed.as_deref(),
         }
     }
 }
 
 fn text(status: &StatusOk) -> String {
     let state = match (&status.sealed, status.ready) {
+        (None, _) if status.failed.is_some() => format!(
+            "FAILED, its {} actor is gone; restart the broker",
+            status.failed.as_deref().unwrap_or_default()
+        ),
         (Some(why), _) => format!("SEALED, reads only: {why}; restart the broker"),
         (None, true) => "ready".to_owned(),
         (None, false) => "not ready".to_owned(),
@@ -96,8 +105,16 @@ fn text(status: &StatusOk) -> String {
 }
 
 fn actor_text(actor: &ActorInfo) -> String {
+    let wheel = if actor.kind == "wheel" {
+        format!(
+            ": {} wake-ups, {} overflow up, {} cascade down",
+            actor.wake_ups, actor.overflow_up, actor.cascade_down
+        )
+    } else {
+        String::new()
+    };
     format!(
-        "{:<12} {:>8} {:>8} {:>6} {:>12} {:>8} {:>8}  {}",
+        "{:<12} {:>8} {:>8} {:>6} {:>12} {:>8} {:>8}  {}{wheel}",
         actor.kind,
         actor.id,
         actor.mailbox_capacity,

@@ -45,11 +45,28 @@ const ROUND_TRIPS: u32 = 6;
 /// Where the current link is found.
 pub(crate) type Switchboard = watch::Receiver<Option<Arc<Link>>>;
 
+/// Ends the task that keeps a connection.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    close: watch::Sender<bool>,
+    /// Closed when the task has ended.
+    ended: watch::Receiver<()>,
+}
+
+impl Hold {
+    /// Closes the connection for everybody, and waits until the broker was told.
+    pub(crate) async fn close(&self) {
+        self.close.send_replace(true);
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+    }
+}
+
 /// Dials once (within `timeout`), then keeps the connection.
 pub(crate) async fn start(
     dialer: Arc<Dialer>,
     timeout: Duration,
-) -> Result<Switchboard, ConnectError> {
+) -> Result<(Switchboard, Hold), ConnectError> {
     let patience = Patience {
         wait: PATIENCE,
         wait_max: WAIT_MAX,
@@ -69,8 +86,20 @@ pub(crate) async fn start(
     // The others are given up.
     drop(race);
     let (sender, receiver) = watch::channel(Some(Arc::clone(&link)));
-    tokio::spawn(keep(dialer, sender, link));
-    Ok(receiver)
+    let (close, mut closing) = watch::channel(false);
+    let (end, ended) = watch::channel(());
+    tokio::spawn(async move {
+        let _end = end;
+        // Whoever drops every clone ends it by the switchboard, which nobody looks at then.
+        let close = async {
+            if closing.wait_for(|close| *close).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        keep(&dialer, sender, link, close).await;
+        dialer.wait_idle().await;
+    });
+    Ok((receiver, Hold { close, ended }))
 }
 
 /// Waits for a link other than `stale`.
@@ -117,17 +146,24 @@ async fn insist(race: &mut Race) -> Option<Link> {
     }
 }
 
-async fn keep(dialer: Arc<Dialer>, board: watch::Sender<Option<Arc<Link>>>, first: Arc<Link>) {
+async fn keep(
+    dialer: &Arc<Dialer>,
+    board: watch::Sender<Option<Arc<Link>>>,
+    first: Arc<Link>,
+    close: impl Future<Output = ()>,
+) {
     let mut link = first;
+    tokio::pin!(close);
     loop {
-        let mut race = again(&dialer, &link);
+        let mut race = again(dialer, &link);
         let replacement = tokio::select! {
             () = board.closed() => break,
+            () = &mut close => break,
             reason = link.transport().closed() => {
                 tracing::debug!(reason, "the connection ended");
                 None
             }
-            replacement = overtake(&mut race, &dialer, &link) => Some(replacement),
+            replacement = overtake(&mut race, dialer, &link) => Some(replacement),
         };
         let next = match replacement {
             Some(next) => next,
@@ -137,6 +173,7 @@ async fn keep(dialer: Arc<Dialer>, board: watch::Sender<Option<Arc<Link>>>, firs
                 race.begin();
                 tokio::select! {
                     () = board.closed() => return,
+                    () = &mut close => return,
                     next = insist(&mut race) => match next {
                         Some(next) => next,
                         None => return,
@@ -149,7 +186,6 @@ async fn keep(dialer: Arc<Dialer>, board: watch::Sender<Option<Arc<Link>>>, firs
         board.send_replace(Some(Arc::clone(&link)));
     }
     link.transport().close("done");
-    dialer.wait_idle().await;
 }
 
 /// Watches a link: where it stays silent though somebody waits, or though keep-alives should be

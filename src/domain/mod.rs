@@ -23,3 +23,4 @@ pub mod time;
 pub mod topics;
 pub mod transaction;
 pub mod turns;
+pub mod wheel;

@@ -42,6 +42,12 @@ impl Turns {
         Turn { starts, arrival }
     }
 
+    /// Whether its share has had no more than its part (T2).
+    #[must_use]
+    pub fn begins_now(&self, turn: Turn) -> bool {
+        turn.starts <= self.now
+    }
+
     /// The request of this turn is being served: it had the least of all turns that wait.
     pub fn serve(&mut self, turn: Turn) {
         self.now = self.now.max(turn.starts);

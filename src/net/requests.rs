@@ -312,14 +312,16 @@ fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .clone();
+    let failed = shared.house.vigil.failed().map(str::to_owned);
     let ok = StatusOk {
         uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         connections: shared.connections.load(Ordering::Relaxed),
         log_bytes: shared.gauge.log_bytes.load(Ordering::Relaxed),
         segments: shared.gauge.segments.load(Ordering::Relaxed),
         bytes_in_flight: shared.admission.out_bytes() + shared.arriving.out_bytes(),
-        ready: sealed.is_none() && !*shared.stopping.borrow(),
+        ready: sealed.is_none() && failed.is_none() && !*shared.stopping.borrow(),
         sealed,
+        failed,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let list: Vec<ActorInfo> = if actors {
@@ -351,6 +353,9 @@ fn actor_info(actor: crate::actors::stats::ActorStatus) -> ActorInfo {
         handled: actor.handled,
         restarts: actor.restarts,
         rows: actor.rows,
+        wake_ups: actor.wake_ups,
+        overflow_up: actor.overflow_up,
+        cascade_down: actor.cascade_down,
     }
 }
 
