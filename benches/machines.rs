@@ -20,7 +20,7 @@ use waterwheel::domain::id::{
 };
 use waterwheel::domain::key::{key_hash, partition_of};
 use waterwheel::domain::ledger::Ledger;
-use waterwheel::domain::partition::{Append, Limits, Partition, Read};
+use waterwheel::domain::partition::{Append, Limits, Partition, Read, TimerLimits};
 use waterwheel::domain::record::{Record, RecordBody};
 use waterwheel::domain::time::WallMs;
 
@@ -162,6 +162,7 @@ fn partition(c: &mut Criterion) {
     group.bench_function("append and apply a batch", |b| {
         let mut machine = Partition::new(Limits {
             producers_max: 1_000,
+            ..Limits::default()
         });
         let (mut effects, mut at) = (Vec::new(), 0);
         b.iter(|| {
@@ -171,6 +172,9 @@ fn partition(c: &mut Criterion) {
                 count: RECORDS,
                 facts: facts(at * u64::from(RECORDS)),
                 tell_accepted: false,
+                now: WallMs(0),
+                timers: TimerLimits::default(),
+                tied: Vec::new(),
             };
             machine.append(append, &mut effects);
             machine.apply(&applied(at), &mut effects);
@@ -181,6 +185,7 @@ fn partition(c: &mut Criterion) {
     group.bench_function("read at the end of a thousand batches", |b| {
         let mut machine = Partition::new(Limits {
             producers_max: 1_000,
+            ..Limits::default()
         });
         let mut effects = Vec::new();
         (0..1_000).for_each(|at| machine.apply(&applied(at), &mut effects));

@@ -28,10 +28,10 @@ use crate::client::Connect;
 use crate::config::Config;
 use crate::domain::commit::Commit;
 use crate::domain::id::{LogIndex, OwnerId};
-use crate::domain::partition::Limits;
+use crate::domain::partition::{Limits, TimerLimits};
 use crate::domain::time::WallMs;
 use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
-use crate::net::endpoint::{EndpointOptions, NetError, endpoint};
+use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
 use crate::net::local::Connector;
 use crate::net::server;
 use crate::net::session::{Manners, Shared};
@@ -63,7 +63,7 @@ pub enum StartError {
     #[error("{} is in use by another broker; stop it or name another directory with --data", .0.display())]
     Locked(PathBuf),
     /// A file or directory cannot be used.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {source}; the broker must be able to write there: mend its permissions, or name another directory with --data", .path.display())]
     Io {
         /// Which.
         path: PathBuf,
@@ -87,7 +87,7 @@ pub enum StartError {
 /// A running broker.
 pub struct Broker {
     local_addr: Option<SocketAddr>,
-    endpoint: Option<quinn::Endpoint>,
+    listening: Option<Listening>,
     connector: Arc<Connector>,
     shared: Arc<Shared>,
     stopping: watch::Sender<bool>,
@@ -178,6 +178,12 @@ impl Broker {
                     source,
                 }
             })?;
+        let secret_path = config.data.join("timers.secret");
+        let timer_secret =
+            crate::net::timers::secret(&secret_path).map_err(|source| StartError::Io {
+                path: secret_path,
+                source,
+            })?;
         let gauge = Arc::new(LogGauge::default());
         let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
         let workers: Vec<Arbiter> = (0..config.arbiters_effective())
@@ -243,6 +249,7 @@ impl Broker {
             pool: Arc::new(pool),
             limits: limits(&config),
             cluster,
+            timer_secret,
             gauge,
             connections: AtomicU64::new(0),
             frames: AtomicU64::new(0),
@@ -256,7 +263,7 @@ impl Broker {
         arbiters.extend([commit_arbiter, store_arbiter, wheel_arbiter]);
         let mut broker = Self {
             local_addr: None,
-            endpoint: None,
+            listening: None,
             connector,
             shared,
             stopping,
@@ -264,9 +271,9 @@ impl Broker {
             lock: Some(lock),
         };
         if let Some(listen) = config.listen {
-            let endpoint = listen_on(&config, listen, &broker.shared, handles).await?;
-            broker.local_addr = endpoint.local_addr().ok();
-            broker.endpoint = Some(endpoint);
+            let listening = listen_on(&config, listen, &broker.shared, handles).await?;
+            broker.local_addr = listening.endpoint.local_addr().ok();
+            broker.listening = Some(listening);
         }
         Ok(broker)
     }
@@ -275,6 +282,15 @@ impl Broker {
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
+    }
+
+    /// Reads the certificates anew at once. Without it new files are taken too, within a second of the
+    /// next connection. Connections that are open stay as they are.
+    ///
+    /// # Errors
+    /// They cannot be used: the ones before stay in force.
+    pub fn reload_certificates(&self) -> Result<(), NetError> {
+        self.listening.as_ref().map_or(Ok(()), Listening::reload)
     }
 
     /// A client in this process, for any tokio runtime: await it there. The same frames as over QUIC go
@@ -334,7 +350,7 @@ impl Broker {
         self.shared.house.commit.tell(commit::Close { reply });
         let _ = tokio::time::timeout(LAST_WRITES, done).await;
         self.connector.close();
-        if let Some(endpoint) = &self.endpoint {
+        if let Some(Listening { endpoint, .. }) = &self.listening {
             endpoint.close(
                 quinn::VarInt::from_u32(u32::from(crate::wire::code::Code::ShuttingDown as u16)),
                 b"the broker is stopping",
@@ -379,6 +395,11 @@ fn commit_neighbour(workers: &[Arbiter], fallback: &Arbiter) -> actix_rt::Arbite
     workers.first().unwrap_or(fallback).handle()
 }
 
+/// What fits a flush of the log beside its headers.
+fn snapshot_bytes_max(config: &Config) -> u64 {
+    u64::from(config.flush_bytes_max).saturating_sub(u64::from(config.flush_bytes_max / 16))
+}
+
 fn limits(config: &Config) -> crate::wire::hello::Limits {
     let overhead = u32::try_from(FRAME_OVERHEAD_BYTES_MAX).unwrap_or(u32::MAX);
     crate::wire::hello::Limits {
@@ -416,18 +437,33 @@ fn lay_ground(
         Some(disk) => disk,
         None => Arc::new(RealDisk::open(&log_dir).map_err(at(&log_dir))?),
     };
+    if let Some(why) = disk.fallback() {
+        tracing::warn!(
+            target: "waterwheel::log",
+            "{why}: the promises are the same, each write costs more; ext4 and xfs on a disk take direct \
+             writes: --data DIR there"
+        );
+    }
     let options = LogOptions {
         segment_bytes: config.segment_bytes,
         flush_bytes_max: config.flush_bytes_max,
+        cluster: config.cluster,
         facts_of: crate::domain::batch::facts,
         ..LogOptions::default()
     };
     let opened = Log::open(disk, options)?;
     for damage in &opened.damage {
-        tracing::error!(target: "waterwheel::recovery", %damage, "the log is damaged");
+        tracing::error!(
+            target: "waterwheel::recovery",
+            %damage,
+            "the log is damaged: what is whole is served; stop the broker and run `waterwheel check {}` for \
+             a list, and look at the disk",
+            data.display()
+        );
     }
     let limits = Limits {
         producers_max: config.producers_per_partition_effective(),
+        snapshot_bytes_max: snapshot_bytes_max(config),
     };
     let views = data.join("views");
     let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
@@ -558,8 +594,10 @@ impl Standing<'_> {
             cache: Arc::clone(&self.cache),
             registry: self.registry.clone(),
             clock: self.clock,
+            timer_limits: crate::actors::TopicTimers::new(TimerLimits::default()),
             settings: Settings {
                 producers_per_partition_max: config.producers_per_partition_effective(),
+                snapshot_bytes_max: snapshot_bytes_max(config),
                 producer_state_ms: config.producer_state_ms,
                 partition_mailbox: config.partition_mailbox,
                 standing_mailbox: config.standing_mailbox,
@@ -575,7 +613,7 @@ async fn listen_on(
     listen: SocketAddr,
     shared: &Arc<Shared>,
     handles: Vec<actix_rt::ArbiterHandle>,
-) -> Result<quinn::Endpoint, StartError> {
+) -> Result<Listening, StartError> {
     let certificates = match (&config.cert, &config.key) {
         (Some(chain), Some(key)) => Certificates::Given {
             chain: chain.clone(),
@@ -589,6 +627,7 @@ async fn listen_on(
         listen,
         data: config.data.clone(),
         certificates,
+        client_ca: config.client_ca.clone(),
         number: 0,
         handshakes_max: server::HANDSHAKES_MAX,
     };
@@ -599,7 +638,7 @@ async fn listen_on(
         if let Ok(listening) = &result {
             actix_rt::spawn(server::accept(listening.clone(), shared, spread));
         }
-        let _ = tx.send(result.map(|listening| listening.endpoint));
+        let _ = tx.send(result);
     };
     match handles.first() {
         Some(first) => {

@@ -1,20 +1,29 @@
 //! Every knob of the broker: its unit in its name, its default, its bounds, and the relations between
 //! them, checked once before anything is opened.
 //!
-//! A [`Config`] is a value: nothing is read from the surroundings unless asked to. `waterwheel serve`
-//! asks in this order, the later winning: defaults, a file of `name = value` lines (`#` begins a
-//! comment), the environment (`WATERWHEEL_` and the name in capitals), flags.
+//! A [`Config`] is a value: nothing is read from the surroundings unless asked to. [`Settings`] asks, as
+//! `waterwheel serve` does: defaults, a TOML file, the environment, flags, the later stronger.
 //!
 //! - K1: a value outside its bounds, or one that contradicts another, is refused with a sentence that
 //!   says what to write instead.
 //! - K2: what the broker may hold in memory at a time (batches let in and not yet durable, recent
 //!   batches, cached views) fits the budget, with a quarter of it left for connections and the rest.
 
+mod error;
+pub mod human;
+mod knob;
+mod settings;
+
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::domain::batch::BATCH_BYTES_CEILING;
+use crate::domain::id::ClusterId;
 use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
+
+pub use error::ConfigError;
+pub use knob::{Knob, KnobKind, Unit};
+pub use settings::{InForce, LogFormat, Origin, Settings};
 
 /// What a client's window for deliveries on one connection may be, in bytes: what QUIC lets through
 /// unread, so that credit decides and not flow control.
@@ -31,54 +40,6 @@ const FLUSHES_QUEUED: u64 = 3;
 /// More arbiters than this only get in each other's way.
 const ARBITERS_AUTO_MAX: usize = 16;
 
-/// A setting that cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// Nothing is called that.
-    #[error("there is no setting {0}; `waterwheel serve --help` lists them")]
-    Unknown(String),
-    /// Not a number.
-    #[error("{name} must be a whole number, not {value:?}")]
-    Number {
-        /// The setting.
-        name: &'static str,
-        /// What was written.
-        value: String,
-    },
-    /// Outside its bounds.
-    #[error("{name} must be between {min} and {max}, not {value}")]
-    Bounds {
-        /// The setting.
-        name: &'static str,
-        /// What was written.
-        value: u64,
-        /// The least.
-        min: u64,
-        /// The most.
-        max: u64,
-    },
-    /// It contradicts another.
-    #[error("{0}")]
-    Relation(String),
-    /// A line of a file is no setting.
-    #[error("{}:{line}: expected `name = value`", .path.display())]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-    },
-    /// A file cannot be read.
-    #[error("{}: {why}", .path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        why: String,
-    },
-}
-
 macro_rules! knobs {
     ($($(#[doc = $doc:literal])+ $name:ident: $kind:ty = $default:expr, $min:expr, $max:expr;)+) => {
         /// Every setting of a broker.
@@ -89,11 +50,20 @@ macro_rules! knobs {
             /// Where to listen for QUIC; port 0 takes a free one, `None` serves in process only.
             /// Default `127.0.0.1:7411`.
             pub listen: Option<SocketAddr>,
+            /// The cluster the data directory must belong to, and the one a new directory is given: a
+            /// wrong volume is refused. Default none: whichever it belongs to.
+            pub cluster: Option<ClusterId>,
             /// The server's certificate and its intermediates, a PEM file. Default: a development
             /// certificate made in the data directory.
             pub cert: Option<PathBuf>,
             /// The certificate's private key, a PEM file; given together with `cert`.
             pub key: Option<PathBuf>,
+            /// The authority that vouches for clients, a PEM file: whoever shows no certificate of its is
+            /// refused. Default none: nobody is asked for one.
+            pub client_ca: Option<PathBuf>,
+            /// Whether an address that is not loopback may be listened on without `client_ca`: whoever
+            /// reaches it may then read and write everything. Default false.
+            pub insecure_open: bool,
             /// For the crash test only: the named point, `NAME` or `NAME:N`, at whose Nth passing the
             /// process ends at once. From `WATERWHEEL_CRASH_AT`. Default none.
             pub crash_at: Option<String>,
@@ -110,8 +80,11 @@ macro_rules! knobs {
                 Self {
                     data: PathBuf::from("waterwheel-data"),
                     listen: Some(SocketAddr::from(([127, 0, 0, 1], 7411))),
+                    cluster: None,
                     cert: None,
                     key: None,
+                    client_ca: None,
+                    insecure_open: false,
                     crash_at: None,
                     $($name: $default,)+
                 }
@@ -119,23 +92,29 @@ macro_rules! knobs {
         }
 
         impl Config {
-            /// The numbers among the settings, by name.
-            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),+];
+            /// The numbers among the settings: unit (in the name), default and bounds.
+            const NUMBERS: &'static [Knob] = &[$(Knob {
+                name: stringify!($name),
+                doc: &[$($doc),+],
+                kind: KnobKind::Number { default: $default, min: $min, max: $max },
+            }),+];
 
-            /// Sets a number by its name, underscores allowed in the value.
-            ///
-            /// # Errors
-            /// An unknown name, or a value that is no number or out of its bounds.
-            pub fn set(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
+            /// Sets a number by its name; whether there is one of that name.
+            fn set_number(&mut self, name: &str, value: &str) -> Result<bool, ConfigError> {
                 $(if name == stringify!($name) {
-                    let number: u64 = value.trim().replace('_', "").parse().map_err(|_| {
-                        ConfigError::Number { name: stringify!($name), value: value.to_owned() }
-                    })?;
+                    let number = knob::parse_number(stringify!($name), value)?;
                     bound(stringify!($name), number, $min, $max)?;
                     self.$name = <$kind>::try_from(number).unwrap_or(<$kind>::MAX);
-                    return Ok(());
+                    return Ok(true);
                 })+
-                Err(ConfigError::Unknown(name.to_owned()))
+                Ok(false)
+            }
+
+            fn number(&self, name: &str) -> Option<u64> {
+                $(if name == stringify!($name) {
+                    return Some(u64::try_from(self.$name).unwrap_or(u64::MAX));
+                })+
+                None
             }
 
             fn check_bounds(&self) -> Result<(), ConfigError> {
@@ -200,47 +179,21 @@ fn bound(name: &'static str, value: u64, min: u64, max: u64) -> Result<(), Confi
 }
 
 impl Config {
-    /// Reads `name = value` lines.
-    ///
-    /// # Errors
-    /// A file that cannot be read, a line that is no setting, or what [`Config::set`] refuses.
-    pub fn read_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|why| ConfigError::File {
-            path: path.to_path_buf(),
-            why: why.to_string(),
-        })?;
-        for (number, line) in text.lines().enumerate() {
-            let line = line.split('#').next().unwrap_or_default().trim();
-            if line.is_empty() {
-                continue;
-            }
-            let (name, value) = line.split_once('=').ok_or_else(|| ConfigError::Line {
-                path: path.to_path_buf(),
-                line: number + 1,
-            })?;
-            self.set(name.trim(), value.trim())?;
-        }
-        Ok(())
+    /// Every setting that files, the environment and flags may give the broker, as it is documented.
+    pub fn knobs() -> impl Iterator<Item = &'static Knob> {
+        knob::TEXTS.iter().chain(Self::NUMBERS)
     }
 
-    /// Takes `WATERWHEEL_<NAME>` for every number, and `WATERWHEEL_CRASH_AT`, from `variable`, which
-    /// is [`std::env::var`] but in tests.
+    /// Sets any setting by its name. Sizes and spans may be written with a unit (`64MiB`, `5s`) or as
+    /// numbers of the unit in the name, with underscores.
     ///
     /// # Errors
-    /// What [`Config::set`] refuses.
-    pub fn read_environment(
-        &mut self,
-        variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<(), ConfigError> {
-        for name in Self::NAMES {
-            if let Some(value) = variable(&format!("WATERWHEEL_{}", name.to_uppercase())) {
-                self.set(name, &value)?;
-            }
+    /// An unknown name, or a value that makes no sense there or is out of its bounds.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), ConfigError> {
+        match self.set_number(name, value)? || self.set_text(name, value)? {
+            true => Ok(()),
+            false => Err(ConfigError::unknown(name, Self::knobs())),
         }
-        if let Some(point) = variable("WATERWHEEL_CRASH_AT") {
-            self.crash_at = Some(point);
-        }
-        Ok(())
     }
 
     /// Checks every bound and every relation.
@@ -250,9 +203,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         self.check_bounds()?;
         let refuse = |why: String| Err(ConfigError::Relation(why));
-        if self.cert.is_some() != self.key.is_some() {
-            return refuse("--cert and --key go together: give both or neither".to_owned());
-        }
+        self.check_trust()?;
         let frame = u64::from(self.batch_bytes_max) + FRAME_OVERHEAD_BYTES_MAX as u64;
         if u64::from(self.flush_bytes_max) < frame {
             return refuse(format!(
@@ -288,6 +239,30 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// Who may come in.
+    fn check_trust(&self) -> Result<(), ConfigError> {
+        let refuse = |why: String| Err(ConfigError::Relation(why));
+        if self.cert.is_some() != self.key.is_some() {
+            return refuse(
+                "cert and key go together: give both (--cert, --key) or neither".to_owned(),
+            );
+        }
+        match self.listen {
+            Some(listen)
+                if !listen.ip().to_canonical().is_loopback()
+                    && self.client_ca.is_none()
+                    && !self.insecure_open =>
+            {
+                refuse(format!(
+                    "other machines can reach {listen}, and nobody would be asked who he is: give \
+                     client_ca (--client-ca certs/ca.pem; `waterwheel certs --host NAME` makes it), or let \
+                     everybody in by insecure_open (--insecure-open), or listen on 127.0.0.1"
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// How many arbiters there are.
@@ -351,145 +326,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_defaults_agree_with_each_other() {
-        Config::default().check().unwrap();
-        let batch_bytes_max = Config::default().batch_bytes_max as usize;
-        assert_eq!(
-            batch_bytes_max,
-            crate::domain::batch::BATCH_BYTES_MAX_DEFAULT
-        );
-        assert!(Config::default().arbiters_effective() >= 1);
-    }
-
-    /// A run that is too large is refused, and a partition that cannot restate holds its segments.
-    #[test]
-    fn a_partitions_snapshot_fits_one_flush_whatever_is_configured() {
-        use crate::domain::commit::ENTRY_OVERHEAD_BYTES;
-        use crate::domain::id::{
-            Offset, ProducerEpoch, ProducerId, ProducerSequence, RecordNumber,
-        };
-        use crate::domain::partition::Head;
-        use crate::domain::partition::producers::{
-            ProducerRow, ProducerTable, StoredBatch, WINDOW_BATCHES,
-        };
-        use crate::domain::partition::rows::snapshot_drafts;
-        use crate::domain::time::WallMs;
-
-        let config = Config {
-            flush_bytes_max: 512 << 10,
-            producers_per_partition_max: 1_000_000,
-            ..Config::default()
-        };
-        let batch = StoredBatch {
-            first_sequence: ProducerSequence(u64::MAX),
-            count: u32::MAX,
-            first_offset: Offset(u64::MAX),
-            first_number: RecordNumber(u64::MAX),
-            appended: WallMs(i64::MIN),
-        };
-        let row = ProducerRow {
-            epoch: ProducerEpoch(u32::MAX),
-            next_sequence: ProducerSequence(u64::MAX),
-            last_used: WallMs(i64::MIN),
-            window: std::iter::repeat_n(batch, WINDOW_BATCHES).collect(),
-        };
-        let mut table = ProducerTable::default();
-        for id in 0..u64::from(config.producers_per_partition_effective()) {
-            table.restore(ProducerId(u64::MAX - id), row.clone());
-        }
-        let bytes: u64 = snapshot_drafts(&Head::default(), &table)
-            .iter()
-            .map(|draft| draft.body.len() as u64 + ENTRY_OVERHEAD_BYTES)
-            .sum();
-        assert!(bytes < u64::from(config.flush_bytes_max) - 1024, "{bytes}");
-        let asked = Config::default().producers_per_partition_max;
-        assert_eq!(Config::default().producers_per_partition_effective(), asked);
-    }
-
-    #[test]
-    fn every_name_can_be_set_and_is_bounded() {
-        for name in Config::NAMES {
-            let mut config = Config::default();
-            let refused = config.set(name, "18446744073709551615").unwrap_err();
-            assert!(matches!(refused, ConfigError::Bounds { .. }), "{refused}");
-            assert!(refused.to_string().contains(name));
-            let refused = config.set(name, "much").unwrap_err();
-            assert!(refused.to_string().contains("whole number"), "{refused}");
-            assert_eq!(config, Config::default());
-        }
-        let refused = Config::default().set("segment_size", "1").unwrap_err();
-        assert_eq!(refused, ConfigError::Unknown("segment_size".to_owned()));
-    }
-
-    #[test]
-    fn the_environment_wins_over_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("waterwheel.conf");
-        std::fs::write(
-            &path,
-            "# small\ncheckpoint_ms = 2_000 # often\n\narbiters=3\n",
-        )
-        .unwrap();
-        let mut config = Config::default();
-        config.read_file(&path).unwrap();
-        assert_eq!(
-            (config.checkpoint_ms, config.arbiters_effective()),
-            (2000, 3)
-        );
-        let environment = |name: &str| match name {
-            "WATERWHEEL_CHECKPOINT_MS" => Some("100".to_owned()),
-            "WATERWHEEL_CRASH_AT" => Some("mid-flush:3".to_owned()),
-            _ => None,
-        };
-        config.read_environment(environment).unwrap();
-        assert_eq!((config.checkpoint_ms, config.arbiters), (100, 3));
-        assert_eq!(config.crash_at.as_deref(), Some("mid-flush:3"));
-        std::fs::write(&path, "arbiters=3\nnonsense\n").unwrap();
-        let refused = config.read_file(&path).unwrap_err().to_string();
-        assert!(
-            refused.ends_with(":2: expected `name = value`"),
-            "{refused}"
-        );
-    }
-
-    /// One contradiction at a time, each answered with the number that would do.
-    #[test]
-    fn contradictions_say_what_to_write_instead() {
-        type Bend = fn(&mut Config);
-        let cases: [(Bend, &str); 6] = [
-            (|config| config.cert = Some("server.pem".into()), "--key"),
-            (
-                |config| config.flush_bytes_max = 1 << 20,
-                "at least 1114112",
-            ),
-            (
-                |config| config.segment_bytes = 16 << 20,
-                "at least 25264128",
-            ),
-            (|config| config.segment_bytes += 1, "a multiple of 4096"),
-            (
-                |config| config.admission_bytes = 4096,
-                "admission_bytes must let",
-            ),
-            (
-                |config| config.admission_bytes = 1 << 30,
-                "memory_bytes of at least 1543503872",
-            ),
-        ];
-        for (bend, expected) in cases {
-            let mut config = Config::default();
-            bend(&mut config);
-            let refused = config.check().unwrap_err().to_string();
-            assert!(refused.contains(expected), "{refused}");
-        }
-        let bent = Config {
-            connections_max: 0,
-            ..Config::default()
-        };
-        assert!(matches!(bent.check(), Err(ConfigError::Bounds { .. })));
-    }
-}
+mod tests;

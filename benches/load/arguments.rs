@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use super::Outcome;
-use super::scenario::{self, Scenario};
+use super::scenario::{self, Family, Scenario};
 
 /// How often a measurement is repeated at full size, unless told.
 const RUNS: usize = 3;
@@ -14,7 +14,7 @@ const RUNS: usize = 3;
 #[derive(Debug, Parser)]
 #[command(name = "load")]
 pub(crate) struct Arguments {
-    /// Scenario names, or `goals core`; nothing lists the scenarios.
+    /// Scenario names, or `goals core`, `goals timers`; nothing lists the scenarios.
     names: Vec<String>,
     /// Where to write the figures: a list of {scenario, name, value, unit, goal, held}.
     #[arg(long, value_name = "FILE")]
@@ -37,9 +37,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Asked {
     /// The list of scenarios.
     Nothing,
-    /// Every scenario, judged.
-    Goals,
-    /// These.
+    /// These, in their order.
     Named(Vec<&'static Scenario>),
 }
 
@@ -60,8 +58,18 @@ impl Arguments {
         let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
         match names.as_slice() {
             [] => Ok(Asked::Nothing),
-            ["goals", "core"] => Ok(Asked::Goals),
-            ["goals", ..] => Err("the goals known here are those of the core: goals core".into()),
+            ["goals", name] => Family::ALL
+                .into_iter()
+                .find(|family| family.name() == *name)
+                .map(|family| {
+                    let all = scenario::ALL.iter();
+                    Asked::Named(all.filter(|scenario| scenario.family == family).collect())
+                })
+                .ok_or_else(|| {
+                    let known = Family::ALL.map(Family::name).join(", ");
+                    format!("there are goals of: {known}; not of {name}").into()
+                }),
+            ["goals", ..] => Err("goals of what? goals core".into()),
             names => names
                 .iter()
                 .map(|name| {

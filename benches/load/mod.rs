@@ -1,6 +1,6 @@
 //! The harness, from the command line to the exit code.
 //!
-//! In: scenario names, or `goals core`. Out: a table on stdout, progress on stderr, JSON if asked.
+//! In: scenario names, or `goals FAMILY`. Out: a table on stdout, progress on stderr, JSON if asked.
 //!
 //! - H1 A figure that could not be measured is not held.
 //! - H2 A goal is judged by the median of its runs; the spread is printed beside it.
@@ -104,7 +104,6 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
             print(&scenario::catalogue())?;
             return Ok(true);
         }
-        Asked::Goals => scenario::ALL.iter().collect(),
         Asked::Named(chosen) => chosen,
     };
     let scratch = tempfile::Builder::new()

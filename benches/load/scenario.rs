@@ -14,26 +14,52 @@ use super::{Bench, Outcome, ceilings, say};
 /// How many runs a goal is judged by at least (H2).
 const RUNS_MIN: usize = 3;
 
+/// What scenarios are judged together: `goals FAMILY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// The durable core.
+    Core,
+    /// Delayed and timer messages.
+    Timers,
+}
+
+impl Family {
+    /// Every family.
+    pub(crate) const ALL: [Self; 2] = [Self::Core, Self::Timers];
+
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Core => "core",
+            Self::Timers => "timers",
+        }
+    }
+}
+
 /// One scenario.
 #[derive(Debug)]
 pub(crate) struct Scenario {
     /// Its name on the command line.
     pub(crate) name: &'static str,
+    /// With which others it is judged.
+    pub(crate) family: Family,
     about: &'static str,
     goals: &'static [Goal],
     perform: fn(&Bench, &mut Samples) -> Outcome<()>,
 }
 
-/// Every scenario, in the order of `goals core`.
+/// Every scenario, in the order of `goals FAMILY`.
 pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "ceilings",
+        family: Family::Core,
         about: "raw quinn and the raw disk, no broker",
         goals: &[],
         perform: ceilings::measure,
     },
     Scenario {
         name: "produce-durable",
+        family: Family::Core,
         about: "8 producers, 100 kB batches, durable, beside the raw transport",
         goals: &[
             Goal::at_least("share of the raw transport", 0.6),
@@ -43,30 +69,35 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "produce-one-in-flight",
+        family: Family::Core,
         about: "one durable record at a time, beside a round trip and a synced write",
         goals: &[Goal::at_most("p50 over (round trip + synced write)", 1.5)],
         perform: produce::one_in_flight,
     },
     Scenario {
         name: "produce-singles",
+        family: Family::Core,
         about: "4 producers, records one by one, gathered for at most 5 ms",
         goals: &[Goal::at_least("records a second, flat out", 400_000.0)],
         perform: produce::singles,
     },
     Scenario {
         name: "backlog-read",
+        family: Family::Core,
         about: "20 times the cache, after a restart, 8 readers, beside the raw transport",
         goals: &[Goal::at_least("share of the raw transport", 0.7)],
         perform: read::backlog,
     },
     Scenario {
         name: "push-latency",
+        family: Family::Core,
         about: "10 000 records a second, open loop, produced and read live",
         goals: &[Goal::at_most("end to end over produce, p50", 1.3)],
         perform: read::push,
     },
     Scenario {
         name: "idle",
+        family: Family::Core,
         about: "memory of an idle broker, CPU of 100 idle readers",
         goals: &[
             Goal::at_most("RSS, idle", 60.0),
@@ -76,6 +107,7 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "topic-10k",
+        family: Family::Core,
         about: "10 000 partitions, each written once: memory and restart",
         goals: &[
             Goal::at_most("RSS, each partition written once", 500.0),
@@ -85,6 +117,7 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "fresh-start",
+        family: Family::Core,
         about: "exec to listening on an empty directory, and its size",
         goals: &[
             Goal::at_most("exec to listening", 1.0),
@@ -94,6 +127,7 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "recover-10gb",
+        family: Family::Core,
         about: "10 GB in the log: serving after kill -9, and with the views gone",
         goals: &[
             Goal::at_most("serving after kill -9", 3.0),
@@ -103,12 +137,14 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "reconnect-storm",
+        family: Family::Core,
         about: "100 clients, kill -9, restart: listening to the first new acknowledgement",
         goals: &[Goal::at_most("listening to first new ack, p99", 1_000.0)],
         perform: restart::storm,
     },
     Scenario {
         name: "budget",
+        family: Family::Core,
         about: "512 MB: flat-out producers, stalled readers, silence, 4-GiB frames",
         goals: &[
             Goal::at_most("flat out: RSS", 512.0),
@@ -138,7 +174,7 @@ impl Scenario {
 /// The list for whoever named none.
 pub(crate) fn catalogue() -> String {
     let mut text = String::from(
-        "cargo bench --bench load -- SCENARIO... | goals core [--json FILE] [--quick] [--runs N]\n\n",
+        "cargo bench --bench load -- SCENARIO... | goals core|timers [--json FILE] [--quick] [--runs N]\n\n",
     );
     for scenario in ALL {
         let _ = writeln!(text, "  {:<22} {}", scenario.name, scenario.about);

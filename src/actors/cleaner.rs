@@ -14,7 +14,8 @@ use actix::{
 };
 
 use super::commit::{CommitActor, Recycle};
-use super::directory::{DirectoryActor, RestateOwner, RetainAll};
+use super::directory::{DirectoryActor, InspectOwner, RestateOwner, RetainAll};
+use super::partition::Inspect;
 use super::stats::ActorStats;
 use super::vigil::Watched;
 use super::{Clock, Link};
@@ -38,6 +39,8 @@ pub struct CleanerActor {
     every: Duration,
     /// Owners asked that have not restated yet; all may be asked again when retention is looked at.
     asked: HashSet<OwnerId>,
+    /// Owners asked about a segment, likewise.
+    inspecting: HashSet<(SegmentNumber, OwnerId)>,
     recycling: HashSet<SegmentNumber>,
     found: Found,
     _watched: Option<Watched>,
@@ -86,6 +89,7 @@ impl CleanerActor {
             clock,
             every,
             asked: HashSet::new(),
+            inspecting: HashSet::new(),
             recycling: HashSet::new(),
             found,
             _watched: None,
@@ -121,6 +125,17 @@ impl CleanerActor {
                 Step::Restate(owner) => {
                     if self.asked.len() < RESTATE_AT_ONCE && self.asked.insert(owner) {
                         directory.tell(RestateOwner { owner });
+                    }
+                }
+                Step::Inspect(segment, owner) => {
+                    if self.inspecting.len() < RESTATE_AT_ONCE
+                        && self.inspecting.insert((segment, owner))
+                    {
+                        let (from, end) = self.reader.identity().bounds(segment);
+                        directory.tell(InspectOwner {
+                            owner,
+                            inspect: Inspect { segment, from, end },
+                        });
                     }
                 }
             }
@@ -174,6 +189,7 @@ impl Actor for CleanerActor {
                 });
             }
             actor.asked.clear();
+            actor.inspecting.clear();
             actor.recycling.clear();
             actor.step();
         });
@@ -251,6 +267,34 @@ impl Handler<Trimmed> for CleanerActor {
         self.stats.handled();
         // Looked at with the next mark or tick: a thousand partitions may be trimmed at once.
         self.ledger.trimmed(message.owner, message.start);
+    }
+}
+
+/// An owner was asked about a segment.
+#[derive(Debug, Clone, Copy)]
+pub struct Inspected {
+    /// The owner.
+    pub owner: OwnerId,
+    /// The segment.
+    pub segment: SegmentNumber,
+    /// Whether it needs something it stored there unpublished.
+    pub needed: bool,
+}
+
+impl Message for Inspected {
+    type Result = ();
+}
+
+impl Handler<Inspected> for CleanerActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Inspected, _: &mut Self::Context) {
+        self.stats.handled();
+        // Asked again when retention is looked at, where it still needs something.
+        if !message.needed {
+            self.ledger.released(message.segment, message.owner);
+            self.step();
+        }
     }
 }
 

@@ -31,10 +31,6 @@ use crate::log::{Log, LogError, Recycled, Room, SegmentNumber as Segment, TailCa
 /// then be told from a torn write.
 const IDLE_CLOSE: Duration = Duration::from_millis(50);
 
-/// What one flush takes where more waits, in bytes, but for a single larger run: a lone record waits for
-/// the flush under way and for its own, so neither may be long. The disk is at its best from 1 MB on.
-const TURN_BYTES: u32 = 2 << 20;
-
 /// Whoever waits for a run, and the memory admitted for it, which is given back when the bytes have left
 /// the queue.
 #[derive(Debug)]
@@ -170,8 +166,7 @@ impl CommitActor {
     fn flush(&mut self) {
         let mut refused = Vec::new();
         let wall = self.clock.now().wall;
-        let capacity = self.log.append_capacity().min(TURN_BYTES);
-        let room = self.room();
+        let (capacity, room) = (self.log.append_capacity(), self.room());
         if let Some(plan) = self.machine.plan(wall, capacity, room, &mut refused) {
             self.write(plan);
         }

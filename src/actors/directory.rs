@@ -13,7 +13,7 @@ use actix_rt::ArbiterHandle;
 use super::checkpoint::{Gone, RowsWritten};
 use super::commit::{Forget, Persist, Ticket};
 use super::load::{self, Begins};
-use super::partition::{Dismiss, PartitionActor, Retain};
+use super::partition::{Dismiss, Inspect, PartitionActor, Retain};
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::store::Write;
@@ -435,6 +435,30 @@ impl Handler<RestateOwner> for DirectoryActor {
             self.perform(vec![effect]);
         } else if let Some(link) = self.start_owner(message.owner, ctx) {
             link.tell(Restate);
+        }
+    }
+}
+
+/// Have an owner say whether it needs what it stored in a segment.
+#[derive(Debug, Clone, Copy)]
+pub struct InspectOwner {
+    /// The owner.
+    pub owner: OwnerId,
+    /// The question.
+    pub inspect: Inspect,
+}
+
+impl Message for InspectOwner {
+    type Result = ();
+}
+
+impl Handler<InspectOwner> for DirectoryActor {
+    type Result = ();
+
+    fn handle(&mut self, message: InspectOwner, ctx: &mut Self::Context) {
+        self.stats.handled();
+        if let Some(link) = self.start_owner(message.owner, ctx) {
+            link.tell(message.inspect);
         }
     }
 }

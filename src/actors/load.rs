@@ -11,9 +11,9 @@ use super::commit::{self, Begin};
 use super::store::{LoadOwner, OwnerRows};
 use super::{House, OwnerLink};
 use crate::domain::entry::{AppliedEntry, Author};
-use crate::domain::id::{Offset, OwnerId, ProducerId};
+use crate::domain::id::{Offset, OwnerId, ProducerId, RecordNumber};
 use crate::domain::partition::rows::RowId;
-use crate::domain::partition::{Limits, Partition};
+use crate::domain::partition::{Effect, Limits, Partition};
 use crate::log::Scanned;
 use crate::store::{Row, Tree, layout};
 
@@ -26,17 +26,18 @@ pub async fn partition(
     owner: OwnerId,
     limits: Limits,
     link: OwnerLink,
-) -> Result<(Partition, Author), String> {
+) -> Result<(Partition, Author, Vec<Effect>), String> {
     let life = begin(&house, owner, link).await?;
     let OwnerRows { rows, mark } = rows(&house, Tree::Partition, owner).await?;
     let mut machine = partition_from_rows(limits, &rows).ok_or_else(|| {
         "a row of its view does not read; restart the broker to rebuild".to_owned()
     })?;
+    let mut effects = Vec::new();
     if machine.head().sequence < life.counters.sequence {
+        machine.begun(&mut effects);
         let reader = house.reader.clone();
         // Reading the log blocks: not on an arbiter.
         let folded = tokio::task::spawn_blocking(move || {
-            let mut effects = Vec::new();
             for scanned in reader.scan(mark, Some(life.end)) {
                 if let Scanned::Entry {
                     header,
@@ -58,9 +59,9 @@ pub async fn partition(
                     );
                 }
             }
-            machine
+            (machine, effects)
         });
-        machine = folded.await.map_err(|error| error.to_string())?;
+        (machine, effects) = folded.await.map_err(|error| error.to_string())?;
         if machine.head().sequence < life.counters.sequence {
             return Err(format!(
                 "the log is damaged where its last entries lie: {} of {} could be folded",
@@ -69,7 +70,7 @@ pub async fn partition(
             ));
         }
     }
-    Ok((machine, life.author))
+    Ok((machine, life.author, effects))
 }
 
 /// Builds a partition from rows of the views.
@@ -80,6 +81,9 @@ pub fn partition_from_rows(limits: Limits, rows: &[Row]) -> Option<Partition> {
             layout::HEAD => RowId::Head,
             layout::PARTITION_INDEX_RUN => RowId::Run(Offset(row.id)),
             layout::PARTITION_PRODUCER => RowId::Producer(ProducerId(row.id)),
+            layout::PARTITION_CHUNK => RowId::Chunk(row.id),
+            layout::PARTITION_BODIES => RowId::Bodies(RecordNumber(row.id)),
+            layout::PARTITION_OPEN => RowId::Open(RecordNumber(row.id)),
             _ => return None,
         };
         Some((id, &*row.payload))

@@ -35,7 +35,8 @@ use self::vigil::Vigil;
 use self::wheel::{AlarmEvent, Wheel};
 use crate::domain::alarm::AlarmClock;
 use crate::domain::entry::AppliedEntry;
-use crate::domain::id::{Incarnation, OwnerId};
+use crate::domain::id::{Incarnation, OwnerId, TopicId};
+use crate::domain::partition::TimerLimits;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, Now, WallMs};
 use crate::log::{LogReader, TailCache};
@@ -196,6 +197,8 @@ pub struct House {
     pub registry: Registry,
     /// The clocks.
     pub clock: Clock,
+    /// Bounds of delayed records, by topic.
+    pub timer_limits: TopicTimers,
     /// Settings the actors need.
     pub settings: Settings,
     /// Whether those that are not re-created live.
@@ -208,11 +211,62 @@ impl std::fmt::Debug for House {
     }
 }
 
+/// Bounds of delayed records by topic, for whoever stores some: the directory keeps them up to date.
+#[derive(Debug, Clone, Default)]
+pub struct TopicTimers {
+    broker: TimerLimits,
+    topics: Arc<std::sync::RwLock<std::collections::HashMap<TopicId, TimerLimits>>>,
+}
+
+impl TopicTimers {
+    /// The broker's own bounds, which hold for every topic.
+    #[must_use]
+    pub fn new(broker: TimerLimits) -> Self {
+        Self {
+            broker,
+            ..Self::default()
+        }
+    }
+
+    /// A topic's bounds; those of the broker hold beside them.
+    pub fn set(&self, topic: TopicId, limits: TimerLimits) {
+        let mut topics = self
+            .topics
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if limits == TimerLimits::default() {
+            topics.remove(&topic);
+        } else {
+            topics.insert(topic, limits);
+        }
+    }
+
+    /// What holds in a topic.
+    #[must_use]
+    pub fn of(&self, topic: TopicId) -> TimerLimits {
+        let topics = self
+            .topics
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let own = topics.get(&topic).copied().unwrap_or_default();
+        let least = |one: Option<u64>, other: Option<u64>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        TimerLimits {
+            pending_max: least(own.pending_max, self.broker.pending_max),
+            delay_max_ms: least(own.delay_max_ms, self.broker.delay_max_ms),
+        }
+    }
+}
+
 /// Settings the actors need; see the configuration for meaning and bounds.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Producers a partition keeps state for.
     pub producers_per_partition_max: u32,
+    /// A snapshot larger than this does not fit a flush of the log.
+    pub snapshot_bytes_max: u64,
     /// How long an unused producer's state is kept.
     pub producer_state_ms: u64,
     /// Messages a partition's mailbox takes from those that ask.

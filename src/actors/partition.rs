@@ -3,6 +3,8 @@
 //! Its rows and the log behind them are folded before it takes a message; a panic in a handler ends it,
 //! and the directory makes another from rows and log, never from old memory.
 
+mod timers;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -11,6 +13,7 @@ use actix::{
     Message, WrapFuture,
 };
 
+pub use self::timers::{AskTimer, AskTimers, BodiesLoaded, Inspect};
 use super::admission::Permit;
 use super::checkpoint::RowsWritten;
 use super::cleaner::Trimmed;
@@ -19,9 +22,10 @@ use super::directory::DirectoryActor;
 use super::load;
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
-use super::store::{LoadRun, Write};
-use super::wheel::{AlarmEvent, Returned};
+use super::store::{LoadBodies, LoadRun, Write};
+use super::wheel::{Arm, Returned};
 use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows};
+use crate::domain::alarm::AlarmClock;
 use crate::domain::body::Body;
 use crate::domain::commit::{Need, Receipt};
 use crate::domain::entry::{Author, Draft, EntryKind, PayloadFacts};
@@ -78,9 +82,7 @@ impl PartitionActor {
         directory: Link<DirectoryActor>,
         stats: Arc<ActorStats>,
     ) -> Self {
-        let limits = Limits {
-            producers_max: house.settings.producers_per_partition_max,
-        };
+        let limits = limits(&house);
         Self {
             owner,
             id,
@@ -109,18 +111,25 @@ impl PartitionActor {
 
     fn begin(&mut self, ctx: &mut Context<Self>) {
         self.author = None;
-        let limits = Limits {
-            producers_max: self.house.settings.producers_per_partition_max,
-        };
+        let limits = limits(&self.house);
         let link = OwnerLink::Partition(self.link(ctx));
         // Nothing else is taken from the mailbox until this is done.
         load::partition(self.house.clone(), self.owner, limits, link)
             .into_actor(self)
             .map(|loaded, actor, ctx| match loaded {
-                Ok((machine, author)) => {
+                Ok((machine, author, effects)) => {
                     actor.machine = machine;
                     actor.author = Some(author);
                     actor.tell_trimmed();
+                    let link = OwnerLink::Partition(actor.link(ctx));
+                    actor.house.wheel.enter(actor.owner, link);
+                    // What the fold armed was perhaps never handed over by the life before.
+                    let mut effects: Vec<Effect> = effects
+                        .into_iter()
+                        .filter(|effect| matches!(effect, Effect::Arm { .. }))
+                        .collect();
+                    actor.machine.begun(&mut effects);
+                    actor.perform(effects, ctx);
                 }
                 Err(why) => {
                     tracing::error!(
@@ -147,7 +156,44 @@ impl PartitionActor {
     fn perform(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
         for effect in effects {
             match effect {
-                Effect::Persist { token, drafts } => self.persist(token, drafts),
+                Effect::Persist {
+                    token,
+                    drafts,
+                    tied,
+                } => self.persist(token, drafts, tied),
+                Effect::Timer(token, answer) => self.answer(token, Answer::Timer(answer)),
+                Effect::Arm {
+                    mut alarms,
+                    position,
+                } => {
+                    for alarm in &mut alarms {
+                        alarm.owner = self.owner;
+                    }
+                    let owner = self.owner;
+                    let arm = Arm {
+                        owner,
+                        alarms,
+                        position,
+                    };
+                    self.house.wheel.arm(AlarmClock::Wall, arm);
+                }
+                Effect::Returned { batch, again_ms } => {
+                    let owner = self.owner;
+                    let returned = Returned {
+                        owner,
+                        batch,
+                        again_ms,
+                    };
+                    self.house.wheel.returned(AlarmClock::Wall, returned);
+                }
+                Effect::LoadBodies(first) => {
+                    let reply = self.link(ctx);
+                    self.house.store.tell(LoadBodies {
+                        owner: self.owner,
+                        first,
+                        reply,
+                    });
+                }
                 Effect::Accepted(token) => {
                     if let Some(pending) = self.pending.get(&token) {
                         pending.reply.accepted();
@@ -158,6 +204,9 @@ impl PartitionActor {
                         first_offset: stored.first_offset,
                         first_number: stored.first_number,
                         appended: stored.appended,
+                        wall: stored.appended,
+                        owner: self.owner,
+                        published: self.machine.was_published_at_once(stored.first_number),
                     };
                     self.answer(
                         token,
@@ -182,7 +231,7 @@ impl PartitionActor {
         }
     }
 
-    fn persist(&mut self, token: Option<Token>, drafts: Vec<Draft>) {
+    fn persist(&mut self, token: Option<Token>, drafts: Vec<Draft>, tied: Vec<(OwnerId, Draft)>) {
         let pending = token.and_then(|token| self.pending.remove(&token));
         let ticket = pending.map_or_else(
             || Ticket {
@@ -207,14 +256,18 @@ impl PartitionActor {
             return;
         };
         let payload = drafts.iter().any(|draft| draft.kind == EntryKind::Payload);
+        let publishes = drafts.iter().any(|draft| draft.kind == EntryKind::Publish);
         let need = if payload {
             Need::Payload
+        } else if publishes {
+            Need::Decision
         } else {
             Need::Housekeeping
         };
         let drafts = drafts
             .into_iter()
             .map(|draft| (self.owner, draft))
+            .chain(tied)
             .collect();
         self.house.commit.tell(Persist {
             author,
@@ -268,6 +321,8 @@ pub struct Append {
     pub facts: PayloadFacts,
     /// The sender wants to hear that it was accepted, before it is durable.
     pub tell_accepted: bool,
+    /// Entries of other owners that stand or fall with it.
+    pub tied: Vec<(OwnerId, Draft)>,
     /// Where answers go.
     pub reply: ReplyTo,
     /// The bytes admitted for it.
@@ -288,6 +343,7 @@ impl Handler<Append> for PartitionActor {
             count,
             facts,
             tell_accepted,
+            tied,
             reply,
             permit,
         } = message;
@@ -299,6 +355,9 @@ impl Handler<Append> for PartitionActor {
             count,
             facts,
             tell_accepted,
+            now: self.house.clock.now().wall,
+            timers: self.timer_limits(),
+            tied,
         };
         self.machine.append(append, &mut effects);
         self.perform(effects, ctx);
@@ -437,23 +496,6 @@ impl load::Begins for PartitionActor {
     }
 }
 
-impl Handler<AlarmEvent> for PartitionActor {
-    type Result = ();
-
-    fn handle(&mut self, message: AlarmEvent, _: &mut Self::Context) {
-        self.stats.handled();
-        // Nothing of this partition is pending yet: what comes due is settled.
-        if let AlarmEvent::Due { clock, batch, .. } = message {
-            let returned = Returned {
-                owner: self.owner,
-                batch,
-                again_ms: None,
-            };
-            self.house.wheel.returned(clock, returned);
-        }
-    }
-}
-
 /// A run of the index was read.
 #[derive(Debug)]
 pub struct RunLoaded {
@@ -494,6 +536,13 @@ impl Handler<WriteRows> for PartitionActor {
     }
 }
 
+fn limits(house: &House) -> Limits {
+    Limits {
+        producers_max: house.settings.producers_per_partition_max,
+        snapshot_bytes_max: house.settings.snapshot_bytes_max,
+    }
+}
+
 /// A partition's changed rows as the views take them.
 pub fn row_changes(owner: OwnerId, machine: &mut Partition) -> Vec<RowChange> {
     let (folded, changes) = machine.take_rows();
@@ -523,6 +572,21 @@ fn row_key(owner: OwnerId, id: rows::RowId) -> RowKey {
             owner,
             kind: layout::PARTITION_PRODUCER,
             id: id.0,
+        },
+        rows::RowId::Chunk(id) => RowKey {
+            owner,
+            kind: layout::PARTITION_CHUNK,
+            id,
+        },
+        rows::RowId::Bodies(first) => RowKey {
+            owner,
+            kind: layout::PARTITION_BODIES,
+            id: first.0,
+        },
+        rows::RowId::Open(first) => RowKey {
+            owner,
+            kind: layout::PARTITION_OPEN,
+            id: first.0,
         },
     }
 }
@@ -587,6 +651,7 @@ impl Handler<Dismiss> for PartitionActor {
     fn handle(&mut self, _: Dismiss, ctx: &mut Self::Context) {
         self.stats.handled();
         self.life.dismiss();
+        self.house.wheel.leave(self.owner);
         for (_, pending) in self.pending.drain() {
             pending.reply.refuse(Rejection::UnknownTopic);
         }

@@ -12,6 +12,7 @@ use super::partition::PartitionActor;
 use crate::domain::commit::Receipt;
 use crate::domain::group::command;
 use crate::domain::id::{OwnerId, ProducerId};
+use crate::domain::partition::delayed::TimerAnswer;
 use crate::domain::partition::{Bounds, ReadAnswer};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Topic;
@@ -39,6 +40,8 @@ pub enum Answer {
     Topics(Vec<Topic>, Vec<String>),
     /// A producer id.
     Producer(ProducerId),
+    /// About delayed records.
+    Timer(TimerAnswer),
     /// The actor of a partition lane.
     Partition(OwnerId, Link<PartitionActor>),
     /// The actor of a consumer group.

@@ -13,11 +13,11 @@ use tokio::sync::oneshot;
 
 use super::Link;
 use super::checkpoint::{CheckpointActor, Marked};
-use super::partition::{PartitionActor, RunLoaded};
+use super::partition::{BodiesLoaded, PartitionActor, RunLoaded};
 use super::stats::ActorStats;
 use super::vigil::Watched;
 use super::wheel::LevelLink;
-use crate::domain::id::{LogPosition, Offset, OwnerId};
+use crate::domain::id::{LogPosition, Offset, OwnerId, RecordNumber};
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::partition::rows::decode_run;
 use crate::domain::rejection::Rejection;
@@ -232,6 +232,44 @@ impl Handler<LoadRun> for StoreActor {
     }
 }
 
+/// Read a row of a partition's stored bodies.
+#[derive(Debug)]
+pub struct LoadBodies {
+    /// The partition.
+    pub owner: OwnerId,
+    /// The row.
+    pub first: RecordNumber,
+    /// Where it goes.
+    pub reply: Link<PartitionActor>,
+}
+
+impl Message for LoadBodies {
+    type Result = ();
+}
+
+impl Handler<LoadBodies> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, message: LoadBodies, _: &mut Self::Context) {
+        self.stats.handled();
+        let key = RowKey {
+            owner: message.owner,
+            kind: layout::PARTITION_BODIES,
+            id: message.first.0,
+        };
+        let row = match self.views.row(Tree::Partition, key) {
+            Ok(row) => Ok(row.map(|row| row.payload.to_vec()).unwrap_or_default()),
+            Err(error) => Err(Rejection::Damaged(format!(
+                "the view of this partition ({error}); restart the broker to rebuild it"
+            ))),
+        };
+        message.reply.tell(BodiesLoaded {
+            first: message.first,
+            row,
+        });
+    }
+}
+
 /// Write rows of one owner.
 #[derive(Debug)]
 pub struct Write(pub Vec<RowChange>);
@@ -409,6 +447,7 @@ mod tests {
             length: 1,
             appended: WallMs(0),
             tags: 0,
+            reference: None,
         }]
     }
 

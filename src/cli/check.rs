@@ -242,6 +242,7 @@ fn check_views(dir: &Path, log: &Inspected, json: bool) -> Result<u64, CliError>
     }
     let limits = Limits {
         producers_max: u32::MAX,
+        ..Limits::default()
     };
     let fold = |views: &Path| {
         let crash = CrashPoints::default();

@@ -1,12 +1,15 @@
 //! Which broker a command talks to, and whom it trusts: the arguments every client command shares.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use super::duration::parse_duration;
 use super::exit::CliError;
 use crate::client::Client;
 
-/// `--server` and `--ca`.
+/// Where the broker is, whom this side trusts, and what it shows.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Connection")]
 pub struct Connect {
     /// The broker, as HOST:PORT.
     #[arg(
@@ -26,6 +29,35 @@ pub struct Connect {
         default_value = "waterwheel-data/tls/ca.pem"
     )]
     pub ca: PathBuf,
+    /// This client's certificate (PEM), for a broker that asks for one.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WATERWHEEL_CLIENT_CERT",
+        requires = "key"
+    )]
+    pub cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WATERWHEEL_CLIENT_KEY",
+        requires = "cert"
+    )]
+    pub key: Option<PathBuf>,
+    /// The name the broker's certificate bears, where it is not the host of --server.
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "WATERWHEEL_SERVER_NAME"
+    )]
+    pub server_name: Option<String>,
+    /// How long connecting, and each request, may take.
+    #[arg(long, global = true, value_name = "SPAN", default_value = "10s", value_parser = parse_duration)]
+    pub patience: Duration,
 }
 
 impl Connect {
@@ -34,7 +66,16 @@ impl Connect {
     /// # Errors
     /// [`CliError`]: nobody answers, the two do not trust each other, or the broker refuses.
     pub async fn client(&self) -> Result<Client, CliError> {
-        Ok(Client::connect(&self.server).ca(&self.ca).await?)
+        let mut connect = Client::connect(&self.server)
+            .ca(&self.ca)
+            .timeout(self.patience);
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            connect = connect.identity(cert, key);
+        }
+        if let Some(name) = &self.server_name {
+            connect = connect.server_name(name);
+        }
+        Ok(connect.await?)
     }
 }
 
@@ -62,6 +103,10 @@ mod tests {
         let connect = Connect {
             server: "127.0.0.1:7411".to_owned(),
             ca: directory.path().join("ca.pem"),
+            cert: None,
+            key: None,
+            server_name: None,
+            patience: Duration::from_secs(10),
         };
         let error = connect.client().await.unwrap_err();
         assert_eq!(error.exit_code(), 3);

@@ -41,6 +41,18 @@ pub struct Arguments {
     /// What is printed of a record.
     #[arg(long, value_enum, default_value_t = Format::Value)]
     pub format: Format,
+    /// The same as --format json.
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+}
+
+impl Arguments {
+    fn printed(&self) -> Format {
+        match self.json {
+            true => Format::Json,
+            false => self.format,
+        }
+    }
 }
 
 /// `--format`.
@@ -100,7 +112,7 @@ fn at_or_after_ms(timestamp: jiff::Timestamp) -> i64 {
 /// [`CliError`]: no broker, no such topic, partition or offset, or stdout cannot be written.
 pub async fn run(arguments: Arguments, connect: &Connect) -> Result<Outcome, CliError> {
     let client = connect.client().await?;
-    let mut printer = Printer::new(Output::stdout(), arguments.format, arguments.max);
+    let mut printer = Printer::new(Output::stdout(), arguments.printed(), arguments.max);
     let read = read_all(&arguments, &client, &mut printer).await;
     // What came before an error is printed all the same.
     printer.finish().await?;

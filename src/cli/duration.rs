@@ -7,20 +7,7 @@ use std::time::Duration;
 /// # Errors
 /// What to write instead.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no span of time; write e.g. 250ms, 120s, 5m, 2h or 7d");
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at_checked(digits).ok_or_else(wrong)?;
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let unit_ms: u64 = match unit {
-        "ms" => 1,
-        "" | "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
-    };
-    let ms = number.checked_mul(unit_ms).ok_or_else(wrong)?;
-    Ok(Duration::from_millis(ms))
+    crate::config::human::parse_span(text, 1000)
 }
 
 #[cfg(test)]

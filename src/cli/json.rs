@@ -29,6 +29,10 @@ struct Printed<'a> {
     partition: u32,
     offset: u64,
     time_ms: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due_ms: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fired_ms: Option<i64>,
     id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Option<&'a str>>,
@@ -76,6 +80,8 @@ pub fn write_delivery(delivery: &Delivery, out: &mut Vec<u8>) {
         partition: delivery.partition,
         offset: delivery.offset,
         time_ms: delivery.time_ms,
+        due_ms: delivery.due_ms,
+        fired_ms: delivery.fired_ms,
         id: delivery.id.to_string(),
         key,
         key_base64,
@@ -207,6 +213,8 @@ pub(crate) mod tests {
             partition: 3,
             offset: 42,
             time_ms: 1_700_000_000_123,
+            due_ms: None,
+            fired_ms: None,
             timestamp_ms: 5,
             id: record.id.unwrap_or_default(),
             key: record.key.clone(),

@@ -11,11 +11,15 @@ pub mod json;
 pub mod output;
 pub mod produce;
 
+mod certs;
 mod check;
 mod demo;
+mod manual;
+mod notify;
 mod scratch;
 mod serve;
 mod status;
+mod table;
 mod topic;
 
 use std::io::{self, Write};
@@ -62,7 +66,10 @@ enum Command {
     },
     Status(status::Arguments),
     Check(check::Arguments),
+    Certs(certs::Arguments),
     Demo(demo::Arguments),
+    Completions(manual::Completions),
+    Man(manual::Man),
 }
 
 /// Runs the command line of this process and says how it went.
@@ -79,12 +86,15 @@ pub fn run() -> ExitCode {
         }
         Command::Status(arguments) => on_a_runtime(status::run(arguments)),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Certs(arguments) => certs::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
     };
     ExitCode::from(match outcome {
         Ok(outcome) => outcome.exit_code(),
         Err(error) => {
-            say(format_args!("waterwheel: {error}"));
+            say(format_args!("{} {error}", output::alarming("waterwheel:")));
             error.exit_code()
         }
     })

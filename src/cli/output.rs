@@ -4,7 +4,7 @@
 //! all, holds back who produces the chunks and nothing else. At most `CHUNKS_MAX` wait.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::thread;
 
 use tokio::sync::{mpsc, oneshot};
@@ -77,6 +77,22 @@ impl Output {
 /// Says a line on stderr; a stderr that is gone is nobody's loss.
 pub fn say(line: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Whether stderr shows colours: on a terminal, unless `NO_COLOR` is set to anything.
+#[must_use]
+pub fn in_colour() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stderr().is_terminal() && !refused
+}
+
+/// A word of stderr that is to be seen first: red where there are colours.
+#[must_use]
+pub fn alarming(word: &str) -> String {
+    match in_colour() {
+        true => format!("\x1b[1;31m{word}\x1b[0m"),
+        false => word.to_owned(),
+    }
 }
 
 #[cfg(test)]

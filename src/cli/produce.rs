@@ -29,7 +29,8 @@ use super::exit::{CliError, Outcome};
 use super::framing::separator::parse_separator;
 use super::framing::{Framing, Splitter};
 use super::output::{Output, say};
-use crate::client::{self, Client, Pending, Producer, SendError};
+use super::print_json;
+use crate::client::{self, AdminError, Client, Code, Pending, Producer, SendError, TopicConfig};
 use crate::domain::record::Text;
 use feed::{Dress, Feed, FeedError};
 use ledger::Ledger;
@@ -77,6 +78,15 @@ pub struct Arguments {
     /// Print a JSON line for every record that is acknowledged, in the input's order.
     #[arg(long)]
     pub receipts: bool,
+    /// Make the topic first if it is not there, with --partitions partitions.
+    #[arg(long)]
+    pub create: bool,
+    /// With --create: how many partitions a topic that is made has.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "create")]
+    pub partitions: u32,
+    /// Print the summary as one JSON object, on stdout, after the receipts if there are any.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `--framing`.
@@ -215,6 +225,9 @@ pub async fn run(arguments: Arguments, connect: &Connect) -> Result<Outcome, Cli
     let limit = usize::try_from(client.broker().limits.batch_bytes_max).unwrap_or(usize::MAX);
     let splitter = Splitter::new(framing, limit);
     let unit = splitter.unit();
+    if arguments.create {
+        create(&client, &arguments.topic, arguments.partitions).await?;
+    }
     let producer = arguments.producer(&client).await?;
     let topic = producer.topic().to_owned();
     let ledger = Ledger::new(arguments.receipts.then_some(topic.as_str()))
@@ -230,8 +243,12 @@ pub async fn run(arguments: Arguments, connect: &Connect) -> Result<Outcome, Cli
     let began = Instant::now();
     let fed = sending.send_all().await;
     sending.bar.finish();
-    say(sending.ledger.summary(began));
+    let summary = sending.ledger.summary(began);
     let outcome = sending.conclude(fed).await;
+    match arguments.json {
+        true => print_json(&summary)?,
+        false => say(summary),
+    }
     if outcome.is_ok() {
         // At level memory the broker may still have to make the last records durable.
         producer.close().await.map_err(|error| {
@@ -240,6 +257,18 @@ pub async fn run(arguments: Arguments, connect: &Connect) -> Result<Outcome, Cli
         })?;
     }
     outcome
+}
+
+/// Makes the topic if it is not there; one that is there is as it is.
+async fn create(client: &Client, topic: &str, partitions: u32) -> Result<(), CliError> {
+    match client
+        .create_topic(topic, TopicConfig::new(partitions))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(AdminError::Refused(refusal)) if refusal.code == Code::TopicExists => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// How reading the input ended; nothing where it did not.

@@ -1,17 +1,25 @@
 //! `waterwheel status`: how the broker is.
 //!
 //! With `--json` one object: `version`, `uptime_ms`, `connections`, `log_bytes`, `segments`,
-//! `bytes_in_flight`, `sealed` (why, or null), `ready`, `failed` (which
-//! standing actor, if one did); with `--actors` then one object per actor:
+//! `bytes_in_flight`, `sealed` (why, or null), `ready`, `cluster`, `failed` (which standing actor, only if
+//! one did); with `--actors` then one object per actor:
 //! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`; of levels of
 //! the timing wheel also `wake_ups`, `overflow_up` and `cascade_down`, where they are not zero.
+
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::connect::Connect;
+use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
+use super::table::Table;
 use super::{print, print_json};
-use crate::client::{ActorInfo, StatusOk};
+use crate::client::{ActorInfo, BrokerStatus, StatusOk};
+use crate::config::human::{rough_bytes, rough_span};
+
+/// How long to wait between two looks at a broker that is not ready.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Show how the broker is. Exit code 1 if its log is sealed or a standing actor failed.
 #[derive(Debug, clap::Args)]
@@ -19,6 +27,13 @@ pub(super) struct Arguments {
     /// One line per actor too.
     #[arg(long)]
     actors: bool,
+    /// Say `ready` and nothing else where the broker takes and serves records; exit code 1 where it does
+    /// not, 3 where nobody answers. For probes.
+    #[arg(long, conflicts_with = "actors")]
+    ready: bool,
+    /// Wait so long for the broker to be reached and ready, e.g. 30s.
+    #[arg(long, value_name = "SPAN", value_parser = parse_duration)]
+    wait: Option<Duration>,
     /// Print JSON, one object per line.
     #[arg(long)]
     json: bool,
@@ -27,29 +42,46 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
-    let client = arguments.connect.client().await?;
-    let status = client.status(arguments.actors).await?;
+    let deadline = arguments.wait.map(|span| Instant::now() + span);
+    let (status, cluster) = loop {
+        let asked = ask(&arguments).await;
+        let is_late = deadline.is_none_or(|deadline| Instant::now() >= deadline);
+        match asked {
+            Ok(answer) if is_late || is_ready(&answer.0.broker) => break answer,
+            Err(error @ CliError::Unreachable(_)) if is_late => return Err(error),
+            Ok(_) | Err(CliError::Unreachable(_)) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(error) => return Err(error),
+        }
+    };
+    let is_ready = is_ready(&status.broker);
     if arguments.json {
-        print_json(&BrokerLine::from(&status.broker))?;
+        print_json(&BrokerLine::new(&status.broker, &cluster))?;
         for actor in &status.actors {
             print_json(actor)?;
         }
+    } else if arguments.ready {
+        print(state(&status.broker))?;
     } else {
-        print(text(&status.broker))?;
-        if arguments.actors {
-            print(format_args!(
-                "{:<12} {:>8} {:>8} {:>6} {:>12} {:>8} {:>8}  name",
-                "actor", "id", "mailbox", "depth", "handled", "restarts", "rows"
-            ))?;
-        }
-        for actor in &status.actors {
-            print(actor_text(actor))?;
-        }
+        print(text(&status.broker, &cluster))?;
+        actors(&status.actors).print()?;
     }
-    Ok(match (&status.broker.sealed, &status.broker.failed) {
-        (None, None) => Outcome::Done,
-        (Some(_), _) | (_, Some(_)) => Outcome::No,
+    let asks_for_readiness = arguments.ready || arguments.wait.is_some();
+    let is_broken = status.broker.sealed.is_some() || status.broker.failed.is_some();
+    Ok(match (is_broken, is_ready) {
+        (false, true) => Outcome::Done,
+        (false, false) if !asks_for_readiness => Outcome::Done,
+        (false, false) | (true, _) => Outcome::No,
     })
+}
+
+async fn ask(arguments: &Arguments) -> Result<(BrokerStatus, String), CliError> {
+    let client = arguments.connect.client().await?;
+    let cluster = client.broker().cluster.to_string();
+    Ok((client.status(arguments.actors).await?, cluster))
+}
+
+fn is_ready(status: &StatusOk) -> bool {
+    status.ready && status.sealed.is_none()
 }
 
 #[derive(Serialize)]
@@ -62,12 +94,13 @@ struct BrokerLine<'a> {
     bytes_in_flight: u64,
     sealed: Option<&'a str>,
     ready: bool,
+    cluster: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<&'a str>,
 }
 
-impl<'a> From<&'a StatusOk> for BrokerLine<'a> {
-    fn from(status: &'a StatusOk) -> Self {
+impl<'a> BrokerLine<'a> {
+    fn new(status: &'a StatusOk, cluster: &'a str) -> Self {
         Self {
             version: &status.version,
             uptime_ms: status.uptime_ms,
@@ -77,52 +110,64 @@ impl<'a> From<&'a StatusOk> for BrokerLine<'a> {
             bytes_in_flight: status.bytes_in_flight,
             sealed: status.sealed.as_deref(),
             ready: status.ready,
+            cluster,
             failed: status.failed.as_deref(),
         }
     }
 }
 
-fn text(status: &StatusOk) -> String {
-    let state = match (&status.sealed, status.ready) {
-        (None, _) if status.failed.is_some() => format!(
-            "FAILED, its {} actor is gone; restart the broker",
-            status.failed.as_deref().unwrap_or_default()
-        ),
+fn state(status: &StatusOk) -> String {
+    if let (None, Some(actor)) = (&status.sealed, &status.failed) {
+        return format!("FAILED, its {actor} actor is gone; restart the broker");
+    }
+    match (&status.sealed, status.ready) {
         (Some(why), _) => format!("SEALED, reads only: {why}; restart the broker"),
         (None, true) => "ready".to_owned(),
         (None, false) => "not ready".to_owned(),
-    };
+    }
+}
+
+fn text(status: &StatusOk, cluster: &str) -> String {
     format!(
-        "waterwheel {}, up {}.{:03} s, {state}\n{} connections, {} bytes in flight, log of {} bytes in {} segments",
+        "waterwheel {}, up {}, {}\n{} connections, {} in flight, log of {} in {} segments, cluster {cluster}",
         status.version,
-        status.uptime_ms / 1000,
-        status.uptime_ms % 1000,
+        rough_span(status.uptime_ms),
+        state(status),
         status.connections,
-        status.bytes_in_flight,
-        status.log_bytes,
+        rough_bytes(status.bytes_in_flight),
+        rough_bytes(status.log_bytes),
         status.segments,
     )
 }
 
-fn actor_text(actor: &ActorInfo) -> String {
-    let wheel = if actor.kind == "wheel" {
-        format!(
-            ": {} wake-ups, {} overflow up, {} cascade down",
-            actor.wake_ups, actor.overflow_up, actor.cascade_down
-        )
-    } else {
-        String::new()
-    };
+fn actors(actors: &[ActorInfo]) -> Table {
+    let mut table = Table::new(&[
+        "actor", "id", "mailbox", "depth", "handled", "restarts", "rows", "name",
+    ]);
+    for actor in actors {
+        let numbers = [
+            actor.id,
+            actor.mailbox_capacity,
+            actor.mailbox_depth,
+            actor.handled,
+            actor.restarts,
+            actor.rows,
+        ];
+        let cells =
+            std::iter::once(actor.kind.clone()).chain(numbers.map(|number| number.to_string()));
+        table.row(cells.chain([format!("{}{}", actor.name, turns(actor))]));
+    }
+    table
+}
+
+/// What a level of the timing wheel did.
+fn turns(actor: &ActorInfo) -> String {
+    if actor.kind != "wheel" {
+        return String::new();
+    }
     format!(
-        "{:<12} {:>8} {:>8} {:>6} {:>12} {:>8} {:>8}  {}{wheel}",
-        actor.kind,
-        actor.id,
-        actor.mailbox_capacity,
-        actor.mailbox_depth,
-        actor.handled,
-        actor.restarts,
-        actor.rows,
-        actor.name,
+        ": {} wake-ups, {} overflow up, {} cascade down",
+        actor.wake_ups, actor.overflow_up, actor.cascade_down
     )
 }
 
@@ -139,12 +184,12 @@ mod tests {
             ..StatusOk::default()
         };
         assert_eq!(
-            serde_json::to_string(&BrokerLine::from(&status)).unwrap(),
-            r#"{"version":"0.1.0","uptime_ms":61005,"connections":0,"log_bytes":0,"segments":0,"bytes_in_flight":0,"sealed":null,"ready":true}"#
+            serde_json::to_string(&BrokerLine::new(&status, "c1")).unwrap(),
+            r#"{"version":"0.1.0","uptime_ms":61005,"connections":0,"log_bytes":0,"segments":0,"bytes_in_flight":0,"sealed":null,"ready":true,"cluster":"c1"}"#
         );
-        assert!(text(&status).starts_with("waterwheel 0.1.0, up 61.005 s, ready\n"));
+        assert!(text(&status, "c1").starts_with("waterwheel 0.1.0, up 1m 1s, ready\n"));
         status.sealed = Some("a write failed".to_owned());
-        assert!(text(&status).contains("SEALED, reads only: a write failed"));
+        assert!(text(&status, "c1").contains("SEALED, reads only: a write failed"));
         let actor = ActorInfo {
             kind: "partition".to_owned(),
             ..ActorInfo::default()

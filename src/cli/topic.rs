@@ -12,10 +12,12 @@ use serde::Serialize;
 use super::connect::Connect;
 use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
+use super::table::Table;
 use super::{print, print_json};
 use crate::client::{
     AdminError, AlterTopic, Code, FlushMode, PartitionInfo, TopicConfig, TopicInfo,
 };
+use crate::config::human::{exact_bytes, exact_span, parse_bytes};
 
 /// Make, list, describe, alter and delete topics.
 #[derive(Debug, clap::Args)]
@@ -47,9 +49,12 @@ enum Action {
         /// How long records are kept at least, e.g. 7d; all are where it is not given.
         #[arg(long, value_name = "SPAN", value_parser = parse_kept_ms)]
         retention: Option<Kept>,
-        /// How many bytes a partition keeps at least; all where it is not given.
+        /// How many bytes a partition keeps at least, e.g. 10GiB; all where it is not given.
         #[arg(long, value_name = "BYTES", value_parser = parse_kept_bytes)]
         retention_bytes: Option<Kept>,
+        /// Be content with a topic of that name that is as asked for; exit code 1 where it is not.
+        #[arg(long)]
+        if_not_exists: bool,
     },
     /// List all topics.
     List,
@@ -125,9 +130,7 @@ fn parse_kept_ms(text: &str) -> Result<Kept, String> {
 
 fn parse_kept_bytes(text: &str) -> Result<Kept, String> {
     parse_kept(text, |text| {
-        text.replace('_', "")
-            .parse()
-            .map_err(|_| format!("{text:?} is no number of bytes; write e.g. 1_000_000_000 or all"))
+        parse_bytes(text).map_err(|why| format!("{why}, or all"))
     })
 }
 
@@ -142,6 +145,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
             flush,
             retention,
             retention_bytes,
+            if_not_exists,
         } => {
             let config = TopicConfig {
                 partitions,
@@ -150,14 +154,18 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
                 retention_ms: retention.and_then(Kept::amount),
                 retention_bytes: retention_bytes.and_then(Kept::amount),
             };
-            let topic = client.create_topic(&name, config).await?;
-            show(&topic, json, "created ")?;
-        }
-        Action::List => {
-            for topic in client.topics().await? {
-                show(&topic, json, "")?;
+            match client.create_topic(&name, config.clone()).await {
+                Err(error) if if_not_exists && is(&error, Code::TopicExists) => {
+                    let found = client.describe_topic(&name).await?.topic;
+                    show(&found, json, "there is ")?;
+                    if found.config != config {
+                        return Err(differs(&found, config));
+                    }
+                }
+                made => show(&made?, json, "created ")?,
             }
         }
+        Action::List => list(&client.topics().await?, json)?,
         Action::Describe { name } => {
             let found = client.describe_topic(&name).await.map_err(missing)?;
             describe(&found.topic, &found.partitions, json)?;
@@ -187,14 +195,60 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
     Ok(Outcome::Done)
 }
 
+fn is(error: &AdminError, code: Code) -> bool {
+    matches!(error, AdminError::Refused(refusal) if refusal.code == code)
+}
+
 /// The question was about this topic: that there is none is the answer.
 fn missing(error: AdminError) -> CliError {
-    if let AdminError::Refused(refusal) = &error
-        && refusal.code == Code::UnknownTopic
-    {
-        return CliError::Failed(refusal.to_string());
+    match is(&error, Code::UnknownTopic) {
+        true => CliError::Failed(error.to_string()),
+        false => error.into(),
     }
-    error.into()
+}
+
+/// There is a topic, but another one than was asked for.
+fn differs(found: &TopicInfo, wanted: TopicConfig) -> CliError {
+    let wanted = TopicInfo {
+        config: wanted,
+        ..found.clone()
+    };
+    let wanted = TopicLine::new(&wanted, None).shape();
+    CliError::Failed(format!(
+        "{} is not as asked for, which is: {wanted}; see `waterwheel topic alter --help`",
+        found.name
+    ))
+}
+
+fn list(topics: &[TopicInfo], json: bool) -> Result<(), CliError> {
+    let mut table = Table::new(&[
+        "name",
+        "id",
+        "partitions",
+        "keyed",
+        "flush",
+        "retention",
+        "retention bytes",
+    ]);
+    for topic in topics {
+        let line = TopicLine::new(topic, None);
+        if json {
+            print_json(&line)?;
+            continue;
+        }
+        table.row([
+            line.name.to_owned(),
+            line.id.to_string(),
+            line.partitions.to_string(),
+            if line.keyed { "yes" } else { "no" }.to_owned(),
+            line.flush_name().to_owned(),
+            line.retention_ms
+                .map_or_else(|| "all".to_owned(), exact_span),
+            line.retention_bytes
+                .map_or_else(|| "all".to_owned(), exact_bytes),
+        ]);
+    }
+    table.print()
 }
 
 #[derive(Serialize)]
@@ -232,25 +286,38 @@ impl<'a> TopicLine<'a> {
         }
     }
 
-    fn text(&self, did: &str) -> String {
+    fn flush_name(&self) -> &'static str {
+        match self.flush {
+            FlushMode::Sync => "sync",
+            FlushMode::Async => "async",
+        }
+    }
+
+    /// All but its name and id.
+    fn shape(&self) -> String {
         let kept = match (self.retention_ms, self.retention_bytes) {
             (None, None) => "keeps everything".to_owned(),
-            (Some(ms), None) => format!("keeps {ms} ms"),
-            (None, Some(bytes)) => format!("keeps {bytes} bytes a partition"),
-            (Some(ms), Some(bytes)) => format!("keeps {ms} ms and {bytes} bytes a partition"),
+            (Some(ms), None) => format!("keeps {}", exact_span(ms)),
+            (None, Some(bytes)) => format!("keeps {} a partition", exact_bytes(bytes)),
+            (Some(ms), Some(bytes)) => {
+                format!(
+                    "keeps {} and {} a partition",
+                    exact_span(ms),
+                    exact_bytes(bytes)
+                )
+            }
         };
         format!(
-            "{did}{} (id {}): {} partition{}, {}, flush {}, {kept}",
-            self.name,
-            self.id,
+            "{} partition{}, {}, flush {}, {kept}",
             self.partitions,
             if self.partitions == 1 { "" } else { "s" },
             if self.keyed { "keyed" } else { "unkeyed" },
-            match self.flush {
-                FlushMode::Sync => "sync",
-                FlushMode::Async => "async",
-            },
+            self.flush_name(),
         )
+    }
+
+    fn text(&self, did: &str) -> String {
+        format!("{did}{} (id {}): {}", self.name, self.id, self.shape())
     }
 }
 
@@ -279,16 +346,17 @@ fn describe(topic: &TopicInfo, partitions: &[PartitionInfo], json: bool) -> Resu
         return print_json(&line);
     }
     print(line.text(""))?;
+    let mut table = Table::new(&["partition", "first offset", "next offset", "log end"]);
     for partition in line.details.iter().flatten() {
-        print(format_args!(
-            "  partition {:>5}  offsets {} to {}  log end {}",
-            partition.partition,
+        let numbers = [
+            u64::from(partition.partition),
             partition.start_offset,
             partition.high_watermark,
             partition.log_end_offset,
-        ))?;
+        ];
+        table.row(numbers.map(|number| number.to_string()));
     }
-    Ok(())
+    table.print()
 }
 
 #[cfg(test)]
@@ -327,7 +395,7 @@ mod tests {
         );
         assert_eq!(
             TopicLine::new(&topic, None).text("created "),
-            "created orders (id 7): 1 partition, keyed, flush sync, keeps 1000 ms"
+            "created orders (id 7): 1 partition, keyed, flush sync, keeps 1s"
         );
     }
 
@@ -338,6 +406,7 @@ mod tests {
         assert_eq!(amount(parse_kept_ms("all")), Ok(None));
         assert_eq!(amount(parse_kept_bytes("1_000")), Ok(Some(1000)));
         assert!(parse_kept_ms("0s").unwrap_err().contains("`all`"));
-        assert!(parse_kept_bytes("1GB").is_err());
+        assert_eq!(amount(parse_kept_bytes("1GB")), Ok(Some(1_000_000_000)));
+        assert!(parse_kept_bytes("much").unwrap_err().contains("or all"));
     }
 }

@@ -17,7 +17,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::error::ConnectError;
-use crate::transport::{Connection, Ended, ReceiveStream, SendStream};
+use super::trust;
+use crate::transport::{Connection, Distrust, Ended, ReceiveStream, SendStream};
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
 use crate::wire::{
     ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, LOOPBACK_BYTES_FIRST, LOOPBACK_BYTES_MAX,
@@ -133,6 +134,15 @@ impl Dialer {
         Ok(Self::Quic(Box::new(QuicDialer::new(options).await?)))
     }
 
+    /// Why a connection it made ended, where that is because the broker does not trust this side: it says
+    /// so only when the connection seems to be there.
+    pub(crate) fn untrusted(&self, transport: &Transport) -> Option<ConnectError> {
+        match (self, transport.connection.ended()) {
+            (Self::Quic(quic), Some(Ended::Untrusted(distrust))) => Some(quic.untrusted(&distrust)),
+            _ => None,
+        }
+    }
+
     /// Whom it dials, for messages.
     pub(crate) fn address(&self) -> &str {
         match self {
@@ -245,17 +255,24 @@ impl QuicDialer {
             Ok(connection) => Ok(Transport {
                 connection: connection.into(),
             }),
-            Err(error) => Err(self.told_apart(error.into())),
+            Err(error) => Err(self.told_apart(&error)),
         }
     }
 
-    fn told_apart(&self, ended: Ended) -> ConnectError {
-        let address = self.options.address.clone();
-        let reason = ended.to_string();
-        if matches!(ended, Ended::Tls { .. }) {
-            ConnectError::Tls { address, reason }
-        } else {
-            ConnectError::Unreachable { address, reason }
+    fn told_apart(&self, error: &quinn::ConnectionError) -> ConnectError {
+        match Distrust::of(error) {
+            Some(distrust) => self.untrusted(&distrust),
+            None => ConnectError::Unreachable {
+                address: self.options.address.clone(),
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    fn untrusted(&self, distrust: &Distrust) -> ConnectError {
+        ConnectError::Tls {
+            address: self.options.address.clone(),
+            reason: trust::explain(distrust, &self.options, &self.server_name),
         }
     }
 }

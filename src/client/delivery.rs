@@ -8,7 +8,7 @@ use super::error::ConsumeError;
 use crate::domain::batch::{BatchView, Bodies};
 use crate::domain::id::MessageId;
 use crate::domain::record::{RecordBody, Text};
-use crate::wire::reader::Deliver;
+use crate::wire::reader::RecordDetail;
 
 /// A record as it was stored. Its parts are slices of the batch it came in: a small one that is kept
 /// keeps the whole batch in memory.
@@ -21,8 +21,13 @@ pub struct Delivery {
     pub partition: u32,
     /// The offset in the partition.
     pub offset: u64,
-    /// When the broker appended it, in Unix milliseconds.
+    /// When the broker appended it, in Unix milliseconds: of a delayed record when it was stored, long
+    /// before it could be read.
     pub time_ms: i64,
+    /// When it was due, in Unix milliseconds, if it was delayed.
+    pub due_ms: Option<i64>,
+    /// When it fired, in Unix milliseconds, if it was delayed: at `due_ms` or after, never before.
+    pub fired_ms: Option<i64>,
     /// When its sender says it happened, in Unix milliseconds.
     pub timestamp_ms: i64,
     /// The message's identity: the same however often it is delivered.
@@ -44,19 +49,27 @@ pub struct Delivery {
 pub struct DeliveryBatch {
     topic: Arc<str>,
     partition: u32,
-    first_offset: u64,
-    appended_ms: i64,
+    facts: BatchFacts,
     view: BatchView,
     bodies: Bodies,
     /// Records at the front that are not wanted.
     skip: usize,
 }
 
+/// What a batch's frame says of it.
+#[derive(Debug)]
+pub(super) struct BatchFacts {
+    pub(super) first_offset: u64,
+    pub(super) appended_ms: i64,
+    /// Of each record, where they were published after they were stored.
+    pub(super) details: Vec<RecordDetail>,
+}
+
 impl DeliveryBatch {
     pub(super) fn new(
         topic: Arc<str>,
         partition: u32,
-        deliver: &Deliver,
+        facts: BatchFacts,
         view: BatchView,
         bodies: Bodies,
         skip: usize,
@@ -64,8 +77,7 @@ impl DeliveryBatch {
         Self {
             topic,
             partition,
-            first_offset: deliver.first_offset.0,
-            appended_ms: deliver.appended.0,
+            facts,
             view,
             bodies,
             skip,
@@ -81,7 +93,7 @@ impl DeliveryBatch {
     /// The offset of the first record that is wanted.
     #[must_use]
     pub fn first_offset(&self) -> u64 {
-        self.first_offset + self.skip as u64
+        self.facts.first_offset + self.skip as u64
     }
 
     /// How many records of the batch are wanted.
@@ -97,17 +109,22 @@ impl DeliveryBatch {
     }
 
     fn decode(&self, index: usize, body: &Bytes) -> Result<Delivery, ConsumeError> {
-        let offset = self.first_offset + index as u64;
+        let offset = self.facts.first_offset + index as u64;
         let body = RecordBody::decode(body).map_err(|reason| ConsumeError::Unreadable {
             partition: self.partition,
             offset,
             reason,
         })?;
+        let detail = self.facts.details.get(index);
+        let due = detail.and_then(|detail| detail.due);
+        let published = detail.map(|detail| detail.published.0);
         Ok(Delivery {
             topic: Arc::clone(&self.topic),
             partition: self.partition,
             offset,
-            time_ms: self.appended_ms,
+            time_ms: detail.map_or(self.facts.appended_ms, |detail| detail.stored.0),
+            due_ms: due.map(|due| due.0),
+            fired_ms: due.and(published),
             timestamp_ms: self.view.timestamp(index).0,
             id: body.id,
             key: body.key,
@@ -128,7 +145,7 @@ impl Iterator for DeliveryBatch {
                 Err(reason) => {
                     return Some(Err(ConsumeError::Damaged {
                         partition: self.partition,
-                        offset: self.first_offset,
+                        offset: self.facts.first_offset,
                         reason,
                     }));
                 }

@@ -63,14 +63,11 @@ pub enum ConnectError {
         reason: String,
     },
     /// The two ends do not trust each other. Code `tls`.
-    #[error(
-        "the TLS handshake with {address} failed: {reason}; check that --ca names the CA of this broker \
-         and that the broker's certificate names the host"
-    )]
+    #[error("the TLS handshake with {address} failed: {reason}")]
     Tls {
         /// Whom.
         address: String,
-        /// What TLS says.
+        /// What is wrong, with which file, and what mends it.
         reason: String,
     },
     /// Nobody answers. Code `unreachable`.

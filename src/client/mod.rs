@@ -36,6 +36,7 @@ mod race;
 mod reader;
 mod sender;
 mod switchboard;
+mod trust;
 mod typed;
 
 use std::future::IntoFuture;

@@ -10,10 +10,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::connection::FrameReceiver;
-use super::delivery::DeliveryBatch;
+use super::delivery::{BatchFacts, DeliveryBatch};
 use super::error::ConsumeError;
 use super::link::{Link, RequestError};
 use super::switchboard::{Switchboard, next_link};
@@ -21,7 +22,8 @@ use crate::domain::batch::BatchView;
 use crate::domain::id::{Lane, Offset, PartitionIndex, TopicId};
 use crate::wire::frame::{Frame, FrameKind};
 use crate::wire::reader::{
-    CloseReader, Credit, Deliver, EndReason, OpenReader, ReaderEnd, ReaderMode, ReaderOk,
+    CloseReader, Credit, DETAIL_BYTES, Deliver, DeliverPublished, EndReason, OpenReader, ReaderEnd,
+    ReaderMode, ReaderOk, RecordDetail,
 };
 use crate::wire::topic::At;
 
@@ -165,6 +167,10 @@ impl PartitionReader {
                 let deliver: Deliver = frame.decode().map_err(protocol)?;
                 self.deliver(&deliver, frame)
             }
+            Some(FrameKind::DeliverPublished) => {
+                let deliver: DeliverPublished = frame.decode().map_err(protocol)?;
+                self.deliver_published(&deliver, frame)
+            }
             Some(FrameKind::ReaderEnd) => {
                 let end: ReaderEnd = frame.decode().map_err(protocol)?;
                 if let Some(live) = &mut self.live {
@@ -194,11 +200,52 @@ impl PartitionReader {
     fn deliver(&mut self, deliver: &Deliver, frame: &Frame) -> Result<Step, ConsumeError> {
         self.owed += frame.body.len() as u64;
         self.high_watermark = self.high_watermark.max(deliver.high_watermark.0);
-        let first = deliver.first_offset.0;
-        let after = first.saturating_add(u64::from(deliver.count));
-        let wanted = self
-            .next_offset
-            .max(first.saturating_add(u64::from(deliver.skip)));
+        let facts = BatchFacts {
+            first_offset: deliver.first_offset.0,
+            appended_ms: deliver.appended.0,
+            details: Vec::new(),
+        };
+        self.batch(facts, deliver.count, deliver.skip, &frame.body)
+    }
+
+    fn deliver_published(
+        &mut self,
+        deliver: &DeliverPublished,
+        frame: &Frame,
+    ) -> Result<Step, ConsumeError> {
+        self.owed += frame.body.len() as u64;
+        self.high_watermark = self.high_watermark.max(deliver.high_watermark.0);
+        let bytes = usize::try_from(deliver.count)
+            .ok()
+            .and_then(|count| count.checked_mul(DETAIL_BYTES))
+            .filter(|bytes| *bytes <= frame.body.len());
+        let Some(bytes) = bytes else {
+            return Err(ConsumeError::Protocol(format!(
+                "{} records were announced with {} bytes",
+                deliver.count,
+                frame.body.len()
+            )));
+        };
+        let mut batch = frame.body.clone();
+        let details = RecordDetail::parse_all(&batch.split_to(bytes));
+        let facts = BatchFacts {
+            first_offset: deliver.first_offset.0,
+            appended_ms: 0,
+            details,
+        };
+        self.batch(facts, deliver.count, deliver.skip, &batch)
+    }
+
+    fn batch(
+        &mut self,
+        facts: BatchFacts,
+        count: u32,
+        skip: u32,
+        batch: &Bytes,
+    ) -> Result<Step, ConsumeError> {
+        let first = facts.first_offset;
+        let after = first.saturating_add(u64::from(count));
+        let wanted = self.next_offset.max(first.saturating_add(u64::from(skip)));
         if after <= wanted {
             return Ok(Step::Nothing);
         }
@@ -209,12 +256,11 @@ impl PartitionReader {
             offset: first,
             reason,
         };
-        let view = BatchView::parse(&frame.body).map_err(damaged)?;
-        if view.header().count != deliver.count {
+        let view = BatchView::parse(batch).map_err(damaged)?;
+        if view.header().count != count {
             return Err(ConsumeError::Protocol(format!(
-                "a batch of {} records was announced as one of {}",
+                "a batch of {} records was announced as one of {count}",
                 view.header().count,
-                deliver.count
             )));
         }
         let bodies = view.bodies().map_err(damaged)?;
@@ -222,7 +268,7 @@ impl PartitionReader {
         Ok(Step::Batch(Box::new(DeliveryBatch::new(
             Arc::clone(&self.plan.name),
             self.plan.partition,
-            deliver,
+            facts,
             view,
             bodies,
             skip,

@@ -165,9 +165,12 @@ async fn open(
     let address = dialer.address().to_owned();
     let open = async {
         let transport = dialer.dial(&answered).await?;
-        Link::open(transport).await.map_err(|error| match error {
+        let opened = Link::open(transport.clone()).await;
+        opened.map_err(|error| match error {
             RequestError::Refused(refusal) => ConnectError::Refused(refusal),
-            RequestError::Lost(reason) => ConnectError::Unreachable { address, reason },
+            RequestError::Lost(reason) => dialer
+                .untrusted(&transport)
+                .unwrap_or(ConnectError::Unreachable { address, reason }),
             RequestError::Protocol(reason) => ConnectError::Protocol { address, reason },
         })
     };

@@ -90,6 +90,8 @@ mod tests {
             value: value.into(),
             tag: None,
             headers: Vec::new(),
+            due_ms: None,
+            fired_ms: None,
         }
     }
 

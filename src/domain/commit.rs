@@ -13,6 +13,8 @@
 //! - C6 After a delete entry everything for its owners is void.
 //! - C7 Runs of one author are written in the order they came; between authors each has its turn by
 //!   bytes, so that a lone run is in the very next flush, whatever the others have queued.
+//! - C8 Flushes are short while lone runs come beside a queue: each waits for the flush under way and for
+//!   its own. Where nobody would gain by it they are as long as they may be, which costs the least.
 //!
 //! What survives a crash: nothing of its own; recovery refills the counters from rows and log.
 
@@ -28,6 +30,14 @@ use super::id::{Incarnation, LogIndex, Offset, OwnerId, OwnerSequence, RecordNum
 use super::rejection::Rejection;
 use super::time::WallMs;
 use super::turns::{Share, Turn, Turns};
+
+/// The most a short flush takes in bytes, but for a single larger run (C8): the disk is at its best from
+/// 1 MB on.
+const SHORT_FLUSH_BYTES: u32 = 2 << 20;
+/// A run of up to this many bytes is a lone one, if its author has had no more than its part.
+const LONE_BYTES: u64 = 16 * 1024;
+/// Flushes that are short behind a lone run.
+const SHORT_FLUSHES: u32 = 64;
 
 /// What the sequencer knows of an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,6 +103,12 @@ pub struct Receipt {
     pub first_number: RecordNumber,
     /// When it was appended.
     pub appended: WallMs,
+    /// The wall clock as read then: what spans of delayed records count from.
+    pub wall: WallMs,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Whether its records have offsets: delayed ones have none yet.
+    pub published: bool,
 }
 
 /// One flush, planned.
@@ -138,6 +154,8 @@ pub struct Commit<T> {
     deleted: Deleted,
     queue: BTreeMap<Turn, Run<T>>,
     turns: Turns,
+    /// Flushes that are to be short (C8).
+    short: u32,
     queued_bytes: u64,
     next_index: LogIndex,
     term: Term,
@@ -174,6 +192,7 @@ impl<T> Commit<T> {
             deleted: Deleted::default(),
             queue: BTreeMap::new(),
             turns: Turns::default(),
+            short: 0,
             queued_bytes: 0,
             next_index,
             term: Term(1),
@@ -253,6 +272,9 @@ impl<T> Commit<T> {
         }
         self.queued_bytes = self.queued_bytes.saturating_add(bytes);
         let turn = self.turns.take(&mut owner.share, bytes);
+        if bytes <= LONE_BYTES && self.turns.begins_now(turn) && !self.queue.is_empty() {
+            self.short = SHORT_FLUSHES;
+        }
         self.queue.insert(turn, run);
         Ok(())
     }
@@ -275,6 +297,11 @@ impl<T> Commit<T> {
             next_index: self.next_index,
             appended: self.appended.max(wall),
         };
+        let bytes_max = match self.short {
+            0 => bytes_max,
+            _ => bytes_max.min(SHORT_FLUSH_BYTES),
+        };
+        self.short = self.short.saturating_sub(1);
         let mut bytes = 0u64;
         while let Some(next) = self.queue.first_entry() {
             let drafts = &next.get().drafts;
@@ -352,6 +379,9 @@ impl<T> Commit<T> {
                 first_offset: header.first_offset,
                 first_number: header.first_number,
                 appended: header.appended,
+                wall: header.wall,
+                owner: header.owner,
+                published: header.offsets > 0,
             });
             plan.entries.push(NewEntry {
                 header,

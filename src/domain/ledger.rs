@@ -5,6 +5,8 @@
 //!
 //! - L1 A segment is recycled only if no payload in it is live, the mark is past it, and every owner
 //!   with any entry in it has restated all its rows after its last entry there.
+//!   A payload that was stored before it is published is live until its owner says, asked about that
+//!   segment, that nothing in it is needed; a publication is live as long as what it published.
 //! - L2 Segments are recycled in any order: one idle topic holds its own segments, no others.
 //!
 //! What survives a crash: nothing of its own; it is folded again from the summaries of the segments.
@@ -23,6 +25,8 @@ pub type SegmentNumber = u64;
 pub enum Step {
     /// This owner must restate its rows first.
     Restate(OwnerId),
+    /// This owner must be asked whether it needs what it stored there unpublished.
+    Inspect(SegmentNumber, OwnerId),
     /// Nothing in it is needed.
     Recycle(SegmentNumber),
 }
@@ -32,6 +36,8 @@ struct Share {
     last_sequence: OwnerSequence,
     /// One past the last offset of its payloads here; 0 if there is none.
     payload_end: Offset,
+    /// Some of them were stored without an offset, and the owner has not let go of them.
+    held: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -68,7 +74,10 @@ impl Ledger {
             .entry(header.owner)
             .or_default();
         share.last_sequence = share.last_sequence.max(header.sequence);
-        if header.kind == EntryKind::Payload {
+        if header.kind == EntryKind::Payload && header.offsets == 0 {
+            share.held = true;
+        }
+        if matches!(header.kind, EntryKind::Payload | EntryKind::Publish) {
             let end = Offset(header.first_offset.0 + u64::from(header.offsets));
             share.payload_end = share.payload_end.max(end);
         }
@@ -154,6 +163,16 @@ impl Ledger {
                 segment
                     .owners
                     .iter()
+                    .filter(|(id, share)| share.held && !self.is_void(**id))
+                    .map(|(id, _)| Step::Inspect(*number, *id)),
+            );
+            if steps.len() > before {
+                continue;
+            }
+            steps.extend(
+                segment
+                    .owners
+                    .iter()
                     .filter(|(id, share)| self.is_behind(**id, share))
                     .map(|(id, _)| Step::Restate(*id)),
             );
@@ -162,11 +181,22 @@ impl Ledger {
             }
         }
         steps.sort_by_key(|step| match step {
-            Step::Recycle(number) => (0, *number),
-            Step::Restate(owner) => (1, owner.0),
+            Step::Recycle(number) => (0, *number, 0),
+            Step::Restate(owner) => (1, owner.0, 0),
+            Step::Inspect(number, owner) => (2, *number, owner.0),
         });
         steps.dedup();
         steps
+    }
+
+    /// An owner needs nothing any more of what it stored unpublished in a segment.
+    pub fn released(&mut self, segment: SegmentNumber, owner: OwnerId) {
+        if let Some(segment) = self.segments.get_mut(&segment)
+            && segment.end.is_some()
+            && let Some(share) = segment.owners.get_mut(&owner)
+        {
+            share.held = false;
+        }
     }
 
     /// A segment was recycled.

@@ -84,6 +84,18 @@ pub enum Rejection {
     },
     /// The broker is stopping.
     ShuttingDown,
+    /// As many delayed records wait in the partition as may.
+    TooManyTimers {
+        /// The bound.
+        max: u64,
+    },
+    /// Due farther ahead than allowed.
+    DelayTooLong {
+        /// The bound, in milliseconds.
+        max_ms: u64,
+    },
+    /// A batch with both delayed and immediate records.
+    MixedDelivery,
     /// A consumer group's own.
     Group(GroupRejection),
 }
@@ -151,6 +163,17 @@ impl fmt::Display for Rejection {
                 write!(f, "too many {what}: at most {max}")
             }
             Self::ShuttingDown => f.write_str("the broker is stopping"),
+            Self::TooManyTimers { max } => write!(
+                f,
+                "{max} delayed records wait in this partition already; raise the topic's or the broker's timers_max"
+            ),
+            Self::DelayTooLong { max_ms } => write!(
+                f,
+                "due farther ahead than the {max_ms} ms that the topic or the broker allows"
+            ),
+            Self::MixedDelivery => f.write_str(
+                "a batch holds delayed records or immediate ones, not both: send them as two batches",
+            ),
             Self::Group(rejection) => rejection.fmt(f),
         }
     }

@@ -74,6 +74,16 @@ impl LogIdentity {
         number.0.saturating_mul(self.segment_bytes)
     }
 
+    /// Where a segment begins, and where the next does.
+    #[must_use]
+    pub fn bounds(&self, number: u64) -> (LogPosition, LogPosition) {
+        let base = self.base(SegmentNumber(number));
+        (
+            LogPosition(base),
+            LogPosition(base.saturating_add(self.segment_bytes)),
+        )
+    }
+
     /// The segment a position lies in.
     #[must_use]
     pub fn segment_of(&self, position: LogPosition) -> SegmentNumber {

@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
     ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
     ServerConfig, TokioRuntime, TransportConfig, VarInt,
@@ -31,7 +30,8 @@ use crate::wire::{
     LOOPBACK_WINDOW_BYTES, SEGMENT_BYTES_MAX,
 };
 
-use super::tls::{Certificates, TlsError, server_config, write_whole};
+use super::live::Live;
+use super::tls::{Certificates, TlsError, write_whole};
 
 /// What one stream may have under way towards this side, in bytes.
 pub const STREAM_RECEIVE_WINDOW_BYTES: u32 = 2 << 20;
@@ -51,7 +51,7 @@ const RESET_INTERVAL: Duration = Duration::from_micros(100);
 /// The least gain for which path discovery goes on searching, in bytes.
 const MTU_CHANGE_BYTES_MIN: u16 = 64;
 /// What all connections that wait for their handshake may have sent beyond their first packet, in bytes.
-const WAITING_BYTES_MAX: u64 = 8 << 20;
+pub(super) const WAITING_BYTES_MAX: u64 = 8 << 20;
 const SECRET_BYTES: usize = 32;
 const ID_BYTES: usize = 12;
 
@@ -86,6 +86,8 @@ pub struct EndpointOptions {
     pub data: PathBuf,
     /// The server's certificate.
     pub certificates: Certificates,
+    /// The authority that vouches for clients, a PEM file; none where nobody is asked for a certificate.
+    pub client_ca: Option<PathBuf>,
     /// Which of the endpoints that share the port this is.
     pub number: u8,
     /// Handshakes that may be waiting at a time; more are refused.
@@ -125,12 +127,12 @@ pub enum NetError {
 pub struct Listening {
     /// The endpoint: where connections come in.
     pub endpoint: quinn::Endpoint,
-    loopback: Arc<ServerConfig>,
-    network: Arc<ServerConfig>,
+    live: Arc<Live>,
 }
 
 impl Listening {
-    /// Lets a connection in, with the settings of the path it comes on.
+    /// Lets a connection in, with the settings of the path it comes on and the certificates that are in
+    /// place now.
     ///
     /// # Errors
     /// The first packet is refused already, as one is that speaks another protocol.
@@ -138,11 +140,22 @@ impl Listening {
         &self,
         incoming: quinn::Incoming,
     ) -> Result<quinn::Connecting, quinn::ConnectionError> {
-        let config = match Path::to(incoming.remote_address().ip().to_canonical()) {
-            Path::Loopback => &self.loopback,
-            Path::Network => &self.network,
-        };
-        incoming.accept_with(Arc::clone(config))
+        let path = Path::to(incoming.remote_address().ip().to_canonical());
+        incoming.accept_with(self.live.current(path))
+    }
+
+    /// Reads the certificates anew, for every connection from now on; those that are open stay.
+    ///
+    /// # Errors
+    /// They cannot be used: the ones before stay in force.
+    pub fn reload(&self) -> Result<(), NetError> {
+        self.live.reload()
+    }
+
+    /// Why a handshake failed, with what mends it, for the broker's operator.
+    #[must_use]
+    pub fn explain(&self, error: &quinn::ConnectionError) -> String {
+        self.live.explain(error)
     }
 }
 
@@ -152,15 +165,7 @@ impl Listening {
 /// What keeps it from listening.
 pub fn endpoint(options: &EndpointOptions) -> Result<Listening, NetError> {
     let secret = Secret::load(&options.data.join("endpoint.secret"))?;
-    let tls = server_config(&options.certificates)?;
-    let tls = QuicServerConfig::try_from(tls).map_err(|why| NetError::Settings(why.to_string()))?;
-    let mut network = ServerConfig::new(Arc::new(tls), Arc::new(secret.token_key()));
-    network
-        .transport_config(Arc::new(transport(Path::Network)))
-        .max_incoming(options.handshakes_max)
-        .incoming_buffer_size_total(WAITING_BYTES_MAX);
-    let mut loopback = network.clone();
-    loopback.transport_config(Arc::new(transport(Path::Loopback)));
+    let live = Live::new(options, secret.token_key())?;
     let bind = |source| NetError::Bind {
         address: options.listen,
         source,
@@ -169,15 +174,14 @@ pub fn endpoint(options: &EndpointOptions) -> Result<Listening, NetError> {
     enlarge_buffers(&socket);
     let endpoint = quinn::Endpoint::new(
         endpoint_config(&secret, options.number)?,
-        Some(network.clone()),
+        Some(ServerConfig::clone(&live.current(Path::Network))),
         socket,
         Arc::new(TokioRuntime),
     )
     .map_err(bind)?;
     Ok(Listening {
         endpoint,
-        loopback: Arc::new(loopback),
-        network: Arc::new(network),
+        live: Arc::new(live),
     })
 }
 
@@ -238,17 +242,15 @@ fn enlarge_buffers(socket: &UdpSocket) {
     // The kernel answers with twice what it granted, the other half being its own bookkeeping.
     let received = sockopt::socket_recv_buffer_size(socket).unwrap_or(0) / 2;
     let sent = sockopt::socket_send_buffer_size(socket).unwrap_or(0) / 2;
-    let (granted, name) = match received <= sent {
-        true => (received, "net.core.rmem_max"),
-        false => (sent, "net.core.wmem_max"),
-    };
-    if granted < wanted {
+    if received.min(sent) < wanted {
         tracing::warn!(
             target: "waterwheel::net",
-            granted_bytes = granted,
+            received_bytes = received,
+            sent_bytes = sent,
             wanted_bytes = wanted,
-            "the kernel keeps the UDP socket buffers small, which costs throughput: \
-             sysctl -w {name}={wanted}"
+            "the kernel keeps the UDP socket buffers small, which costs throughput; as root: \
+             sysctl -w net.core.rmem_max={wanted} net.core.wmem_max={wanted} (for good: in \
+             /etc/sysctl.d/waterwheel.conf), then restart the broker"
         );
     }
 }
@@ -372,6 +374,7 @@ mod tests {
             certificates: Certificates::Development {
                 dir: data.join("tls"),
             },
+            client_ca: None,
             number: 0,
             handshakes_max: 16,
         }

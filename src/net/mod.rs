@@ -1,8 +1,12 @@
 //! Clients over QUIC or in process: with `client/connection.rs` and `transport/` the only places that
 //! know quinn and rustls.
 
+pub mod authority;
+pub mod certificate;
 mod door;
 pub mod endpoint;
+mod gather;
+mod live;
 pub mod local;
 mod out;
 mod reader;
@@ -10,4 +14,5 @@ mod refusal;
 mod requests;
 pub mod server;
 pub mod session;
+pub mod timers;
 pub mod tls;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use ring::hmac;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -18,6 +19,7 @@ use crate::transport::SendStream;
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{FrameClass, Header, encode};
 use crate::wire::produce::{Accepted, SendStatus, Stored};
+use crate::wire::timer::{StoredTimers, TimerKey};
 
 /// Requests of one stream whose answers have not been handed to the transport.
 pub(super) const OPEN_ANSWERS_MAX: usize = 512;
@@ -138,7 +140,7 @@ impl Out {
 }
 
 /// Writes what leaves, until nothing more can or the client wants none.
-pub(super) async fn write(mut send: SendStream, mut leaving: Leaving) {
+pub(super) async fn write(mut send: SendStream, mut leaving: Leaving, secret: Arc<hmac::Key>) {
     let mut batch = Vec::with_capacity(ANSWERS_AT_ONCE);
     let (mut mails_open, mut frames_open) = (true, true);
     while mails_open || frames_open {
@@ -150,7 +152,7 @@ pub(super) async fn write(mut send: SendStream, mut leaving: Leaving) {
                 mails_open = count > 0;
                 for mail in batch.drain(..) {
                     answers += usize::from(!matches!(mail.answer, Answer::Accepted));
-                    encode_mail(mail, &mut out);
+                    encode_mail(mail, &secret, &mut out);
                 }
             }
             frame = leaving.frames.recv(), if frames_open => match frame {
@@ -181,7 +183,7 @@ pub(super) async fn write(mut send: SendStream, mut leaving: Leaving) {
     send.finish();
 }
 
-fn encode_mail(mail: Mail, out: &mut BytesMut) {
+fn encode_mail(mail: Mail, secret: &hmac::Key, out: &mut BytesMut) {
     let Mail {
         correlation,
         answer,
@@ -189,11 +191,15 @@ fn encode_mail(mail: Mail, out: &mut BytesMut) {
     let encoded = match answer {
         Answer::Stored { receipt, repeat } => {
             let stored = Stored {
-                first_offset: Some(receipt.first_offset),
+                first_offset: receipt.published.then_some(receipt.first_offset),
                 first_number: receipt.first_number,
                 appended: receipt.appended,
                 status: SendStatus::SendOk,
                 duplicate: repeat,
+                timers: (!receipt.published).then(|| StoredTimers {
+                    wall: receipt.wall,
+                    key: TimerKey::of_batch(secret, receipt.owner, receipt.first_number),
+                }),
             };
             encode(&stored, correlation, 0, out)
         }
@@ -204,6 +210,7 @@ fn encode_mail(mail: Mail, out: &mut BytesMut) {
         | Answer::Topic(_)
         | Answer::Topics(..)
         | Answer::Producer(_)
+        | Answer::Timer(_)
         | Answer::GroupActor(..)
         | Answer::Groups(_)
         | Answer::Group(_)

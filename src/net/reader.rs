@@ -14,6 +14,7 @@
 )]
 
 use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::Instrument;
 
+use super::gather::{Outgoing, gather};
 use super::out::Out;
 use super::refusal::refused;
 use super::requests::{bounds, read_from, unexpected};
@@ -30,7 +32,7 @@ use crate::actors::partition::{PartitionActor, Read};
 use crate::actors::reply::{Answer, ReplyTo};
 use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
-use crate::domain::id::Offset;
+use crate::domain::id::{LogPosition, Offset};
 use crate::domain::partition::ReadAnswer;
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
@@ -39,11 +41,14 @@ use crate::transport::{SendStream, StreamEnded};
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::encode;
 use crate::wire::reader::{
-    Credit, Deliver, EndReason, OpenReader, ReaderEnd, ReaderMode, ReaderOk, StreamOpen,
+    Credit, Deliver, DeliverPublished, EndReason, OpenReader, ReaderEnd, ReaderMode, ReaderOk,
+    StreamOpen,
 };
 
 /// Bytes fetched together.
 const GROUP_BYTES: u64 = 1024 * 1024;
+/// Payloads read for the references of one group, in bytes, beyond its first.
+const PAYLOAD_BYTES: u64 = 4 * 1024 * 1024;
 /// Times a refusal that passes is asked again before the reader ends with it.
 const TRIES: u32 = 200;
 /// Between two of them.
@@ -182,8 +187,11 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
 
 /// Batches on their way from the fetching to the writing half.
 struct Group {
-    answer: ReadAnswer,
-    bodies: Vec<Body>,
+    high_watermark: Offset,
+    frames: Vec<Outgoing>,
+    /// One past the last offset in it.
+    end: Offset,
+    bytes: u64,
 }
 
 async fn run(
@@ -256,30 +264,66 @@ async fn write_group(
     mut next: Offset,
     group: Group,
 ) -> Result<Offset, StreamEnded> {
-    let mut pieces = Vec::with_capacity(group.bodies.len() * 2);
-    let mut heads = BytesMut::with_capacity(group.bodies.len() * 64);
-    for (batch, body) in group.answer.batches.iter().zip(group.bodies) {
-        let skip = next.0.saturating_sub(batch.first_offset.0);
-        let deliver = Deliver {
-            reader,
-            first_offset: batch.first_offset,
-            first_number: batch.first_number,
-            count: batch.count,
-            skip: u32::try_from(skip).unwrap_or(u32::MAX),
-            appended: batch.appended,
-            high_watermark: group.answer.high_watermark,
-        };
-        let encoded = encode(&deliver, 0, body.len(), &mut heads);
-        debug_assert!(encoded.is_ok());
-        pieces.push(heads.split().freeze());
-        pieces.extend_from_slice(body.pieces());
-        next = batch.end();
+    let mut pieces = Vec::with_capacity(group.frames.len() * 2);
+    let mut heads = BytesMut::with_capacity(group.frames.len() * 64);
+    let high_watermark = group.high_watermark;
+    for frame in &group.frames {
+        let skip =
+            |first: Offset| u32::try_from(next.0.saturating_sub(first.0)).unwrap_or(u32::MAX);
+        match frame {
+            Outgoing::Whole(batch, body) => {
+                let deliver = Deliver {
+                    reader,
+                    first_offset: batch.first_offset,
+                    first_number: batch.first_number,
+                    count: batch.count,
+                    skip: skip(batch.first_offset),
+                    appended: batch.appended,
+                    high_watermark,
+                };
+                let encoded = encode(&deliver, 0, body.len(), &mut heads);
+                debug_assert!(encoded.is_ok());
+                pieces.push(heads.split().freeze());
+                pieces.extend_from_slice(body.pieces());
+                next = batch.end();
+            }
+            Outgoing::Gathered {
+                first_offset,
+                count,
+                details,
+                batch,
+            } => {
+                let deliver = DeliverPublished {
+                    reader,
+                    first_offset: *first_offset,
+                    count: *count,
+                    skip: skip(*first_offset),
+                    high_watermark,
+                };
+                let encoded = encode(&deliver, 0, details.len() + batch.len(), &mut heads);
+                debug_assert!(encoded.is_ok());
+                pieces.push(heads.split().freeze());
+                pieces.push(details.clone());
+                pieces.extend_from_slice(batch.pieces());
+                next = Offset(first_offset.0.saturating_add(u64::from(*count)));
+            }
+            Outgoing::Unreadable(..) => {}
+        }
     }
     stream.write(&mut pieces).await?;
-    for batch in &group.answer.batches {
+    for frame in &group.frames {
+        let (first, count) = match frame {
+            Outgoing::Whole(batch, _) => (batch.first_offset, batch.count),
+            Outgoing::Gathered {
+                first_offset,
+                count,
+                ..
+            } => (*first_offset, *count),
+            Outgoing::Unreadable(..) => continue,
+        };
         tracing::trace!(
             target: "waterwheel::trace",
-            reader, offset = batch.first_offset.0, count = batch.count, "delivered"
+            reader, offset = first.0, count, "delivered"
         );
     }
     Ok(next)
@@ -316,7 +360,7 @@ async fn fetch(
             records_left,
             deadline,
         };
-        let Group { answer, bodies } = match group(session, control, open, wanted).await {
+        let group = match group(session, control, open, wanted).await {
             Ok(group) => group,
             Err(Stop::End(reason)) => return reason,
             Err(Stop::Passing(refused)) => {
@@ -329,13 +373,10 @@ async fn fetch(
             }
         };
         tries = 0;
-        let bytes: u64 = bodies.iter().map(|body| body.len() as u64).sum();
-        give_back(session, control.spend(bytes));
-        if let Some(last) = answer.batches.last() {
-            records_left = records_left.saturating_sub(last.end().0.saturating_sub(next.0));
-            next = last.end();
-        }
-        if groups.send(Group { answer, bodies }).await.is_err() {
+        give_back(session, control.spend(group.bytes));
+        records_left = records_left.saturating_sub(group.end.0.saturating_sub(next.0));
+        next = next.max(group.end);
+        if groups.send(group).await.is_err() {
             return EndReason::Closed;
         }
         if records_left == 0 {
@@ -395,9 +436,59 @@ async fn group(
     } = wanted;
     let mut answer = ask(session, control, open, from, bytes_max, deadline).await?;
     limit_records(&mut answer.batches, from, records_left);
+    limit_payloads(&mut answer.batches);
     let bodies = bodies(session, &answer.batches).await?;
     answer.batches.truncate(bodies.len());
-    Ok(Group { answer, bodies })
+    let end = answer.batches.last().map_or(from, BatchPlace::end);
+    let frames = gather(&answer.batches, bodies, from);
+    let unreadable = frames
+        .iter()
+        .position(|frame| matches!(frame, Outgoing::Unreadable(..)));
+    let Some(at) = unreadable else {
+        let bytes = frames.iter().map(Outgoing::bytes).sum();
+        let high_watermark = answer.high_watermark;
+        return Ok(Group {
+            high_watermark,
+            frames,
+            end,
+            bytes,
+        });
+    };
+    // Up to there it goes out; the next group begins with what cannot be read, and ends the reader.
+    let mut frames = frames;
+    let rest = frames.split_off(at);
+    let Some(Outgoing::Unreadable(place, error)) = rest.into_iter().next() else {
+        return Err(Stop::Passing(refused(&Rejection::Retry)));
+    };
+    if frames.is_empty() {
+        let lost = Refused::new(Code::Damaged, error.to_string())
+            .detail("first_offset", place.first_offset)
+            .detail("end_offset", place.end());
+        return Err(Stop::End(EndReason::Refused(lost)));
+    }
+    Ok(Group {
+        high_watermark: answer.high_watermark,
+        bytes: frames.iter().map(Outgoing::bytes).sum(),
+        frames,
+        end: place.first_offset,
+    })
+}
+
+/// Leaves out what would have more payloads read for references than a group may hold (N5).
+fn limit_payloads(places: &mut Vec<BatchPlace>) {
+    let mut positions = HashSet::new();
+    let mut bytes = 0u64;
+    let mut kept = 0;
+    for place in places.iter() {
+        if place.reference.is_some() && positions.insert(place.position) {
+            bytes = bytes.saturating_add(u64::from(place.length));
+            if bytes > PAYLOAD_BYTES && kept > 0 {
+                break;
+            }
+        }
+        kept += 1;
+    }
+    places.truncate(kept);
 }
 
 async fn ask(
@@ -499,14 +590,18 @@ async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Body>, 
         .iter()
         .map(|batch| cache.lookup(batch.position))
         .collect();
-    let missing: Vec<EntryPlace> = batches
+    // Of records published by reference many may lie in one payload: it is read once.
+    let mut missing: Vec<EntryPlace> = batches
         .iter()
         .zip(&cached)
         .filter(|(_, body)| body.is_none())
         .map(|(batch, _)| batch.place())
         .collect();
-    let mut read = Vec::new();
+    missing.sort_unstable();
+    missing.dedup();
+    let mut read = HashMap::new();
     if !missing.is_empty() {
+        let positions: Vec<LogPosition> = missing.iter().map(|place| place.position).collect();
         let (done, answer) = oneshot::channel();
         session.shared.pool.submit(
             missing,
@@ -515,20 +610,23 @@ async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Body>, 
             }),
         );
         // The pool answers unless it is going away with the broker.
-        read = answer
+        let entries = answer
             .await
             .map_err(|_| Stop::Passing(refused(&Rejection::Retry)))?;
+        let entries = entries
+            .into_iter()
+            .map(|entry| entry.map(|entry| Body::from(entry.body)));
+        read = positions.into_iter().zip(entries).collect();
     }
-    let mut read = read.into_iter();
     let mut bodies = Vec::with_capacity(batches.len());
     for (batch, body) in batches.iter().zip(cached) {
-        match body.map(Ok).or_else(|| {
-            read.next()
-                .map(|entry| entry.map(|entry| entry.body.into()))
-        }) {
-            Some(Ok(body)) => bodies.push(body),
-            Some(Err(error)) if bodies.is_empty() => return Err(Stop::unreadable(batch, &error)),
-            Some(Err(_)) | None => break,
+        match (body, read.get(&batch.position)) {
+            (Some(body), _) => bodies.push(body),
+            (None, Some(Ok(body))) => bodies.push(body.clone()),
+            (None, Some(Err(error))) if bodies.is_empty() => {
+                return Err(Stop::unreadable(batch, error));
+            }
+            (None, Some(Err(_)) | None) => break,
         }
     }
     Ok(bodies)

@@ -21,6 +21,8 @@ pub(super) fn refused(rejection: &Rejection) -> Refused {
         Rejection::PartitionOutOfRange { partitions } => refused.detail("partitions", partitions),
         Rejection::TooLarge { bytes_max } => refused.detail("bytes_max", bytes_max),
         Rejection::TooManyProducers { max } => refused.after_ms(1000).detail("max", max),
+        Rejection::TooManyTimers { max } => refused.after_ms(1000).detail("max", max),
+        Rejection::DelayTooLong { max_ms } => refused.detail("max_ms", max_ms),
         Rejection::Group(rejection) => group_detail(refused, rejection),
         Rejection::TransactionDecided { stands } => refused.detail("stands", stands),
         Rejection::TransactionLimit { max, .. } => refused.after_ms(1000).detail("max", max),
@@ -35,6 +37,7 @@ pub(super) fn refused(rejection: &Rejection) -> Refused {
         | Rejection::LogSealed
         | Rejection::OwnerStopped(_)
         | Rejection::Damaged(_)
+        | Rejection::MixedDelivery
         | Rejection::ShuttingDown => refused,
     }
 }
@@ -63,6 +66,9 @@ fn code(rejection: &Rejection) -> Code {
         Rejection::TransactionDecided { .. } => Code::TransactionDecided,
         Rejection::TransactionLimit { .. } => Code::TransactionLimit,
         Rejection::ShuttingDown => Code::ShuttingDown,
+        Rejection::TooManyTimers { .. } => Code::TooManyTimers,
+        Rejection::DelayTooLong { .. } => Code::DelayTooLong,
+        Rejection::MixedDelivery => Code::MixedDelivery,
         Rejection::Group(rejection) => group_code(rejection),
     }
 }

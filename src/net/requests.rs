@@ -15,6 +15,7 @@ use super::out::Out;
 use super::reader;
 use super::refusal::{refused, unknown_topic};
 use super::session::{Session, bad_frame, first, question};
+use super::timers;
 use crate::actors::directory::{Do, List};
 use crate::actors::partition::Lookup;
 use crate::actors::reply::Answer;
@@ -29,6 +30,7 @@ use crate::wire::hello::{Hello, HelloOk, Pong};
 use crate::wire::produce::{OpenProducer, ProducerOk};
 use crate::wire::reader::{CloseReader, Credit, OpenReader};
 use crate::wire::status::{ActorInfo, Status, StatusOk};
+use crate::wire::timer::{AskTimer, ListTimers};
 use crate::wire::topic;
 use crate::wire::topic::{
     AlterTopic, At, CreateTopic, DeleteTopic, DescribeTopic, FlushMode, LookupOffset, Metadata,
@@ -71,6 +73,8 @@ pub(super) fn handle(
         | FrameKind::DeleteTopic
         | FrameKind::LookupOffset
         | FrameKind::OpenProducer
+        | FrameKind::AskTimer
+        | FrameKind::ListTimers
         | FrameKind::Status => {
             let (session, out) = (Rc::clone(session), out.clone());
             let request = tracing::debug_span!(target: "waterwheel::request", "request", ?kind);
@@ -211,6 +215,14 @@ async fn answer(
                 epoch: ProducerEpoch(0),
             };
             out.send(&ok, correlation, Bytes::new());
+        }
+        FrameKind::AskTimer => {
+            let ask: AskTimer = frame.decode().map_err(bad_frame)?;
+            timers::ask(session, &ask, correlation, out).await?;
+        }
+        FrameKind::ListTimers => {
+            let list: ListTimers = frame.decode().map_err(bad_frame)?;
+            timers::list(session, &list, correlation, out).await?;
         }
         FrameKind::Status => {
             let request: Status = frame.decode().map_err(bad_frame)?;

@@ -89,6 +89,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Told in the handshake.
     pub cluster: ClusterId,
+    /// What handles of delayed records are keyed with.
+    pub timer_secret: Arc<ring::hmac::Key>,
     /// What the log looks like.
     pub gauge: Arc<LogGauge>,
     /// Open connections.
@@ -187,7 +189,7 @@ pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::I
                 if is_offence(&error) {
                     host.manners.door().offended(remote.ip(), Instant::now());
                 }
-                error.to_string()
+                listening.explain(&error)
             })
     };
     attend(shared, accepted).instrument(span).await;
@@ -310,7 +312,8 @@ impl Session {
 
     fn open_stream(self: &Rc<Self>, send: SendStream, recv: ReceiveStream) {
         let (out, leaving) = out::out();
-        actix_rt::spawn(out::write(send, leaving).in_current_span());
+        let secret = Arc::clone(&self.shared.timer_secret);
+        actix_rt::spawn(out::write(send, leaving, secret).in_current_span());
         let session = Rc::clone(self);
         actix_rt::spawn(
             async move {
@@ -496,6 +499,7 @@ impl Session {
             count: batch.header.count,
             facts: batch.facts,
             tell_accepted: header.ack == Ack::Memory,
+            tied: Vec::new(),
             reply,
             permit: Some(permit),
         });

@@ -15,12 +15,17 @@
 //!
 //! The authority's private key is thrown away once it has signed: nobody can ever sign with it again.
 //! `ca.pem` is written last; where one of the three is missing all three are made anew.
+//!
+//! - S1: a file that cannot serve is refused before anything listens, by its name, with what to put in
+//!   its place: an expired certificate, a client's, an authority that is none, a key of another pair.
+//! - S2: with an authority for clients, whoever shows no certificate of its is refused in the handshake.
 
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -30,7 +35,10 @@ use rustls::CipherSuite;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 
+use super::certificate::CertificateFacts;
 use crate::wire::ALPN;
 
 /// The names the development certificate is good for.
@@ -78,8 +86,26 @@ pub enum TlsError {
     /// A certificate could not be made.
     #[error("making the development certificate: {0}")]
     Making(#[from] rcgen::Error),
+    /// A certificate cannot serve where it was given.
+    #[error("{}: {why}", .path.display())]
+    Certificate {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// Certificate and key are refused, for instance because they do not belong together.
-    #[error("the server's certificate or key cannot be used: {0}")]
+    #[error("{} and {} cannot be used together: {source}", .chain.display(), .key.display())]
+    Pair {
+        /// The certificate's file.
+        chain: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// What TLS says.
+        source: rustls::Error,
+    },
+    /// The settings of TLS are refused.
+    #[error("the TLS settings are refused: {0}")]
     Rustls(#[from] rustls::Error),
 }
 
@@ -96,24 +122,91 @@ pub fn provider() -> CryptoProvider {
     provider
 }
 
-/// The server's side of the handshake.
+/// The server's side of the handshake. With `client_ca`, an authority's PEM file, whoever shows no
+/// certificate of its is refused.
 ///
 /// # Errors
 /// Certificates that cannot be read, made or used.
-pub fn server_config(certificates: &Certificates) -> Result<rustls::ServerConfig, TlsError> {
+pub fn server_config(
+    certificates: &Certificates,
+    client_ca: Option<&Path>,
+) -> Result<rustls::ServerConfig, TlsError> {
     let (chain, key) = match certificates {
         Certificates::Development { dir } => development(dir)?,
-        Certificates::Given { chain, key } => (chain.clone(), key.clone()),
+        Certificates::Given { chain, key } => {
+            check_server(chain)?;
+            (chain.clone(), key.clone())
+        }
     };
-    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_no_client_auth()
-        .with_single_cert(read_chain(&chain)?, read_key(&key)?)?;
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?;
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => builder.with_client_cert_verifier(clients_of(path)?),
+    };
+    let mut config = builder
+        .with_single_cert(read_chain(&chain)?, read_key(&key)?)
+        .map_err(|source| TlsError::Pair { chain, key, source })?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;
     config.ignore_client_order = true;
     Ok(config)
+}
+
+/// A certificate that no client would take is refused before anybody listens.
+fn check_server(path: &Path) -> Result<(), TlsError> {
+    let facts = CertificateFacts::read(path)?;
+    let refuse = |why: String| {
+        Err(TlsError::Certificate {
+            path: path.to_path_buf(),
+            why,
+        })
+    };
+    if !facts.for_servers {
+        return refuse(
+            "it is a client's certificate: --cert takes a server's, such as the server.pem that \
+             `waterwheel certs` makes"
+                .to_owned(),
+        );
+    }
+    match facts.standing(SystemTime::now()).why_not() {
+        None => Ok(()),
+        Some(why) => refuse(format!(
+            "{why}; put a new certificate and its key in place (of those that `waterwheel certs` made: \
+             remove both and run it again)"
+        )),
+    }
+}
+
+/// Lets in whom one of the file's authorities vouches for.
+fn clients_of(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let refuse = |why: String| TlsError::Certificate {
+        path: path.to_path_buf(),
+        why,
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in read_chain(path)? {
+        let facts = CertificateFacts::of(&certificate).map_err(refuse)?;
+        if !facts.is_authority {
+            return Err(refuse(
+                "it is no authority's certificate: --client-ca takes the ca.pem that vouches for \
+                 clients"
+                    .to_owned(),
+            ));
+        }
+        if let Some(why) = facts.standing(SystemTime::now()).why_not() {
+            return Err(refuse(format!(
+                "{why}: no client it vouches for could come in"
+            )));
+        }
+        roots
+            .add(certificate)
+            .map_err(|why| refuse(why.to_string()))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
+        .build()
+        .map_err(|why| refuse(why.to_string()))
 }
 
 fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -220,7 +313,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tls = dir.path().join("tls");
         let certificates = Certificates::Development { dir: tls.clone() };
-        let config = server_config(&certificates).unwrap();
+        let config = server_config(&certificates, None).unwrap();
         assert_eq!(config.alpn_protocols, [ALPN]);
         assert_eq!(
             (config.max_early_data_size, config.send_tls13_tickets),
@@ -230,10 +323,10 @@ mod tests {
         let mode = |name: &str| fs::metadata(tls.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("server.key"), mode("ca.pem") & 0o444), (0o600, 0o444));
         assert_eq!(fs::read_dir(&tls).unwrap().count(), 3);
-        server_config(&certificates).unwrap();
+        server_config(&certificates, None).unwrap();
         assert_eq!(fs::read(tls.join("ca.pem")).unwrap(), authority);
         fs::remove_file(tls.join("server.key")).unwrap();
-        server_config(&certificates).unwrap();
+        server_config(&certificates, None).unwrap();
         assert_ne!(fs::read(tls.join("ca.pem")).unwrap(), authority);
     }
 
@@ -251,7 +344,7 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         development(other.path()).unwrap();
         let given =
-            |chain: PathBuf, key: PathBuf| server_config(&Certificates::Given { chain, key });
+            |chain: PathBuf, key: PathBuf| server_config(&Certificates::Given { chain, key }, None);
         let chain = dir.path().join("server.pem");
         let key = dir.path().join("server.key");
         assert!(given(chain.clone(), key.clone()).is_ok());
@@ -261,10 +354,43 @@ mod tests {
         assert!(
             swapped
                 .to_string()
-                .contains("server.key holds no usable certificate"),
+                .contains("server.key: it holds no PEM certificate"),
             "{swapped}"
         );
         let foreign = given(chain, other.path().join("server.key")).unwrap_err();
-        assert!(matches!(foreign, TlsError::Rustls(_)), "{foreign}");
+        assert!(matches!(foreign, TlsError::Pair { .. }), "{foreign}");
+    }
+
+    #[test]
+    fn a_certificate_for_something_else_is_refused_by_its_name() {
+        use crate::net::authority::{self, Wanted};
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = Wanted {
+            hosts: Vec::new(),
+            clients: vec!["client".to_owned()],
+            days: 1,
+            now: SystemTime::now(),
+        };
+        authority::make(dir.path(), &wanted).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let given = |name: &str, client_ca: &str| {
+            let certificates = Certificates::Given {
+                chain: path(&format!("{name}.pem")),
+                key: path(&format!("{name}.key")),
+            };
+            server_config(&certificates, Some(&path(client_ca)))
+        };
+        given("server", "ca.pem").unwrap();
+        let said = given("client", "ca.pem").unwrap_err().to_string();
+        assert!(said.contains("client.pem: it is a client's"), "{said}");
+        let said = given("server", "client.pem").unwrap_err().to_string();
+        assert!(said.contains("client.pem: it is no authority"), "{said}");
+        let long_ago = Wanted {
+            now: SystemTime::now() - std::time::Duration::from_secs(3 * 86_400),
+            ..wanted
+        };
+        authority::make(&path("old"), &long_ago).unwrap();
+        let said = given("old/server", "ca.pem").unwrap_err().to_string();
+        assert!(said.contains("server.pem: it expired 2d"), "{said}");
     }
 }

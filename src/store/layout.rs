@@ -6,7 +6,7 @@
 //! | tree | owners | rows (kind: what, row id) |
 //! |---|---|---|
 //! | `meta` | the directory | 0: head, 0; 1: one topic, topic id |
-//! | `partition` | partition lanes | 0: head, 0; 1: index run, its first offset; 2: one producer, producer id |
+//! | `partition` | partition lanes | 0: head, 0; 1: index run, its first offset; 2: one producer, producer id; 3: a chunk of stored records' states, first number / 4096; 4: a run of stored bodies, first number; 5: one undecided batch, first number |
 //! | `group` | consumer groups | 0: head, 0 |
 //! | `transaction` | transaction coordinators | 0: head, 0 |
 //! | `wheel` | timing wheel levels of the wall clock | 0: head, 0; 1: home chunk, slot << 24 + chunk |
@@ -58,6 +58,12 @@ pub const DIRECTORY_TOPIC: u8 = 1;
 pub const PARTITION_INDEX_RUN: u8 = 1;
 /// The row kind of one producer of a partition; the row id is the producer id.
 pub const PARTITION_PRODUCER: u8 = 2;
+/// The row kind of the states of 4096 stored records; the row id is their first number by 4096.
+pub const PARTITION_CHUNK: u8 = 3;
+/// The row kind of a run of bodies stored before they are published; the row id is its first number.
+pub const PARTITION_BODIES: u8 = 4;
+/// The row kind of one batch of an undecided transaction; the row id is its first number.
+pub const PARTITION_OPEN: u8 = 5;
 /// The row kind of a home chunk of the timing wheel; the row id is slot and chunk, see
 /// [`crate::domain::wheel::chunk`].
 pub const WHEEL_HOME: u8 = 1;

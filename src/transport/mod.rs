@@ -42,39 +42,53 @@ pub enum Ended {
     /// The other side does not know it any more: it was started anew.
     #[error("the other side does not know the connection any more")]
     Forgotten,
-    /// TLS refused one of the two ends.
-    #[error("{reason}")]
-    Tls {
-        /// The alert's number, as TLS lists them.
-        alert: u8,
-        /// What the transport says.
-        reason: String,
-    },
+    /// The two sides do not trust each other.
+    #[error("{}", .0.reason)]
+    Untrusted(Distrust),
     /// It failed on its way.
     #[error("{0}")]
     Lost(String),
 }
 
-/// TLS alerts are transport errors 0x100 to 0x1ff (RFC 9001, 4.8).
-fn alert(code: quinn::TransportErrorCode) -> Option<u8> {
-    u8::try_from(u64::from(code).checked_sub(0x100)?).ok()
+/// A TLS alert that ended a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Distrust {
+    /// Which (RFC 8446, 6).
+    pub alert: u8,
+    /// Whether the other side raised it.
+    pub by_peer: bool,
+    /// In words.
+    pub reason: String,
 }
 
-impl From<quinn::ConnectionError> for Ended {
-    fn from(error: quinn::ConnectionError) -> Self {
-        let refused = match &error {
-            quinn::ConnectionError::TransportError(error) => alert(error.code),
-            quinn::ConnectionError::ConnectionClosed(close) => alert(close.error_code),
+impl Distrust {
+    /// The alert in an error of QUIC, where it carries one: transport errors 0x100 to 0x1ff (RFC 9001,
+    /// 4.8).
+    #[must_use]
+    pub fn of(error: &quinn::ConnectionError) -> Option<Self> {
+        let (code, by_peer) = match error {
+            quinn::ConnectionError::TransportError(error) => (error.code, false),
+            quinn::ConnectionError::ConnectionClosed(close) => (close.error_code, true),
             quinn::ConnectionError::VersionMismatch
             | quinn::ConnectionError::ApplicationClosed(_)
             | quinn::ConnectionError::Reset
             | quinn::ConnectionError::TimedOut
             | quinn::ConnectionError::LocallyClosed
-            | quinn::ConnectionError::CidsExhausted => None,
+            | quinn::ConnectionError::CidsExhausted => return None,
         };
-        if let Some(alert) = refused {
-            let reason = error.to_string();
-            return Self::Tls { alert, reason };
+        let alert = u64::from(code).checked_sub(0x100)?;
+        Some(Self {
+            alert: u8::try_from(alert).ok()?,
+            by_peer,
+            reason: error.to_string(),
+        })
+    }
+}
+
+impl From<quinn::ConnectionError> for Ended {
+    fn from(error: quinn::ConnectionError) -> Self {
+        if let Some(distrust) = Distrust::of(&error) {
+            return Self::Untrusted(distrust);
         }
         match error {
             quinn::ConnectionError::ApplicationClosed(close) => Self::ByPeer {

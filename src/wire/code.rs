@@ -118,6 +118,12 @@ codes! {
     ShuttingDown = 32, "shutting-down", true;
     /// A fault in the broker; its log says more.
     Internal = 33, "internal", false;
+    /// As many delayed records wait in the partition as the topic or the broker allows.
+    TooManyTimers = 40, "too-many-timers", true;
+    /// Due farther ahead than the topic or the broker allows.
+    DelayTooLong = 41, "delay-too-long", false;
+    /// A batch with both delayed and immediate records.
+    MixedDelivery = 42, "mixed-delivery", false;
     /// No consumer group of that name or id.
     UnknownGroup = 50, "unknown-group", false;
     /// The group has no subscription to that topic.
@@ -221,7 +227,7 @@ mod tests {
         let names: BTreeSet<&str> = Code::ALL.iter().map(|code| code.name()).collect();
         assert_eq!(numbers.len(), Code::ALL.len());
         assert_eq!(names.len(), Code::ALL.len());
-        let blocks = (1..=33).chain(50..=62);
+        let blocks = (1..=33).chain(40..=42).chain(50..=62).chain(70..=72);
         assert_eq!(
             numbers,
             blocks.collect(),

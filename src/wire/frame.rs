@@ -115,6 +115,11 @@ kinds! {
     /// Deliver a partition's records.
     OpenReader = 0x000c,
 
+    /// Cancel, reschedule or look at a delayed record.
+    AskTimer = 0x0060,
+    /// Which delayed records wait.
+    ListTimers = 0x0061,
+
     /// Answers `Hello`.
     HelloOk = 0x4001,
     /// Answers `Ping`.
@@ -135,6 +140,10 @@ kinds! {
     Accepted = 0x4009,
     /// Answers `OpenReader`.
     ReaderOk = 0x400a,
+    /// Answers `AskTimer`.
+    TimerOk = 0x4060,
+    /// Answers `ListTimers`.
+    TimersOk = 0x4061,
     /// Answers any request: no, and why.
     Refused = 0x4fff,
 
@@ -146,6 +155,8 @@ kinds! {
     StreamOpen = 0x8003,
     /// To the client: a batch of a reader's partition.
     Deliver = 0x8004,
+    /// To the client: records of a reader's partition that were published after they were stored.
+    DeliverPublished = 0x8060,
     /// To the client: a reader has ended, and where.
     ReaderEnd = 0x8005,
     /// To the client: the broker is about to close the connection.

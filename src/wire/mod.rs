@@ -22,12 +22,14 @@
 //! | `Ping` 2 | request | named | any |
 //! | `Metadata` 3, `CreateTopic` 4, `DescribeTopic` 5, `AlterTopic` 6, `DeleteTopic` 7 | request | named | control |
 //! | `LookupOffset` 8, `OpenProducer` 9, `Status` 10, `OpenReader` 12 | request | named | control |
+//! | `AskTimer` 0x60, `ListTimers` 0x61 | request | named | control |
 //! | `Produce` 11 | request | positional, body: a batch | a producer stream |
 //! | `HelloOk` 0x4001 .. `Refused` 0x4fff | answer | named, `Stored` positional | where the request was |
 //! | `Credit` 0x8001 | event to the broker | positional | control |
 //! | `CloseReader` 0x8002 | event to the broker | named | control |
 //! | `StreamOpen` 0x8003, `ReaderEnd` 0x8005 | event to the client | named | the reader's stream |
 //! | `Deliver` 0x8004 | event to the client | positional, body: a batch | the reader's stream |
+//! | `DeliverPublished` 0x8060 | event to the client | positional, body: details, a batch | the reader's stream |
 //! | `Goodbye` 0x8006 | event to the client | named | control |
 //!
 //! Invariants: W1, every decoder is total: whatever a peer sent is a value or an error; W2, no length is
@@ -40,6 +42,7 @@ pub mod pieces;
 pub mod produce;
 pub mod reader;
 pub mod status;
+pub mod timer;
 pub mod topic;
 
 /// The protocol's name in the TLS handshake.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::frame::header;
+use super::timer::StoredTimers;
 use crate::domain::id::{
     Lane, Offset, PartitionIndex, ProducerEpoch, ProducerId, RecordNumber, TopicId,
 };
@@ -118,6 +119,9 @@ pub struct Stored {
     pub status: SendStatus,
     /// Whether it had been stored before: then everything here is of the first time.
     pub duplicate: bool,
+    /// Of records that wait for their time: what handles are made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timers: Option<StoredTimers>,
 }
 header!(Stored, Stored, positional);
 

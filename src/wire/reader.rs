@@ -3,6 +3,7 @@
 //! Credit is counted in bytes of delivered frame bodies. A batch is sent while credit is above zero and
 //! may overdraw it once; what was overdrawn is made good by the next grant.
 
+use bytes::{BufMut, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::code::Refused;
@@ -112,6 +113,74 @@ pub struct Deliver {
     pub high_watermark: Offset,
 }
 header!(Deliver, Deliver, positional);
+
+/// Records of the reader's partition that were stored first and published later: timers that fired, a
+/// transaction that was committed. In the body: [`RecordDetail`] of each, then a batch of them, put
+/// together by the broker where they come from several. Positional.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DeliverPublished {
+    /// The reader.
+    pub reader: u64,
+    /// The offset of the first record.
+    pub first_offset: Offset,
+    /// How many records.
+    pub count: u32,
+    /// How many at their front lie before the offset that is wanted.
+    pub skip: u32,
+    /// One past the last durable offset, as of now.
+    pub high_watermark: Offset,
+}
+header!(DeliverPublished, DeliverPublished, positional);
+
+/// The length of a [`RecordDetail`] in bytes.
+pub const DETAIL_BYTES: usize = 32;
+
+/// What became of a record that was published after it was stored: number, when it was stored, when it
+/// was published, when it was due (the least value where it was not delayed), each eight bytes
+/// little-endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordDetail {
+    /// Its number.
+    pub number: RecordNumber,
+    /// When it was stored.
+    pub stored: WallMs,
+    /// When it was published: of a delayed record, when it fired.
+    pub published: WallMs,
+    /// When it was due, if it was delayed.
+    pub due: Option<WallMs>,
+}
+
+impl RecordDetail {
+    /// Appends it.
+    pub fn put(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.number.0);
+        out.put_i64_le(self.stored.0);
+        out.put_i64_le(self.published.0);
+        out.put_i64_le(self.due.map_or(i64::MIN, |due| due.0));
+    }
+
+    /// Reads as many as there are.
+    #[must_use]
+    pub fn parse_all(bytes: &[u8]) -> Vec<Self> {
+        let word = |row: &[u8], at: usize| -> u64 {
+            row.get(at..)
+                .and_then(|rest| rest.first_chunk())
+                .map_or(0, |word| u64::from_le_bytes(*word))
+        };
+        let signed = |value: u64| i64::from_le_bytes(value.to_le_bytes());
+        bytes
+            .chunks_exact(DETAIL_BYTES)
+            .map(|row| Self {
+                number: RecordNumber(word(row, 0)),
+                stored: WallMs(signed(word(row, 8))),
+                published: WallMs(signed(word(row, 16))),
+                due: Some(signed(word(row, 24)))
+                    .filter(|due| *due != i64::MIN)
+                    .map(WallMs),
+            })
+            .collect()
+    }
+}
 
 /// Why a reader ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -67,6 +67,7 @@ impl Settings {
                 certificates: Certificates::Development {
                     dir: dir.join("tls"),
                 },
+                client_ca: None,
                 number: 0,
                 handshakes_max: 1_024,
             })?))),

@@ -7,10 +7,12 @@
 //! L1: receipts come in the input's order, each once, none for what was not acknowledged.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use serde::Serialize;
 
 use super::queues::Settled;
 use crate::cli::json::write_json;
@@ -178,21 +180,47 @@ impl Ledger {
         self.first_failed.zip(self.failure.as_ref())
     }
 
-    /// What came of it all, for people.
-    pub(super) fn summary(&self, began: Instant) -> String {
+    /// What came of it all.
+    pub(super) fn summary(&self, began: Instant) -> Summary {
         let ended = self.last_acknowledged.unwrap_or(began);
         let took = ended.saturating_duration_since(began);
         let seconds = took.max(Duration::from_micros(1)).as_secs_f64();
-        let per_second = |count: u64| count as f64 / seconds;
         let quantile_ms = |quantile| self.latencies_us.value_at_quantile(quantile) as f64 / 1000.0;
-        format!(
+        Summary {
+            acknowledged: self.acknowledged,
+            bytes: self.acknowledged_bytes,
+            seconds: took.as_secs_f64(),
+            records_per_second: self.acknowledged as f64 / seconds,
+            megabytes_per_second: self.acknowledged_bytes as f64 / seconds / 1e6,
+            p50_ms: quantile_ms(0.5),
+            p99_ms: quantile_ms(0.99),
+        }
+    }
+}
+
+/// What came of a run: `--json` prints these fields.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Summary {
+    acknowledged: u64,
+    bytes: u64,
+    seconds: f64,
+    records_per_second: f64,
+    megabytes_per_second: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
             "{} records acknowledged in {:.2} s: {:.0} records/s, {:.2} MB/s; acknowledgement p50 {:.2} ms, p99 {:.2} ms",
             self.acknowledged,
-            took.as_secs_f64(),
-            per_second(self.acknowledged),
-            per_second(self.acknowledged_bytes) / 1e6,
-            quantile_ms(0.5),
-            quantile_ms(0.99),
+            self.seconds,
+            self.records_per_second,
+            self.megabytes_per_second,
+            self.p50_ms,
+            self.p99_ms,
         )
     }
 }
@@ -280,10 +308,10 @@ mod tests {
             ledger.settle(settled(index, Ok(receipt(0, index)), at), at + latency);
         }
         assert_eq!(
-            ledger.summary(at),
+            ledger.summary(at).to_string(),
             "100 records acknowledged in 0.10 s: 1000 records/s, 0.01 MB/s; acknowledgement p50 10.01 ms, p99 100.03 ms"
         );
-        let nothing = Ledger::new(None).unwrap().summary(at);
+        let nothing = Ledger::new(None).unwrap().summary(at).to_string();
         assert!(
             nothing.starts_with("0 records acknowledged in 0.00 s: 0 records/s"),
             "{nothing}"

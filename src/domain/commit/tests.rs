@@ -470,3 +470,45 @@ fn a_lone_run_is_in_the_very_next_flush() {
         "{counts:?}"
     );
 }
+
+/// C8, and that the others get their long flushes back.
+#[test]
+fn flushes_are_short_while_lone_runs_come_beside_a_queue() {
+    const FLUSH: u32 = 8 << 20;
+    let mut machine: Commit<()> = Commit::new(LogIndex(1), WallMs(0), []);
+    let mut refused = Vec::new();
+    let [greedy, lone] = [OwnerId(1024), OwnerId(1025)].map(|owner| Author {
+        owner,
+        incarnation: machine.begin(owner, &mut refused).0,
+    });
+    let run = |author: Author, bytes| Run {
+        author,
+        drafts: vec![draft((author.owner.0, EntryKind::Payload, 1, bytes))],
+        need: Need::Payload,
+        ticket: (),
+    };
+    let flush = |machine: &mut Commit<()>| {
+        while machine.queued_bytes() < u64::from(FLUSH) {
+            machine.enqueue(run(greedy, 100_000), FLUSH).unwrap();
+        }
+        let plan = machine.plan(WallMs(0), FLUSH, Need::Payload, &mut Vec::new());
+        let plan = plan.unwrap();
+        let places: Vec<_> = (0..plan.entries.len())
+            .map(|_| EntryPlace {
+                position: LogPosition(0),
+                length: 1,
+            })
+            .collect();
+        let bytes: usize = plan.entries.iter().map(|entry| entry.body.len()).sum();
+        machine.flushed(plan, &places);
+        bytes
+    };
+    assert!(flush(&mut machine) > 7 << 20);
+    machine.enqueue(run(greedy, 100_000), FLUSH).unwrap();
+    machine.enqueue(run(lone, 1_000), FLUSH).unwrap();
+    for _ in 0..SHORT_FLUSHES {
+        let bytes = flush(&mut machine);
+        assert!(bytes <= 2 << 20 && bytes > 1 << 20, "{bytes}");
+    }
+    assert!(flush(&mut machine) > 7 << 20);
+}

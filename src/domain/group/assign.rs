@@ -104,7 +104,7 @@ mod tests {
             let mut had: Vec<usize> = ids.iter().map(|member| share(member, &current)).collect();
             had.sort_unstable_by(|a, b| b.cmp(a));
             let could: usize = had.iter().enumerate().map(|(at, had)| (*had).min(least + usize::from(at < larger))).sum();
-            let stayed = all().filter(|p| assigned.get(p).is_some() && assigned.get(p) == current.get(p)).count();
+            let stayed = all().filter(|p| assigned.contains_key(p) && assigned.get(p) == current.get(p)).count();
             prop_assert_eq!(stayed, could);
         }
     }

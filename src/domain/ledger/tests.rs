@@ -209,6 +209,7 @@ impl World {
     fn work(&mut self, step: Todo) {
         match step {
             Todo::Restate(owner) => self.snapshot(owner.0, 2),
+            Todo::Inspect(segment, owner) => self.ledger.released(segment, owner),
             Todo::Recycle(segment) => {
                 assert!(
                     end_of(segment) <= self.mark,
@@ -362,4 +363,45 @@ proptest! {
         let found = world.segments.len();
         prop_assert!(found <= most, "{found} segments, {live} of them live");
     }
+}
+
+/// L1: what was stored before it is published holds its segment until its owner lets go, and so does a
+/// publication until retention has taken what it published.
+#[test]
+fn what_is_stored_unpublished_holds_its_segment_until_its_owner_lets_go() {
+    let owner = OwnerId(OwnerId::FIRST_FREE.0);
+    let header = |kind, sequence, first_offset, offsets| EntryHeader {
+        kind,
+        tied_to_next: false,
+        moved: false,
+        index: LogIndex(sequence),
+        term: Term(1),
+        owner,
+        sequence: OwnerSequence(sequence),
+        first_number: RecordNumber(0),
+        first_offset: Offset(first_offset),
+        numbers: u32::from(kind == EntryKind::Payload),
+        offsets,
+        appended: WallMs(0),
+        wall: WallMs(0),
+    };
+    let mut ledger = Ledger::default();
+    ledger.appended(0, &header(EntryKind::Payload, 1, 0, 0));
+    ledger.appended(1, &header(EntryKind::Publish, 2, 0, 1));
+    ledger.appended(2, &header(EntryKind::Snapshot, 3, 1, 0));
+    for segment in 0..2 {
+        ledger.closed(segment, LogPosition(segment));
+    }
+    ledger.marked(LogPosition(10));
+    assert_eq!(ledger.steps(), [Todo::Inspect(0, owner)]);
+    ledger.released(1, owner);
+    assert_eq!(
+        ledger.steps(),
+        [Todo::Inspect(0, owner)],
+        "another segment's"
+    );
+    ledger.released(0, owner);
+    assert_eq!(ledger.steps(), [Todo::Recycle(0)], "it was published");
+    ledger.trimmed(owner, Offset(1));
+    assert_eq!(ledger.steps(), [Todo::Recycle(0), Todo::Recycle(1)]);
 }

@@ -15,19 +15,29 @@
 //!
 //! What survives a crash: rows (head, index runs, producers) up to their folded sequence, and the log.
 
+pub mod delayed;
 pub mod index;
+mod packed;
 pub mod producers;
+pub mod publication;
 pub mod rows;
+pub mod stored;
+
+pub use self::delayed::{alarms_of, discard_transaction_draft, publish_transaction_draft};
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use self::delayed::{TimerAnswer, Timers};
 use self::index::{BatchPlace, Found, Index};
 use self::producers::{ProducerTable, StoredBatch, Verdict};
+use self::publication::{Publication, TransactionKey};
+use self::stored::{Lookup, Override, StoredPlace, Table};
+use super::alarm::{self, Alarm};
 use super::body::Body;
 use super::entry::{AppliedEntry, Draft, EntryKind, PayloadFacts};
-use super::id::{Offset, OwnerSequence, ProducerId, RecordNumber, Token};
+use super::id::{LogPosition, Offset, OwnerId, OwnerSequence, ProducerId, RecordNumber, Token};
 use super::rejection::Rejection;
 use super::time::WallMs;
 
@@ -39,6 +49,26 @@ pub const READ_BATCHES_MAX: usize = 256;
 pub struct Limits {
     /// Producers it keeps state for.
     pub producers_max: u32,
+    /// A snapshot larger than this is not made: it would not fit a flush, and fence the partition.
+    pub snapshot_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            producers_max: 1000,
+            snapshot_bytes_max: 7 << 20,
+        }
+    }
+}
+
+/// Bounds of delayed records, of the topic and the broker together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TimerLimits {
+    /// Records of the partition that may wait for their time; none: as many as come.
+    pub pending_max: Option<u64>,
+    /// How far ahead, in milliseconds; none: as far as it goes.
+    pub delay_max_ms: Option<u64>,
 }
 
 /// A producer's batch to store.
@@ -54,6 +84,12 @@ pub struct Append {
     pub facts: PayloadFacts,
     /// The sender wants to hear that it was accepted, before it is durable.
     pub tell_accepted: bool,
+    /// The wall clock: what is due already is published with the batch.
+    pub now: WallMs,
+    /// Bounds of delayed records.
+    pub timers: TimerLimits,
+    /// Entries of other owners that stand or fall with the batch: a transaction's registration.
+    pub tied: Vec<(OwnerId, Draft)>,
 }
 
 /// Where to start reading.
@@ -115,8 +151,10 @@ pub enum Effect {
     Persist {
         /// Whom the receipt is for; none for the partition's own entries.
         token: Option<Token>,
-        /// The entries.
+        /// The partition's own entries.
         drafts: Vec<Draft>,
+        /// Entries of other owners, behind them in the same run.
+        tied: Vec<(OwnerId, Draft)>,
     },
     /// Tell the token's owner that its batch was accepted; it stays open for the receipt.
     Accepted(Token),
@@ -130,6 +168,24 @@ pub enum Effect {
     Refuse(Token, Rejection),
     /// Fetch this run's row and bring it back with [`Partition::run_loaded`].
     LoadRun(Offset),
+    /// Answer a question about delayed records.
+    Timer(Token, TimerAnswer),
+    /// Arm these alarms on the wall clock. The owner is for the shell to fill in.
+    Arm {
+        /// The alarms.
+        alarms: Vec<Alarm>,
+        /// Where the entry lies that armed them.
+        position: LogPosition,
+    },
+    /// Give a batch of what was said due back to the wheel.
+    Returned {
+        /// Which.
+        batch: u64,
+        /// None: all of it is settled; otherwise say it again after so many milliseconds.
+        again_ms: Option<u64>,
+    },
+    /// Fetch this row of bodies and bring it back with [`Partition::bodies_loaded`].
+    LoadBodies(RecordNumber),
 }
 
 /// The partition's own deltas: the body of its `State` entries.
@@ -139,6 +195,19 @@ pub enum Delta {
     StartOffset(Offset),
     /// Producers unused for too long are forgotten.
     ForgetProducers(Vec<ProducerId>),
+    /// Stored records, by runs of numbers, are not wanted any more: cancelled.
+    Dropped(Vec<(RecordNumber, u32)>),
+    /// A delayed record is due at another time.
+    Rescheduled {
+        /// Which.
+        number: RecordNumber,
+        /// Which modification this is.
+        version: u32,
+        /// When it is due now.
+        due: WallMs,
+    },
+    /// A transaction was rolled back: what it stored here is dropped.
+    TransactionDropped(TransactionKey),
 }
 
 /// The applied counters: the head row.
@@ -158,6 +227,10 @@ pub struct Head {
 enum Waiting {
     Read(Read),
     Lookup(Token, WallMs),
+    /// Who asks for the offset of a record that was published: behind this offset it is looked for.
+    Seek(Token, RecordNumber, Offset),
+    /// The same from a time on.
+    SeekTime(Token, RecordNumber, WallMs),
 }
 
 /// One partition lane.
@@ -180,9 +253,23 @@ pub struct Partition {
     accepted: u64,
     /// Own entries asked for and not yet applied.
     asked: u64,
+    /// Records stored before they are published.
+    stored: Table,
+    /// What is under way about delayed ones.
+    timers: Timers,
     /// A snapshot is wanted as soon as nothing is on its way; what is asked for meanwhile is held (P8).
     restating: bool,
-    held: Vec<(Option<Token>, Vec<Draft>)>,
+    held: Vec<Held>,
+    /// The sequence a snapshot on its way was made at.
+    snapshot_of: Option<OwnerSequence>,
+}
+
+/// What waits for a snapshot.
+#[derive(Debug, Clone)]
+struct Held {
+    token: Option<Token>,
+    drafts: Vec<Draft>,
+    tied: Vec<(OwnerId, Draft)>,
 }
 
 impl Partition {
@@ -202,8 +289,11 @@ impl Partition {
             trimming: false,
             accepted: 0,
             asked: 0,
+            stored: Table::default(),
+            timers: Timers::default(),
             restating: false,
             held: Vec::new(),
+            snapshot_of: None,
         }
     }
 
@@ -227,7 +317,14 @@ impl Partition {
             count,
             facts,
             tell_accepted,
+            now,
+            timers,
+            tied,
         } = append;
+        let published = match self.published_at_once(&facts, count, now, timers) {
+            Ok(published) => published,
+            Err(rejection) => return effects.push(Effect::Refuse(token, rejection)),
+        };
         if facts.producer.0 != 0 {
             match self
                 .producers
@@ -242,26 +339,44 @@ impl Partition {
         if tell_accepted {
             effects.push(Effect::Accepted(token));
         }
-        self.accepted = self.accepted.saturating_add(u64::from(count));
-        // Undecided and delayed records will store without publishing; until they exist every
-        // record is published where it is stored.
+        // Undecided and delayed records are stored without an offset; others are published with it.
+        let offsets = if published { count } else { 0 };
+        self.accepted = self.accepted.saturating_add(u64::from(offsets));
         let draft = Draft {
             kind: EntryKind::Payload,
             numbers: count,
-            offsets: count,
+            offsets,
             body: batch,
             facts,
         };
-        self.ask(Some(token), vec![draft], effects);
+        self.ask_tied(Some(token), vec![draft], tied, effects);
     }
 
-    /// Asks for entries, behind the snapshot if one is waiting for what is on its way (P8).
+    /// Asks for own entries, behind the snapshot if one is waiting for what is on its way (P8).
     fn ask(&mut self, token: Option<Token>, drafts: Vec<Draft>, effects: &mut Vec<Effect>) {
+        self.ask_tied(token, drafts, Vec::new(), effects);
+    }
+
+    fn ask_tied(
+        &mut self,
+        token: Option<Token>,
+        drafts: Vec<Draft>,
+        tied: Vec<(OwnerId, Draft)>,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.restating {
-            return self.held.push((token, drafts));
+            return self.held.push(Held {
+                token,
+                drafts,
+                tied,
+            });
         }
         self.asked = self.asked.saturating_add(drafts.len() as u64);
-        effects.push(Effect::Persist { token, drafts });
+        effects.push(Effect::Persist {
+            token,
+            drafts,
+            tied,
+        });
     }
 
     /// Answers with batches, now or when there are some (P5).
@@ -347,12 +462,22 @@ impl Partition {
         };
         for waiting in waiting {
             match (&failed, waiting) {
-                (Some(why), Waiting::Read(Read { token, .. }) | Waiting::Lookup(token, _)) => {
-                    effects.push(Effect::Refuse(token, why.clone()));
-                }
+                (
+                    Some(why),
+                    Waiting::Read(Read { token, .. })
+                    | Waiting::Lookup(token, _)
+                    | Waiting::Seek(token, _, _)
+                    | Waiting::SeekTime(token, _, _),
+                ) => effects.push(Effect::Refuse(token, why.clone())),
                 (None, Waiting::Read(read)) => self.read(read, effects),
                 (None, Waiting::Lookup(token, time)) => {
                     self.lookup(token, ReadFrom::Time(time), effects);
+                }
+                (None, Waiting::Seek(token, number, from)) => {
+                    self.seek(token, number, from, effects);
+                }
+                (None, Waiting::SeekTime(token, number, time)) => {
+                    self.seek_time(token, number, time, effects);
                 }
             }
         }
@@ -404,10 +529,17 @@ impl Partition {
             return;
         }
         self.restating = false;
-        let drafts = rows::snapshot_drafts(&self.head, &self.producers);
-        self.ask(None, drafts, effects);
-        for (token, drafts) in std::mem::take(&mut self.held) {
-            self.ask(token, drafts, effects);
+        let drafts = rows::drafts(&self.head, &self.producers, &self.stored);
+        let bytes: u64 = drafts
+            .iter()
+            .map(|draft| draft.body.len() as u64 + super::commit::ENTRY_OVERHEAD_BYTES)
+            .sum();
+        if bytes <= self.limits.snapshot_bytes_max {
+            self.snapshot_of = Some(self.head.sequence);
+            self.ask(None, drafts, effects);
+        }
+        for held in std::mem::take(&mut self.held) {
+            self.ask_tied(held.token, held.drafts, held.tied, effects);
         }
     }
 
@@ -422,24 +554,58 @@ impl Partition {
         if header.sequence <= self.head.sequence {
             return;
         }
+        let before = self.head.sequence;
         self.head.sequence = header.sequence;
-        self.asked = self.asked.saturating_sub(1);
         self.dirty = true;
+        let mut own = true;
         match header.kind {
             EntryKind::Payload => self.apply_payload(entry, effects),
             EntryKind::State => match rmp_serde::from_slice(&entry.body) {
-                Ok(Delta::StartOffset(start)) => self.apply_start(start),
-                Ok(Delta::ForgetProducers(ids)) => {
-                    self.producers.forget(&ids);
-                    self.gone_rows
-                        .extend(ids.into_iter().map(rows::RowId::Producer));
-                }
-                Err(_) => {}
+                Ok(delta) => own = self.apply_delta(delta, effects),
+                Err(_) => own = false,
             },
-            EntryKind::Snapshot => self.apply_snapshot(&entry.body),
-            EntryKind::Publish | EntryKind::Delete | EntryKind::Mark => {}
+            EntryKind::Snapshot => {
+                // A decision of a transaction may have come between: then what was restated lacks it.
+                if self.snapshot_of.take().is_some_and(|made| made < before) {
+                    self.restating = true;
+                }
+                self.apply_snapshot(&entry.body);
+            }
+            EntryKind::Publish => own = self.apply_publication(entry, effects),
+            EntryKind::Delete | EntryKind::Mark => own = false,
+        }
+        if own {
+            self.asked = self.asked.saturating_sub(1);
         }
         self.next_from(entry);
+    }
+
+    /// Says whether this partition asked for it, and not the coordinator of a transaction.
+    fn apply_delta(&mut self, delta: Delta, effects: &mut Vec<Effect>) -> bool {
+        match delta {
+            Delta::StartOffset(start) => self.apply_start(start),
+            Delta::ForgetProducers(ids) => {
+                self.producers.forget(&ids);
+                self.gone_rows
+                    .extend(ids.into_iter().map(rows::RowId::Producer));
+            }
+            Delta::Dropped(runs) => self.apply_dropped(&runs, effects),
+            Delta::Rescheduled {
+                number,
+                version,
+                due,
+            } => self.apply_rescheduled(number, Override { version, due }, effects),
+            Delta::TransactionDropped(key) => {
+                for open in self.stored.close(key) {
+                    for number in open.place.first_number.0..open.place.end().0 {
+                        self.stored
+                            .dropped(RecordNumber(number), self.head.next_offset);
+                    }
+                }
+                return false;
+            }
+        }
+        true
     }
 
     fn next_from(&mut self, entry: &AppliedEntry) {
@@ -465,7 +631,7 @@ impl Partition {
             self.head.next_offset
         );
         self.next_from(entry);
-        self.accepted = self.accepted.saturating_sub(u64::from(header.numbers));
+        self.accepted = self.accepted.saturating_sub(u64::from(header.offsets));
         if entry.facts.producer.0 != 0 {
             let (stored, repeats) = self.producers.apply(header, &entry.facts);
             self.dirty_producers.insert(entry.facts.producer);
@@ -476,7 +642,7 @@ impl Partition {
             );
         }
         if header.offsets == 0 {
-            return;
+            return self.apply_stored(entry, effects);
         }
         let batch = BatchPlace {
             first_offset: header.first_offset,
@@ -486,6 +652,7 @@ impl Partition {
             length: entry.place.length,
             appended: header.appended,
             tags: entry.facts.tags,
+            reference: None,
         };
         if batch.end() > self.head.start_offset {
             self.index.push(batch);
@@ -510,6 +677,7 @@ impl Partition {
         let gone = self.index.trim(self.head.start_offset);
         self.gone_rows
             .extend(gone.into_iter().map(rows::RowId::Run));
+        self.stored.trim(self.head.start_offset);
     }
 
     fn apply_snapshot(&mut self, body: &[u8]) {
@@ -528,6 +696,8 @@ impl Partition {
                     self.apply_start(head.start_offset);
                 }
             }
+            Some(rows::Snapshot::Chunk(id, row)) => self.stored.merge_chunk(id, &row),
+            Some(rows::Snapshot::Stored(chunks, open)) => self.stored.keep_only(&chunks, &open),
             None => {}
         }
     }
@@ -540,9 +710,11 @@ impl Partition {
         self.accepted = 0;
         self.asked = 0;
         self.restating = false;
+        self.snapshot_of = None;
+        self.timers.reset(effects);
         let held = std::mem::take(&mut self.held)
             .into_iter()
-            .filter_map(|(token, _)| token);
+            .filter_map(|held| held.token);
         let waiting = held.chain(self.producers.reset());
         effects.extend(waiting.map(|token| Effect::Refuse(token, Rejection::Retry)));
     }
@@ -563,7 +735,7 @@ fn select(batches: &[BatchPlace], bytes_max: u64) -> Vec<BatchPlace> {
         .take(READ_BATCHES_MAX)
         .take_while(|batch| {
             let room = bytes == 0 || bytes < bytes_max;
-            bytes = bytes.saturating_add(u64::from(batch.length));
+            bytes = bytes.saturating_add(batch.bytes());
             room
         })
         .copied()

@@ -5,19 +5,27 @@
 //! | head | 0 | the applied counters |
 //! | run | first offset | up to 512 index entries |
 //! | producer | producer id | epoch, next sequence, the last 64 batches |
+//! | chunk | first number / 4096 | what became of 4096 stored records, see [`stored`](super::stored) |
+//! | bodies | first number | where up to 512 batches lie that were stored before they are published |
+//! | open | first number | a batch of a transaction that is not decided |
 //!
-//! All are positional MessagePack. A snapshot of the partition is one entry per producer and, last,
-//! one for the head, which also names the producers there are: whoever is not named is gone. Index runs
-//! need none: payload entries carry what they hold.
+//! The first three are positional MessagePack. A snapshot of the partition is one entry per producer,
+//! one per chunk, one that names the chunks and open batches there are, and, last, one for the head,
+//! which also names the producers there are: whoever is not named is gone. Index runs and bodies need
+//! none: payload and publish entries carry what they hold, and leave the log with it.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::index::BatchPlace;
+use super::index;
 use super::producers::{ProducerRow, ProducerTable};
+use super::stored::{Gone, Table};
 use super::{Head, Limits, Partition};
+
+pub use super::index::decode_run;
+
 use crate::domain::entry::{Draft, EntryKind, PayloadFacts};
-use crate::domain::id::{Offset, OwnerSequence, ProducerId};
+use crate::domain::id::{Offset, OwnerSequence, ProducerId, RecordNumber};
 
 /// Bytes a producer adds to a snapshot at most, its entry's header and its name in the head included. A
 /// snapshot is one tied run, so a partition's producers, each with this, must fit one flush of the log:
@@ -33,6 +41,22 @@ pub enum RowId {
     Run(Offset),
     /// A producer.
     Producer(ProducerId),
+    /// What became of the stored records of this chunk.
+    Chunk(u64),
+    /// Where stored batches lie, from this number on.
+    Bodies(RecordNumber),
+    /// An undecided batch that starts with this number.
+    Open(RecordNumber),
+}
+
+impl From<Gone> for RowId {
+    fn from(row: Gone) -> Self {
+        match row {
+            Gone::Chunk(id) => Self::Chunk(id),
+            Gone::Bodies(first) => Self::Bodies(first),
+            Gone::Open(first) => Self::Open(first),
+        }
+    }
 }
 
 /// A row to write, or to remove where there is no value.
@@ -56,6 +80,10 @@ pub enum Snapshot {
         /// The producers.
         producers: Vec<ProducerId>,
     },
+    /// A chunk's row: what became of stored records.
+    Chunk(u64, #[serde(with = "serde_bytes")] Vec<u8>),
+    /// The chunks and the undecided batches there are, in order.
+    Stored(Vec<u64>, Vec<RecordNumber>),
 }
 
 impl Snapshot {
@@ -79,10 +107,23 @@ pub fn encode<T: Serialize>(value: &T) -> Bytes {
 /// The snapshot of a partition as drafts, the head last.
 #[must_use]
 pub fn snapshot_drafts(head: &Head, producers: &ProducerTable) -> Vec<Draft> {
+    drafts(head, producers, &Table::default())
+}
+
+pub(super) fn drafts(head: &Head, producers: &ProducerTable, stored: &Table) -> Vec<Draft> {
     let names = producers.rows().map(|(id, _)| id).collect();
+    let chunks: Vec<(u64, Bytes)> = stored.chunk_rows().collect();
+    let ids: Vec<u64> = chunks.iter().map(|(id, _)| *id).collect();
+    let open = stored.open_firsts();
     producers
         .rows()
         .map(|(id, row)| Snapshot::Producer(id, row.clone()))
+        .chain(
+            chunks
+                .into_iter()
+                .map(|(id, row)| Snapshot::Chunk(id, row.to_vec())),
+        )
+        .chain([Snapshot::Stored(ids, open)])
         .chain([Snapshot::Head {
             head: *head,
             producers: names,
@@ -114,7 +155,7 @@ impl Partition {
         for (first, run) in self.index.take_dirty() {
             changes.push(RowChange {
                 id: RowId::Run(first),
-                value: Some(encode(&*run)),
+                value: Some(index::encode_run(&run)),
             });
         }
         for id in std::mem::take(&mut self.dirty_producers) {
@@ -125,6 +166,15 @@ impl Partition {
                 });
             }
         }
+        let (gone, rows) = self.stored.take_dirty();
+        changes.extend(gone.into_iter().map(|row| RowChange {
+            id: row.into(),
+            value: None,
+        }));
+        changes.extend(rows.into_iter().map(|(row, value)| RowChange {
+            id: row.into(),
+            value: Some(value),
+        }));
         changes.push(RowChange {
             id: RowId::Head,
             value: Some(encode(&self.head)),
@@ -135,7 +185,7 @@ impl Partition {
     /// How many rows it has.
     #[must_use]
     pub fn row_count(&self) -> u64 {
-        (1 + self.index.runs() + self.producers.rows().count()) as u64
+        (1 + self.index.runs() + self.producers.rows().count() + self.stored.rows()) as u64
     }
 
     /// Builds the machine from its rows; `None` if one does not read.
@@ -148,12 +198,16 @@ impl Partition {
         for (id, value) in rows {
             match id {
                 RowId::Head => partition.head = rmp_serde::from_slice(value).ok()?,
-                RowId::Run(_) => partition.index.restore(decode_run(value)?),
+                RowId::Run(_) => partition.index.restore(index::decode_run(value)?),
                 RowId::Producer(id) => {
                     partition
                         .producers
                         .restore(id, rmp_serde::from_slice(value).ok()?);
                 }
+                RowId::Chunk(id) if partition.stored.restore_chunk(id, value) => {}
+                RowId::Bodies(_) if partition.stored.restore_bodies(value) => {}
+                RowId::Open(_) if partition.stored.restore_open(value) => {}
+                RowId::Chunk(_) | RowId::Bodies(_) | RowId::Open(_) => return None,
             }
         }
         Some(partition)
@@ -170,10 +224,4 @@ impl Partition {
             .collect();
         (self.head, producers, self.index.bounds())
     }
-}
-
-/// Reads an index run.
-#[must_use]
-pub fn decode_run(value: &[u8]) -> Option<Vec<BatchPlace>> {
-    rmp_serde::from_slice(value).ok()
 }

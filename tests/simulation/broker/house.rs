@@ -18,7 +18,10 @@ use super::recovery::Recovered;
 use super::shell::Shell;
 use super::views::Views;
 
-pub(crate) const LIMITS: Limits = Limits { producers_max: 10 };
+pub(crate) const LIMITS: Limits = Limits {
+    producers_max: 10,
+    snapshot_bytes_max: 1 << 20,
+};
 
 #[derive(Default)]
 struct Checkpoint {
@@ -497,7 +500,7 @@ impl House {
                 Step::Restate(owner) if self.asked.insert(owner) => {
                     self.tell(To::Directory, Message::RestateOwner { owner });
                 }
-                Step::Recycle(_) | Step::Restate(_) => {}
+                Step::Recycle(_) | Step::Restate(_) | Step::Inspect(..) => {}
             }
         }
     }

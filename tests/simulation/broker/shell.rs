@@ -142,6 +142,9 @@ impl House {
                     count,
                     facts,
                     tell_accepted,
+                    now: self.now,
+                    timers: partition::TimerLimits::default(),
+                    tied: Vec::new(),
                 };
                 machine.append(append, &mut effects);
             }
@@ -179,7 +182,7 @@ impl House {
                 return;
             };
             match effect {
-                Effect::Persist { token, drafts } => {
+                Effect::Persist { token, drafts, .. } => {
                     let ticket = token.and_then(|token| shell.asks.remove(&token));
                     let Some(author) = shell.author else {
                         assert!(drafts.is_empty(), "it asks for entries only with a life");
@@ -212,6 +215,11 @@ impl House {
                 }
                 Effect::Found(..) => {}
                 Effect::Refuse(token, why) => self.answer_token(owner, token, Answer::Refused(why)),
+                // Nothing is delayed here yet.
+                Effect::Timer(..)
+                | Effect::Arm { .. }
+                | Effect::Returned { .. }
+                | Effect::LoadBodies(_) => {}
                 Effect::LoadRun(first) => {
                     let address = shell.address;
                     self.tell(

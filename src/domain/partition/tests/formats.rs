@@ -64,6 +64,7 @@ fn rows_are_written_as_ever() {
         length: 4_242,
         appended: WallMs(-1),
         tags: 0x8000_0000_0000_0001,
+        reference: None,
     };
     is_written_as(
         &vec![batch],

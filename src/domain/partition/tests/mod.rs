@@ -515,7 +515,12 @@ fn a_snapshot_waits_for_what_is_on_its_way_and_what_comes_later_waits_for_it() {
         .collect();
     assert_eq!(
         kinds,
-        [EntryKind::Snapshot, EntryKind::Snapshot, EntryKind::Payload]
+        [
+            EntryKind::Snapshot,
+            EntryKind::Snapshot,
+            EntryKind::Snapshot,
+            EntryKind::Payload
+        ]
     );
     let folded = fold(&rig::Rows::new(), &world.rig.log);
     assert_eq!(folded.applied_state(), world.rig.live.applied_state());

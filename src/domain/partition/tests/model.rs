@@ -148,6 +148,7 @@ impl Model {
                         self.stored.remove(&id.0);
                     }
                 }
+                Delta::Dropped(_) | Delta::Rescheduled { .. } | Delta::TransactionDropped(_) => {}
             }
         }
         if header.kind != EntryKind::Payload {
@@ -172,6 +173,7 @@ impl Model {
             length: entry.place.length,
             appended: header.appended,
             tags: 0,
+            reference: None,
         });
         if sent.producer != 0 {
             let batch = StoredBatch {

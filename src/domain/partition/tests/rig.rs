@@ -11,7 +11,9 @@ use bytes::Bytes;
 
 use super::super::index::BatchPlace;
 use super::super::rows::{RowId, decode_run};
-use super::super::{Append, Bounds, Effect, Limits, Partition, Read, ReadAnswer, ReadFrom};
+use super::super::{
+    Append, Bounds, Effect, Limits, Partition, Read, ReadAnswer, ReadFrom, TimerLimits,
+};
 use crate::domain::entry::{AppliedEntry, Draft, EntryHeader, EntryKind, EntryPlace, PayloadFacts};
 use crate::domain::id::{
     LogIndex, LogPosition, Offset, OwnerId, OwnerSequence, ProducerEpoch, ProducerId,
@@ -20,7 +22,10 @@ use crate::domain::id::{
 use crate::domain::rejection::Rejection;
 use crate::domain::time::WallMs;
 
-pub(super) const LIMITS: Limits = Limits { producers_max: 3 };
+pub(super) const LIMITS: Limits = Limits {
+    producers_max: 3,
+    snapshot_bytes_max: 1 << 20,
+};
 
 /// What a token's owner heard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +85,9 @@ impl Rig {
             count,
             facts,
             tell_accepted: true,
+            now: self.now,
+            timers: TimerLimits::default(),
+            tied: Vec::new(),
         };
         self.act(|live, effects| live.append(append, effects));
         token
@@ -118,7 +126,7 @@ impl Rig {
         let mut loads = 0;
         while let Some(effect) = effects.pop_front() {
             match effect {
-                Effect::Persist { token, drafts } => self.queue.push_back((token, drafts)),
+                Effect::Persist { token, drafts, .. } => self.queue.push_back((token, drafts)),
                 Effect::Accepted(token) => assert!(self.accepted.insert(token), "accepted twice"),
                 Effect::Stored(token, stored) => {
                     self.answer(token, Answer::Stored(stored.first_offset));
@@ -135,6 +143,10 @@ impl Rig {
                     self.live.run_loaded(first, Ok(run), &mut more);
                     effects.extend(more);
                 }
+                Effect::Timer(..)
+                | Effect::Arm { .. }
+                | Effect::Returned { .. }
+                | Effect::LoadBodies(_) => panic!("nothing is delayed here"),
             }
         }
     }

@@ -8,8 +8,11 @@
     reason = "a test that meets what it did not expect fails there; modules are shared"
 )]
 
-#[path = "crash/child.rs"]
+#[path = "../crash/child.rs"]
 mod child;
+mod operating;
+mod settings;
+mod trust;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -80,6 +83,16 @@ impl Rig {
         drop(stdin);
         ended(child)
     }
+}
+
+/// Runs a command to its end.
+fn run(command: &mut Command) -> Said {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    ended(child.expect("the binary starts"))
 }
 
 fn ended(child: Child) -> Said {

@@ -1,0 +1,749 @@
+//! Records that were stored before they are published: delayed ones, and those of a transaction.
+//!
+//! Two things are kept of them, apart, because they are asked for differently:
+//!
+//! - **States**, by chunks of [`CHUNK_NUMBERS`] record numbers: two bits a record (not one of these,
+//!   waiting, published, dropped), overrides for the modified ones, whether the chunk's alarms must
+//!   still be handed to the wheel. All of them are in memory: a quarter of a byte a record.
+//! - **Bodies**, by runs of stored batches: where each payload lies and when its records are due. Those
+//!   of the last run and those not yet written are in memory, others as far as [`PLACES_KEPT`] goes; the
+//!   rest is loaded from the view when a timer fires or somebody asks.
+//!
+//! A chunk is forgotten when nothing in it waits and retention has taken the last of it: from then on
+//! nobody finds its records any more. An answer about a dropped record lasts until something published
+//! after it is taken.
+//!
+//! # Layout of the rows
+//!
+//! A chunk (row id: its first number divided by [`CHUNK_NUMBERS`]): byte 1; then [packed](super::packed)
+//! numbers: published end, answer end, flags (1 unarmed), count of overrides, each override as distance
+//! of its place within the chunk from the one before, version, due time; then the states as runs: state,
+//! length, until the chunk is full.
+//!
+//! A run of bodies (row id: its first number): byte 1; count of batches, each as distance of its first
+//! number from the end of the one before (from 0), records, distance of its position from the one before,
+//! frame length, distance of its append time from the one before, flags (4 a tag summary), the summary in
+//! eight bytes; then every record's due time as distance from the one before (from 0).
+//!
+//! An open batch (row id: its first number): byte 1; producer, epoch, transaction; first number, records,
+//! position, frame length, append time, tag summary, all packed; then its delivery column as it came.
+//!
+//! - S1 A state only ever moves from waiting to published or dropped.
+//! - S2 What waits can always be found: its body is in memory or in a row that is written.
+
+mod bodies;
+mod chunk;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+pub use self::bodies::StoredPlace;
+use self::bodies::{Open, decode_bodies, encode_bodies};
+use self::chunk::Chunk;
+pub use self::chunk::{Override, State};
+use super::publication::TransactionKey;
+use crate::domain::id::{LogPosition, Offset, RecordNumber};
+use crate::domain::time::WallMs;
+
+/// Record numbers of a chunk of states: a row of about 1 kB where they are mixed, less where not.
+pub const CHUNK_NUMBERS: u64 = 4096;
+
+/// Batches, and records, after which a run of bodies is full: a row of 20 to 100 kB.
+const RUN_BATCHES: usize = 512;
+const RUN_RECORDS: usize = 4096;
+
+/// Batches whose places are kept in memory beyond those that are not written yet: about 12 MB.
+const PLACES_KEPT: usize = 262_144;
+/// Due times that are kept likewise: 2 MB.
+const DUES_KEPT: usize = 262_144;
+
+/// Consecutive stored batches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Bodies {
+    end: RecordNumber,
+    /// One past the position of the last frame's start.
+    positions_end: LogPosition,
+    /// Where the first frame starts.
+    position: LogPosition,
+    latest_due: WallMs,
+    places: Option<Vec<StoredPlace>>,
+    /// One per record, in the order of the places; the least value where it has none of its own.
+    dues: Option<Vec<i64>>,
+    batches: usize,
+    records: usize,
+    dirty: bool,
+    touched: u64,
+}
+
+/// What was found of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lookup<T> {
+    Known(T),
+    /// The run that starts here must be loaded first.
+    Load(RecordNumber),
+    /// There is none: damage took it.
+    Nothing,
+}
+
+/// A record that waits, with the time in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pending {
+    /// Its number.
+    pub number: RecordNumber,
+    /// Which modification.
+    pub version: u32,
+    /// When it is due.
+    pub due: WallMs,
+}
+
+/// The table of one partition lane.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Table {
+    chunks: BTreeMap<u64, Chunk>,
+    runs: BTreeMap<RecordNumber, Bodies>,
+    open: BTreeMap<RecordNumber, Open>,
+    /// Records of open batches.
+    undecided: u64,
+    waiting: u64,
+    dirty_open: BTreeSet<RecordNumber>,
+    gone: Vec<Gone>,
+    clock: u64,
+}
+
+/// A row that is no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gone {
+    Chunk(u64),
+    Bodies(RecordNumber),
+    Open(RecordNumber),
+}
+
+fn chunk_of(number: RecordNumber) -> (u64, u16) {
+    let within = u16::try_from(number.0 % CHUNK_NUMBERS).unwrap_or(u16::MAX);
+    (number.0 / CHUNK_NUMBERS, within)
+}
+
+impl Table {
+    /// Records that wait for their time.
+    pub(super) fn pending(&self) -> u64 {
+        self.waiting.saturating_sub(self.undecided)
+    }
+
+    /// Records that wait for their transaction.
+    pub(super) fn undecided(&self) -> u64 {
+        self.undecided
+    }
+
+    pub(super) fn state(&self, number: RecordNumber) -> Option<State> {
+        let (chunk, at) = chunk_of(number);
+        self.chunks.get(&chunk)?.state(at)
+    }
+
+    /// Whether the record belongs to a transaction that is not decided.
+    pub(super) fn is_undecided(&self, number: RecordNumber) -> bool {
+        self.open
+            .range(..=number)
+            .next_back()
+            .is_some_and(|(_, open)| number < open.place.end())
+    }
+
+    pub(super) fn change(&self, number: RecordNumber) -> Option<Override> {
+        let (chunk, at) = chunk_of(number);
+        self.chunks.get(&chunk)?.overrides.get(&at).copied()
+    }
+
+    /// Which modification of a record is in force.
+    pub(super) fn version(&self, number: RecordNumber) -> u32 {
+        self.change(number).map_or(0, |change| change.version)
+    }
+
+    /// Takes in a batch whose records are not published with it. One that is there already (a row may
+    /// have been written after the head it is folded from) only replaces its place.
+    pub(super) fn push(&mut self, place: StoredPlace, dues: Vec<i64>) {
+        for number in place.first_number.0..place.end().0 {
+            let (chunk, at) = chunk_of(RecordNumber(number));
+            let chunk = self.chunks.entry(chunk).or_default();
+            if chunk.state(at).is_none() {
+                chunk.set(at, State::Waiting);
+                self.waiting += 1;
+            }
+        }
+        self.push_body(place, dues);
+    }
+
+    fn push_body(&mut self, place: StoredPlace, dues: Vec<i64>) {
+        self.clock += 1;
+        let latest = dues.iter().copied().max().unwrap_or(i64::MIN);
+        if let Some(mut last) = self.runs.last_entry() {
+            let run = last.get_mut();
+            if place.first_number < run.end {
+                return;
+            }
+            if let (Some(places), Some(known)) = (&mut run.places, &mut run.dues)
+                && run.batches < RUN_BATCHES
+                && run.records < RUN_RECORDS
+            {
+                places.push(place);
+                known.extend(dues);
+                run.end = place.end();
+                run.positions_end = LogPosition(place.position.0.saturating_add(1));
+                run.latest_due = run.latest_due.max(WallMs(latest));
+                run.batches += 1;
+                run.records = known.len();
+                run.dirty = true;
+                run.touched = self.clock;
+                return;
+            }
+        }
+        self.runs.insert(
+            place.first_number,
+            Bodies {
+                end: place.end(),
+                position: place.position,
+                positions_end: LogPosition(place.position.0.saturating_add(1)),
+                latest_due: WallMs(latest),
+                batches: 1,
+                records: dues.len(),
+                places: Some(vec![place]),
+                dues: Some(dues),
+                dirty: true,
+                touched: self.clock,
+            },
+        );
+    }
+
+    /// A batch of a transaction: its records wait for the decision.
+    pub(super) fn push_open(&mut self, key: TransactionKey, place: StoredPlace, deliveries: Bytes) {
+        let undecided = vec![i64::MIN; usize::try_from(place.count).unwrap_or(0)];
+        // A restored row knows what was decided: its records are settled already.
+        let known = self.state(place.first_number).is_some();
+        self.push(place, undecided);
+        if known {
+            return;
+        }
+        self.undecided += u64::from(place.count);
+        self.dirty_open.insert(place.first_number);
+        let open = Open {
+            key,
+            place,
+            deliveries,
+        };
+        self.open.insert(place.first_number, open);
+    }
+
+    /// The open batches of a transaction, in the order stored; they are open no more.
+    pub(super) fn close(&mut self, key: TransactionKey) -> Vec<Open> {
+        let of_it: Vec<RecordNumber> = self
+            .open
+            .iter()
+            .filter(|(_, open)| open.key == key)
+            .map(|(first, _)| *first)
+            .collect();
+        of_it
+            .iter()
+            .filter_map(|first| self.close_batch(*first))
+            .collect()
+    }
+
+    fn close_batch(&mut self, first: RecordNumber) -> Option<Open> {
+        let open = self.open.remove(&first)?;
+        self.undecided = self.undecided.saturating_sub(u64::from(open.place.count));
+        self.dirty_open.remove(&first);
+        self.gone.push(Gone::Open(first));
+        Some(open)
+    }
+
+    /// What is open, for whoever has to know after a restart: transaction, first number and records.
+    pub(super) fn open(&self) -> impl Iterator<Item = (TransactionKey, RecordNumber, u32)> {
+        self.open
+            .values()
+            .map(|open| (open.key, open.place.first_number, open.place.count))
+    }
+
+    /// A record got its offset (S1).
+    pub(super) fn published(&mut self, number: RecordNumber, offset: Offset) {
+        let (chunk, at) = chunk_of(number);
+        let Some(chunk) = self.chunks.get_mut(&chunk) else {
+            return;
+        };
+        if chunk.state(at) == Some(State::Waiting) {
+            chunk.set(at, State::Published);
+            self.waiting = self.waiting.saturating_sub(1);
+        }
+        chunk.published_end = chunk.published_end.max(Offset(offset.0.saturating_add(1)));
+        chunk.answer_end = chunk.answer_end.max(chunk.published_end);
+    }
+
+    /// A record is not wanted any more (S1). `end` is one past the last offset given so far.
+    pub(super) fn dropped(&mut self, number: RecordNumber, end: Offset) {
+        let (chunk, at) = chunk_of(number);
+        let Some(chunk) = self.chunks.get_mut(&chunk) else {
+            return;
+        };
+        if chunk.state(at) == Some(State::Waiting) {
+            chunk.set(at, State::Dropped);
+            self.waiting = self.waiting.saturating_sub(1);
+            chunk.answer_end = chunk.answer_end.max(Offset(end.0.saturating_add(1)));
+        }
+    }
+
+    /// A record is due at another time.
+    pub(super) fn reschedule(&mut self, number: RecordNumber, change: Override) {
+        let (chunk, at) = chunk_of(number);
+        if let Some(chunk) = self.chunks.get_mut(&chunk)
+            && chunk
+                .overrides
+                .get(&at)
+                .is_none_or(|known| known.version <= change.version)
+        {
+            chunk.overrides.insert(at, change);
+            chunk.dirty = true;
+        }
+    }
+
+    fn run_of(&mut self, number: RecordNumber) -> Option<(RecordNumber, &mut Bodies)> {
+        self.clock += 1;
+        let clock = self.clock;
+        let (first, run) = self.runs.range_mut(..=number).next_back()?;
+        if number >= run.end {
+            return None;
+        }
+        run.touched = clock;
+        Some((*first, run))
+    }
+
+    /// Where a record lies.
+    pub(super) fn place(&mut self, number: RecordNumber) -> Lookup<StoredPlace> {
+        let Some((first, run)) = self.run_of(number) else {
+            return Lookup::Nothing;
+        };
+        let Some(places) = &run.places else {
+            return Lookup::Load(first);
+        };
+        let at = places.partition_point(|place| place.end() <= number);
+        match places.get(at) {
+            Some(place) if place.first_number <= number => Lookup::Known(*place),
+            Some(_) | None => Lookup::Nothing,
+        }
+    }
+
+    /// When a record is (or was) due; none for one that is not delayed.
+    pub(super) fn due(&mut self, number: RecordNumber) -> Lookup<Option<WallMs>> {
+        if let Some(change) = self.change(number) {
+            return Lookup::Known(Some(change.due));
+        }
+        let Some((first, run)) = self.run_of(number) else {
+            return Lookup::Nothing;
+        };
+        let (Some(places), Some(dues)) = (&run.places, &run.dues) else {
+            return Lookup::Load(first);
+        };
+        let mut before = 0usize;
+        for place in places {
+            let Some(index) = number.0.checked_sub(place.first_number.0) else {
+                return Lookup::Nothing;
+            };
+            if number < place.end() {
+                let due = usize::try_from(index)
+                    .ok()
+                    .and_then(|index| dues.get(before + index));
+                return Lookup::Known(due.copied().filter(|due| *due != i64::MIN).map(WallMs));
+            }
+            before += usize::try_from(place.count).unwrap_or(usize::MAX);
+        }
+        Lookup::Nothing
+    }
+
+    /// Records that wait for their time, from `from` on: up to the end of a run of bodies, with the
+    /// number to go on from, if there are more.
+    pub(super) fn pending_from(
+        &mut self,
+        from: RecordNumber,
+        due_from: WallMs,
+    ) -> Lookup<(Vec<Pending>, Option<RecordNumber>)> {
+        self.clock += 1;
+        let clock = self.clock;
+        let starts = self
+            .runs
+            .range(..=from)
+            .next_back()
+            .filter(|(_, run)| from < run.end)
+            .map(|(first, _)| *first);
+        let first = starts.or_else(|| self.runs.range(from..).next().map(|(first, _)| *first));
+        let Some(first) = first else {
+            return Lookup::Nothing;
+        };
+        let next = self
+            .runs
+            .range(RecordNumber(first.0.saturating_add(1))..)
+            .next()
+            .map(|(next, _)| *next);
+        let Some(run) = self.runs.get(&first) else {
+            return Lookup::Nothing;
+        };
+        let end = run.end;
+        let anything = self.waits_within(first, end)
+            && (run.latest_due >= due_from || self.has_overrides(first, end));
+        if !anything {
+            return Lookup::Known((Vec::new(), next));
+        }
+        if let Some(run) = self.runs.get_mut(&first) {
+            run.touched = clock;
+        }
+        let Some(run) = self.runs.get(&first) else {
+            return Lookup::Nothing;
+        };
+        let (Some(places), Some(dues)) = (&run.places, &run.dues) else {
+            return Lookup::Load(first);
+        };
+        let numbers = places
+            .iter()
+            .flat_map(|place| (place.first_number.0..place.end().0).map(RecordNumber));
+        let found = numbers
+            .zip(dues)
+            .filter(|(number, _)| *number >= from)
+            .filter_map(|(number, due)| {
+                let (chunk, at) = chunk_of(number);
+                let chunk = self.chunks.get(&chunk)?;
+                if chunk.state(at) != Some(State::Waiting) || self.is_undecided(number) {
+                    return None;
+                }
+                let change = chunk.overrides.get(&at);
+                let due = change.map_or(*due, |change| change.due.0);
+                (due != i64::MIN).then_some(Pending {
+                    number,
+                    version: change.map_or(0, |change| change.version),
+                    due: WallMs(due),
+                })
+            })
+            .collect();
+        Lookup::Known((found, next))
+    }
+
+    fn chunks_within(
+        &self,
+        first: RecordNumber,
+        end: RecordNumber,
+    ) -> impl Iterator<Item = &Chunk> {
+        let last = end.0.saturating_sub(1).max(first.0) / CHUNK_NUMBERS;
+        self.chunks
+            .range(first.0 / CHUNK_NUMBERS..=last)
+            .map(|(_, chunk)| chunk)
+    }
+
+    fn waits_within(&self, first: RecordNumber, end: RecordNumber) -> bool {
+        self.chunks_within(first, end)
+            .any(|chunk| chunk.waiting > 0)
+    }
+
+    fn has_overrides(&self, first: RecordNumber, end: RecordNumber) -> bool {
+        self.chunks_within(first, end)
+            .any(|chunk| !chunk.overrides.is_empty())
+    }
+
+    /// Brings a run of bodies back; says whether it is the run.
+    pub(super) fn load(&mut self, first: RecordNumber, row: &[u8]) -> bool {
+        let Some((places, dues)) = decode_bodies(row) else {
+            return false;
+        };
+        self.clock += 1;
+        let clock = self.clock;
+        let Some(run) = self.runs.get_mut(&first) else {
+            return false;
+        };
+        if places.last().map(StoredPlace::end) != Some(run.end) {
+            return false;
+        }
+        run.touched = clock;
+        if run.places.is_none() {
+            run.places = Some(places);
+        }
+        run.dues = Some(dues);
+        self.shed();
+        true
+    }
+
+    /// Takes in a run of bodies at the start of an incarnation.
+    pub(super) fn restore_bodies(&mut self, row: &[u8]) -> bool {
+        let Some((places, dues)) = decode_bodies(row) else {
+            return false;
+        };
+        let (Some(first), Some(last)) = (places.first().copied(), places.last().copied()) else {
+            return false;
+        };
+        self.clock += 1;
+        let bodies = Bodies {
+            end: last.end(),
+            position: first.position,
+            positions_end: LogPosition(last.position.0.saturating_add(1)),
+            latest_due: WallMs(dues.iter().copied().max().unwrap_or(i64::MIN)),
+            batches: places.len(),
+            records: dues.len(),
+            places: Some(places),
+            // A run that is not full is begun anew: nothing is added to one whose due times are not here.
+            dues: None,
+            dirty: false,
+            touched: self.clock,
+        };
+        self.runs.insert(first.first_number, bodies);
+        if self.clock.is_multiple_of(64) {
+            self.shed();
+        }
+        true
+    }
+
+    pub(super) fn restore_chunk(&mut self, id: u64, row: &[u8]) -> bool {
+        let Some(chunk) = Chunk::decode(row) else {
+            return false;
+        };
+        self.waiting += u64::from(chunk.waiting);
+        self.chunks.insert(id, chunk);
+        true
+    }
+
+    pub(super) fn restore_open(&mut self, row: &[u8]) -> bool {
+        let Some(open) = Open::decode(row) else {
+            return false;
+        };
+        self.undecided += u64::from(open.place.count);
+        self.open.insert(open.place.first_number, open);
+        true
+    }
+
+    /// Lets go of written bodies beyond what is kept, those used longest ago first.
+    fn shed(&mut self) {
+        let clean = |run: &&mut Bodies| !run.dirty;
+        let (mut places, mut dues) = (0usize, 0usize);
+        for run in self.runs.values_mut().filter(clean) {
+            places += run.places.as_ref().map_or(0, Vec::len);
+            dues += run.dues.as_ref().map_or(0, Vec::len);
+        }
+        if places <= PLACES_KEPT && dues <= DUES_KEPT {
+            return;
+        }
+        let mut by_use: Vec<(u64, RecordNumber)> = self
+            .runs
+            .iter()
+            .filter(|(_, run)| !run.dirty && (run.places.is_some() || run.dues.is_some()))
+            .map(|(first, run)| (run.touched, *first))
+            .collect();
+        by_use.sort_unstable();
+        // The one used last stays, or its asker would have it loaded again, for ever.
+        by_use.pop();
+        for (_, first) in by_use {
+            let Some(run) = self.runs.get_mut(&first) else {
+                continue;
+            };
+            // Half of what is kept goes at once, so that this is not done for every run loaded.
+            if dues > DUES_KEPT / 2 {
+                dues -= run.dues.take().map_or(0, |dues| dues.len());
+            }
+            if places > PLACES_KEPT {
+                places -= run.places.take().map_or(0, |places| places.len());
+            }
+        }
+    }
+
+    /// Rows that changed since the last call, as (what, value).
+    pub(super) fn take_dirty(&mut self) -> (Vec<Gone>, Vec<(Gone, Bytes)>) {
+        let mut rows = Vec::new();
+        for (id, chunk) in &mut self.chunks {
+            if std::mem::take(&mut chunk.dirty) {
+                rows.push((Gone::Chunk(*id), chunk.encode()));
+            }
+        }
+        for (first, run) in &mut self.runs {
+            if run.dirty
+                && let (Some(places), Some(dues)) = (&run.places, &run.dues)
+            {
+                rows.push((Gone::Bodies(*first), encode_bodies(places, dues)));
+                run.dirty = false;
+            }
+        }
+        for first in std::mem::take(&mut self.dirty_open) {
+            if let Some(open) = self.open.get(&first) {
+                rows.push((Gone::Open(first), open.encode()));
+            }
+        }
+        self.shed();
+        (std::mem::take(&mut self.gone), rows)
+    }
+
+    /// How many rows there are.
+    pub(super) fn rows(&self) -> usize {
+        self.chunks.len() + self.runs.len() + self.open.len()
+    }
+
+    /// Forgets what nobody is told about any more.
+    pub(super) fn trim(&mut self, start: Offset) {
+        let over: Vec<u64> = self
+            .chunks
+            .iter()
+            .filter(|(_, chunk)| chunk.waiting == 0 && chunk.answer_end <= start)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &over {
+            self.forget_chunk(*id);
+        }
+        if !over.is_empty() {
+            self.forget_bodies();
+        }
+    }
+
+    fn forget_chunk(&mut self, id: u64) {
+        if let Some(chunk) = self.chunks.remove(&id) {
+            self.waiting = self.waiting.saturating_sub(u64::from(chunk.waiting));
+            self.gone.push(Gone::Chunk(id));
+        }
+    }
+
+    fn forget_bodies(&mut self) {
+        let idle: Vec<RecordNumber> = self
+            .runs
+            .iter()
+            .filter(|(first, run)| self.chunks_within(**first, run.end).next().is_none())
+            .map(|(first, _)| *first)
+            .collect();
+        for first in idle {
+            self.runs.remove(&first);
+            self.gone.push(Gone::Bodies(first));
+        }
+    }
+
+    /// Whether something stored in this part of the log is still needed: by whole runs.
+    pub(super) fn needs(&self, from: LogPosition, end: LogPosition, start: Offset) -> bool {
+        self.runs
+            .iter()
+            .filter(|(_, run)| run.position < end && run.positions_end > from)
+            .any(|(first, run)| {
+                self.chunks_within(*first, run.end)
+                    .any(|chunk| chunk.waiting > 0 || chunk.published_end > start)
+            })
+    }
+
+    // What must be handed to the wheel later.
+
+    /// The alarms of these records are not handed over yet.
+    pub(super) fn unarmed(&mut self, first: RecordNumber, end: RecordNumber) {
+        let last = end.0.saturating_sub(1).max(first.0) / CHUNK_NUMBERS;
+        for (_, chunk) in self.chunks.range_mut(first.0 / CHUNK_NUMBERS..=last) {
+            chunk.unarmed = true;
+            chunk.dirty = true;
+        }
+    }
+
+    /// How many chunks have alarms to hand over.
+    pub(super) fn unarmed_chunks(&self) -> usize {
+        self.chunks.values().filter(|chunk| chunk.unarmed).count()
+    }
+
+    /// The numbers of the first chunk that has alarms to hand over.
+    pub(super) fn first_unarmed(&self) -> Option<(RecordNumber, RecordNumber)> {
+        let id = self
+            .chunks
+            .iter()
+            .find(|(_, chunk)| chunk.unarmed)
+            .map(|(id, _)| *id)?;
+        Some((
+            RecordNumber(id.saturating_mul(CHUNK_NUMBERS)),
+            RecordNumber((id + 1).saturating_mul(CHUNK_NUMBERS)),
+        ))
+    }
+
+    /// The chunk that starts here has been handed over.
+    pub(super) fn armed(&mut self, first: RecordNumber) {
+        if let Some(chunk) = self.chunks.get_mut(&(first.0 / CHUNK_NUMBERS)) {
+            chunk.unarmed = false;
+            chunk.dirty = true;
+        }
+    }
+
+    /// The first number of the batch that holds `number`, or of the first one behind it.
+    pub(super) fn batch_start(&mut self, number: RecordNumber) -> RecordNumber {
+        match self.place(number) {
+            Lookup::Known(place) => place.first_number,
+            Lookup::Load(_) | Lookup::Nothing => number,
+        }
+    }
+
+    // Restating.
+
+    /// The chunks there are, with their rows.
+    pub(super) fn chunk_rows(&self) -> impl Iterator<Item = (u64, Bytes)> {
+        self.chunks.iter().map(|(id, chunk)| (*id, chunk.encode()))
+    }
+
+    /// The first numbers of the batches that are open.
+    pub(super) fn open_firsts(&self) -> Vec<RecordNumber> {
+        self.open.keys().copied().collect()
+    }
+
+    /// A chunk as a snapshot has it: whatever it says is settled is, whichever is later (S1).
+    pub(super) fn merge_chunk(&mut self, id: u64, row: &[u8]) {
+        let Some(restated) = Chunk::decode(row) else {
+            return;
+        };
+        let chunk = self.chunks.entry(id).or_default();
+        let before = chunk.waiting;
+        for at in 0..u16::try_from(CHUNK_NUMBERS).unwrap_or(u16::MAX) {
+            if let Some(state) = restated.state(at)
+                && matches!(chunk.state(at), None | Some(State::Waiting))
+                && chunk.state(at) != Some(state)
+            {
+                chunk.set(at, state);
+            }
+        }
+        for (at, change) in restated.overrides {
+            if chunk
+                .overrides
+                .get(&at)
+                .is_none_or(|known| known.version <= change.version)
+            {
+                chunk.overrides.insert(at, change);
+            }
+        }
+        chunk.published_end = chunk.published_end.max(restated.published_end);
+        chunk.answer_end = chunk.answer_end.max(restated.answer_end);
+        chunk.unarmed |= restated.unarmed;
+        chunk.dirty = true;
+        self.waiting = self.waiting.saturating_sub(u64::from(before)) + u64::from(chunk.waiting);
+    }
+
+    /// Only these chunks and open batches exist: payloads of others were folded although everything
+    /// about them was settled and forgotten.
+    pub(super) fn keep_only(&mut self, chunks: &[u64], open: &[RecordNumber]) {
+        let closed: Vec<RecordNumber> = self
+            .open
+            .keys()
+            .filter(|first| open.binary_search(first).is_err())
+            .copied()
+            .collect();
+        for first in closed {
+            self.close_batch(first);
+        }
+        let over: Vec<u64> = self
+            .chunks
+            .keys()
+            .filter(|id| chunks.binary_search(id).is_err())
+            .copied()
+            .collect();
+        for id in &over {
+            self.forget_chunk(*id);
+        }
+        if !over.is_empty() {
+            self.forget_bodies();
+        }
+    }
+
+    /// Everything that can be seen from outside, for comparison: states, overrides, what is open.
+    pub(super) fn seen(&self) -> Vec<(u64, Bytes)> {
+        self.chunk_rows()
+            .chain(
+                self.open
+                    .iter()
+                    .map(|(first, open)| (first.0, open.encode())),
+            )
+            .collect()
+    }
+}
