@@ -12,14 +12,16 @@ use std::time::{Duration, Instant};
 
 use actix::Actor;
 use actix_rt::Arbiter;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
+use crate::actors::admission::Admission;
 use crate::actors::checkpoint::{self, CheckpointActor};
 use crate::actors::cleaner::{self, CleanerActor};
 use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
 use crate::actors::directory::DirectoryActor;
 use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
+use crate::actors::vigil::Vigil;
 use crate::actors::wheel::{self, Wheel};
 use crate::actors::{Clock, CrashPoints, House, Link, Settings};
 use crate::client::Connect;
@@ -32,7 +34,7 @@ use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, Ta
 use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
 use crate::net::local::Connector;
 use crate::net::server;
-use crate::net::session::Shared;
+use crate::net::session::{Manners, Shared};
 use crate::net::tls::Certificates;
 use crate::recovery::{Recovered, recover};
 use crate::store::{Ballast, ViewsError};
@@ -250,6 +252,7 @@ impl Broker {
             clock,
             gauge: Arc::clone(&gauge),
             registry: Registry::default(),
+            vigil: Vigil::default(),
             cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
             pool: Arc::new(pool),
         };
@@ -276,7 +279,10 @@ impl Broker {
         );
         let addr = DirectoryActor::start_in_arbiter(
             &commit_neighbour(&workers, &store_arbiter),
-            move |_| DirectoryActor::new(topics, directory_house, spread, shared_stats),
+            move |_| {
+                let watched = directory_house.vigil.watch("directory");
+                DirectoryActor::new(topics, directory_house, spread, shared_stats).watched(watched)
+            },
         );
         let directory = Link::new(addr, stats);
         house.checkpoint.tell(checkpoint::Introduce {
@@ -292,20 +298,19 @@ impl Broker {
             cleaner: house.cleaner.clone(),
         });
         let (stopping, stopped) = watch::channel(false);
-        let admission_bytes = config.admission_bytes_effective();
         let shared = Arc::new(Shared {
             house,
             directory,
-            admission: Arc::new(Semaphore::new(
-                usize::try_from(admission_bytes).unwrap_or(usize::MAX >> 4),
-            )),
-            admission_bytes,
+            admission: Admission::new(config.queued_bytes_max()),
+            arriving: Admission::new(config.arriving_bytes_max()),
             pool: Arc::clone(&standing.pool),
             limits: limits(&config),
             cluster,
             timer_secret,
             gauge,
             connections: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
+            manners: Manners::default(),
             connections_max: u64::from(config.connections_max),
             stopping: stopped,
             started: Instant::now(),
@@ -388,12 +393,7 @@ impl Broker {
     /// is lost, but the next start has more to fold.
     pub async fn stop(mut self) {
         let _ = self.stopping.send(true);
-        let all = usize::try_from(self.shared.admission_bytes).unwrap_or(usize::MAX >> 4);
-        let drained = self
-            .shared
-            .admission
-            .acquire_many(u32::try_from(all).unwrap_or(u32::MAX));
-        let _ = tokio::time::timeout(DRAIN, drained).await;
+        let _ = tokio::time::timeout(DRAIN, self.shared.admission.drained()).await;
         let (reply, done) = oneshot::channel();
         self.shared
             .house
@@ -414,6 +414,7 @@ impl Broker {
             );
             let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
         }
+        self.shared.house.vigil.end();
         let arbiters = std::mem::take(&mut self.arbiters);
         let (lock, temporary) = (self.lock.take(), self.temporary.take());
         let (ended, joined) = oneshot::channel();
@@ -433,6 +434,7 @@ impl Drop for Broker {
     /// Ends the actors' threads before the directory is free for another broker: what is being written
     /// at this moment is waited for, nothing else is.
     fn drop(&mut self) {
+        self.shared.house.vigil.end();
         end(std::mem::take(&mut self.arbiters));
     }
 }
@@ -560,6 +562,7 @@ struct Standing<'a> {
     clock: Clock,
     gauge: Arc<LogGauge>,
     registry: Registry,
+    vigil: Vigil,
     cache: Arc<TailCache>,
     pool: Arc<ReadPool>,
 }
@@ -592,8 +595,9 @@ impl Standing<'_> {
         let reader = opened.log.reader();
         let stats = self.stats("store");
         let (shared, crash) = (Arc::clone(&stats), self.crash.clone());
+        let watched = self.vigil.watch("store");
         let addr = StoreActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
-            StoreActor::new(views, mark, shared, crash)
+            StoreActor::new(views, mark, shared, crash).watched(watched)
         });
         let store = Link::new(addr, stats);
         let stats = self.stats("commit");
@@ -611,6 +615,7 @@ impl Standing<'_> {
             stats: Arc::clone(&stats),
             crash: self.crash.clone(),
             checkpoint_bytes: config.checkpoint_bytes,
+            watched: self.vigil.watch("commit"),
         };
         let addr = CommitActor::start_in_arbiter(&commit_arbiter.handle(), move |_| {
             CommitActor::new(parts)
@@ -619,8 +624,9 @@ impl Standing<'_> {
         let stats = self.stats("checkpoint");
         let (commit_link, store_link, shared) = (commit.clone(), store.clone(), Arc::clone(&stats));
         let every = Duration::from_millis(config.checkpoint_ms);
+        let watched = self.vigil.watch("checkpoint");
         let addr = CheckpointActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
-            CheckpointActor::new(commit_link, store_link, shared, every)
+            CheckpointActor::new(commit_link, store_link, shared, every).watched(watched)
         });
         let checkpoint = Link::new(addr, stats);
         let stats = self.stats("cleaner");
@@ -631,8 +637,10 @@ impl Standing<'_> {
             self.clock,
         );
         let every = Duration::from_millis(config.retention_check_ms);
+        let watched = self.vigil.watch("cleaner");
         let addr = CleanerActor::start_in_arbiter(&store_arbiter.handle(), move |_| {
             CleanerActor::new(reader_link, commit_link, shared, clock, every, found)
+                .watched(watched)
         });
         let cleaner = Link::new(addr, stats);
         Ok(House {
@@ -658,6 +666,7 @@ impl Standing<'_> {
                 partition_mailbox: config.partition_mailbox,
                 standing_mailbox: config.standing_mailbox,
             },
+            vigil: self.vigil.clone(),
         })
     }
 }
@@ -684,7 +693,7 @@ async fn listen_on(
         certificates,
         client_ca: config.client_ca.clone(),
         number: 0,
-        handshakes_max: 1024,
+        handshakes_max: server::HANDSHAKES_MAX,
     };
     let (tx, opened) = oneshot::channel();
     let (shared, spread) = (Arc::clone(shared), handles.clone());

@@ -39,6 +39,8 @@ const SEGMENT_UNIT_BYTES: u64 = 4096;
 const PRODUCER_SNAPSHOT_BYTES_MAX: u32 = 3072;
 /// What the rest of a partition's snapshot takes at most.
 const SNAPSHOT_REST_BYTES_MAX: u32 = 4096;
+/// Flushes' worth of bytes that may wait for the disk.
+const FLUSHES_QUEUED: u64 = 3;
 /// More arbiters than this only get in each other's way.
 const ARBITERS_AUTO_MAX: usize = 16;
 
@@ -141,7 +143,8 @@ knobs! {
     /// Bytes the broker may hold for its clients at a time: the budget the next few are cut from.
     memory_bytes: u64 = 512 << 20, 64 << 20, 1 << 40;
     /// Bytes of batches let in and not yet durable, over all connections; 0 takes a quarter of the
-    /// budget. A sender waits when they are used up.
+    /// budget. A sender waits when they are used up. No more than three flushes' worth of them is past
+    /// its turn and queued for the disk, so that what is written next is chosen late.
     admission_bytes: u64 = 0, 0, 1 << 40;
     /// Bytes of recent batches kept for readers that are near the end; 0 takes an eighth of the budget.
     tail_cache_bytes: u64 = 0, 0, 1 << 40;
@@ -243,9 +246,11 @@ impl Config {
                  write at least {least}, or a smaller flush_bytes_max"
             ));
         }
-        if self.admission_bytes_effective() < frame {
+        // One on its way to the disk, one arriving.
+        if self.admission_bytes_effective() < 2 * frame {
             return refuse(format!(
-                "admission_bytes must let the largest batch in: write at least {frame}"
+                "admission_bytes must let the largest batch in, twice: write at least {}",
+                2 * frame
             ));
         }
         let held = self
@@ -305,6 +310,20 @@ impl Config {
             0 => self.memory_bytes / 4,
             given => given,
         }
+    }
+
+    /// The part of them that may be queued for the disk: one flush on its way, one behind it and one
+    /// being gathered. More would only make everybody wait longer.
+    #[must_use]
+    pub fn queued_bytes_max(&self) -> u64 {
+        let flushes = FLUSHES_QUEUED * u64::from(self.flush_bytes_max);
+        flushes.min(self.admission_bytes_effective() / 2)
+    }
+
+    /// The part of them that may be arriving, or whole and waiting for its turn.
+    #[must_use]
+    pub fn arriving_bytes_max(&self) -> u64 {
+        self.admission_bytes_effective() - self.queued_bytes_max()
     }
 
     /// Bytes of recent batches kept.

@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Interleaved runs per scenario; goals ask for at least 3.
     #[arg(long, value_name = "N")]
     runs: Option<usize>,
+    /// Of a scenario with several cases, those whose names contain this; `budget` has some.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) only: Option<String>,
     /// Cargo passes it; it means nothing here.
     #[arg(long, hide = true)]
     bench: bool,

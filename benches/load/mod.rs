@@ -49,12 +49,19 @@ pub(crate) struct Bench {
     pub(crate) runs: usize,
     /// A directory on a disk, gone afterwards.
     pub(crate) dir: PathBuf,
+    /// Which cases of a scenario are wanted; all of them, unless told.
+    only: Option<String>,
 }
 
 impl Bench {
     /// The full size, or the one that only proves that it works.
     pub(crate) fn size<T>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
+    }
+
+    /// Whether a case of a scenario is to be measured.
+    pub(crate) fn wants(&self, case: &str) -> bool {
+        self.only.as_deref().is_none_or(|text| case.contains(text))
     }
 
     /// How long a throughput measurement lasts.
@@ -107,6 +114,7 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
         quick: arguments.quick,
         runs: arguments.runs(),
         dir: scratch.path().to_owned(),
+        only: arguments.only.clone(),
     };
     print(&environment::describe(&bench))?;
     let mut report = Report::new(arguments.quick);

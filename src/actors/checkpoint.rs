@@ -19,6 +19,7 @@ use super::cleaner::{CleanerActor, MarkMoved};
 use super::commit::{BeginCheckpoint, CommitActor, NoteMark};
 use super::stats::ActorStats;
 use super::store::{StoreActor, WriteMark};
+use super::vigil::Watched;
 use super::wheel::Wheel;
 use crate::domain::id::{LogPosition, OwnerId};
 
@@ -99,6 +100,7 @@ pub struct CheckpointActor {
     /// Something was written while a round was under way.
     again: bool,
     busy: bool,
+    _watched: Option<Watched>,
 }
 
 impl CheckpointActor {
@@ -124,7 +126,15 @@ impl CheckpointActor {
             closing: None,
             again: false,
             busy: false,
+            _watched: None,
         }
+    }
+
+    /// Says when it is gone.
+    #[must_use]
+    pub fn watched(mut self, watched: Watched) -> Self {
+        self._watched = Some(watched);
+        self
     }
 
     fn link(&self, ctx: &Context<Self>) -> Link<Self> {

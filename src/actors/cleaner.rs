@@ -17,6 +17,7 @@ use super::commit::{CommitActor, Recycle};
 use super::directory::{DirectoryActor, InspectOwner, RestateOwner, RetainAll};
 use super::partition::Inspect;
 use super::stats::ActorStats;
+use super::vigil::Watched;
 use super::{Clock, Link};
 use crate::domain::commit::OwnerRange;
 use crate::domain::entry::{EntryHeader, EntryKind, EntryPlace};
@@ -42,6 +43,7 @@ pub struct CleanerActor {
     inspecting: HashSet<(SegmentNumber, OwnerId)>,
     recycling: HashSet<SegmentNumber>,
     found: Found,
+    _watched: Option<Watched>,
 }
 
 /// What recovery found, and the log alone may not tell any more.
@@ -90,7 +92,15 @@ impl CleanerActor {
             inspecting: HashSet::new(),
             recycling: HashSet::new(),
             found,
+            _watched: None,
         }
+    }
+
+    /// Says when it is gone.
+    #[must_use]
+    pub fn watched(mut self, watched: Watched) -> Self {
+        self._watched = Some(watched);
+        self
     }
 
     fn step(&mut self) {

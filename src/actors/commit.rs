@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, AsyncContext, Context, Handler, Message};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
+use super::admission::Permit;
 use super::checkpoint::{Began, CheckpointActor, Pressure};
 use super::cleaner::{CleanerActor, Flushed};
 use super::directory::{DirectoryActor, StartOwner};
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
+use super::vigil::Watched;
 use super::{Applied, Clock, CrashPoints, Fenced, Link, OwnerLink, WriteRows};
 use crate::domain::commit::{Commit, Counters, Need, Plan, Refused, Run};
 use crate::domain::entry::{AppliedEntry, Author, Draft, EntryKind, PayloadFacts};
@@ -36,7 +38,7 @@ pub struct Ticket {
     /// Where the receipt goes.
     pub reply: ReplyTo,
     /// The admitted bytes.
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub permit: Option<Permit>,
 }
 
 /// What is shared with status and admission.
@@ -72,6 +74,7 @@ pub struct CommitActor {
     pressed: bool,
     /// Where the first segment kept begins.
     first: LogPosition,
+    _watched: Watched,
 }
 
 impl std::fmt::Debug for CommitActor {
@@ -98,6 +101,8 @@ pub struct CommitParts {
     pub crash: CrashPoints,
     /// Log bytes after which views are written.
     pub checkpoint_bytes: u64,
+    /// Says when it is gone.
+    pub watched: Watched,
 }
 
 impl CommitActor {
@@ -122,6 +127,7 @@ impl CommitActor {
             checkpoint_bytes: parts.checkpoint_bytes,
             pressed: false,
             first: LogPosition(0),
+            _watched: parts.watched,
         };
         actor.show();
         actor

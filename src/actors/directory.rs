@@ -20,6 +20,7 @@ use super::partition::{Dismiss, Inspect, PartitionActor, Retain};
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::store::Write;
+use super::vigil::Watched;
 use super::{Applied, Fenced, House, Link, OwnerLink, Restate, WriteRows};
 use crate::domain::commit::{Need, OwnerRange};
 use crate::domain::entry::{Author, Draft};
@@ -60,6 +61,7 @@ pub struct DirectoryActor {
     /// When partitions without limits were last told to forget unused producers.
     forgot: MonotonicMs,
     groups: groups::Groups,
+    _watched: Option<Watched>,
 }
 
 impl std::fmt::Debug for DirectoryActor {
@@ -91,7 +93,15 @@ impl DirectoryActor {
             next_token: 0,
             forgot: MonotonicMs(0),
             groups: groups::Groups::default(),
+            _watched: None,
         }
+    }
+
+    /// Says when it is gone.
+    #[must_use]
+    pub fn watched(mut self, watched: Watched) -> Self {
+        self._watched = Some(watched);
+        self
     }
 
     fn link(&self, ctx: &Context<Self>) -> Link<Self> {

@@ -5,6 +5,7 @@
 //! (partitions, the directory) are the ones whose entries the log keeps: the commit actor puts what
 //! became durable into their mailboxes before anybody is acknowledged.
 
+pub mod admission;
 pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
@@ -18,6 +19,7 @@ pub mod reply;
 pub mod stats;
 pub mod store;
 pub mod transaction;
+pub mod vigil;
 pub mod wheel;
 
 use std::sync::Arc;
@@ -34,6 +36,7 @@ use self::partition::PartitionActor;
 use self::stats::{ActorStats, Registry};
 use self::store::StoreActor;
 use self::transaction::CoordinatorActor;
+use self::vigil::Vigil;
 use self::wheel::{AlarmEvent, Wheel};
 use crate::domain::alarm::AlarmClock;
 use crate::domain::entry::AppliedEntry;
@@ -216,6 +219,8 @@ pub struct House {
     pub timer_limits: TopicTimers,
     /// Settings the actors need.
     pub settings: Settings,
+    /// Whether those that are not re-created live.
+    pub vigil: Vigil,
 }
 
 impl std::fmt::Debug for House {

@@ -12,9 +12,9 @@ use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler,
     Message, WrapFuture,
 };
-use tokio::sync::OwnedSemaphorePermit;
 
 pub use self::timers::{AskTimer, AskTimers, BodiesLoaded, Inspect};
+use super::admission::Permit;
 use super::checkpoint::RowsWritten;
 use super::cleaner::Trimmed;
 use super::commit::{Persist, Ticket};
@@ -44,7 +44,7 @@ const SWEEP_AT_MIN: usize = 64;
 #[derive(Debug)]
 struct Pending {
     reply: ReplyTo,
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Permit>,
 }
 
 /// The shell of one partition lane.
@@ -99,7 +99,7 @@ impl PartitionActor {
         }
     }
 
-    fn token(&mut self, reply: ReplyTo, permit: Option<OwnedSemaphorePermit>) -> Token {
+    fn token(&mut self, reply: ReplyTo, permit: Option<Permit>) -> Token {
         self.next_token += 1;
         let token = Token(self.next_token);
         self.pending.insert(token, Pending { reply, permit });
@@ -327,7 +327,7 @@ pub struct Append {
     /// Where answers go.
     pub reply: ReplyTo,
     /// The bytes admitted for it.
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub permit: Option<Permit>,
 }
 
 impl Message for Append {

@@ -1,18 +1,24 @@
 //! The store actor: the one thread that calls the views.
 //!
 //! A failed write or sync leaves the views useless: they are not written again, the mark stays where it
-//! is, and the next start folds the log behind it, or all of it. The log goes on undisturbed.
+//! is, and the next start folds the log behind it, or all of it. The log goes on undisturbed, and index
+//! runs that partitions hand over and let go of are kept here, up to [`UNWRITTEN_BYTES_MAX`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, Message};
-use std::sync::Arc;
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Link;
 use super::checkpoint::{CheckpointActor, Marked};
 use super::partition::{BodiesLoaded, PartitionActor, RunLoaded};
 use super::stats::ActorStats;
+use super::vigil::Watched;
 use super::wheel::LevelLink;
 use crate::domain::id::{LogPosition, Offset, OwnerId, RecordNumber};
+use crate::domain::partition::index::BatchPlace;
 use crate::domain::partition::rows::decode_run;
 use crate::domain::rejection::Rejection;
 use crate::store::{Row, RowChange, RowKey, Tree, Views, ViewsError, layout};
@@ -24,8 +30,11 @@ pub struct StoreActor {
     /// How far the views hold the log.
     mark: LogPosition,
     failed: Option<String>,
+    /// Index runs handed over since the views failed: their owners let go of them.
+    unwritten: Unwritten,
     stats: Arc<ActorStats>,
     crash: super::CrashPoints,
+    _watched: Option<Watched>,
 }
 
 impl StoreActor {
@@ -41,9 +50,18 @@ impl StoreActor {
             views,
             mark,
             failed: None,
+            unwritten: Unwritten::default(),
             stats,
             crash,
+            _watched: None,
         }
+    }
+
+    /// Says when it is gone.
+    #[must_use]
+    pub fn watched(mut self, watched: Watched) -> Self {
+        self._watched = Some(watched);
+        self
     }
 
     fn fail(&mut self, what: &str, error: &ViewsError) {
@@ -53,6 +71,90 @@ impl StoreActor {
             "{what} the views failed: they are not written any more; the log goes on, and a restart rebuilds them"
         );
         self.failed.get_or_insert_with(|| error.to_string());
+    }
+}
+
+impl StoreActor {
+    fn write(&mut self, changes: &[RowChange]) {
+        if changes.is_empty() {
+            return;
+        }
+        if self.failed.is_none() {
+            match self.views.write(changes) {
+                Ok(()) => return,
+                Err(error) => self.fail("writing", &error),
+            }
+        }
+        self.unwritten.keep(changes);
+    }
+
+    /// An index run: as it was handed over last, whether the views took it or not.
+    fn run(&self, owner: OwnerId, first: Offset) -> Result<Vec<BatchPlace>, Rejection> {
+        let key = RowKey {
+            owner,
+            kind: layout::PARTITION_INDEX_RUN,
+            id: first.0,
+        };
+        if let Some(value) = self.unwritten.rows.get(&key) {
+            return Ok(decode_run(value).unwrap_or_default());
+        }
+        let rebuild = |why: String| {
+            Rejection::Damaged(format!(
+                "the view of this partition ({why}); restart the broker to rebuild it"
+            ))
+        };
+        match (self.views.row(Tree::Partition, key), &self.failed) {
+            (Ok(Some(row)), _) => Ok(decode_run(&row.payload).unwrap_or_default()),
+            (Ok(None), Some(why)) => Err(rebuild(why.clone())),
+            (Ok(None), None) => Ok(Vec::new()),
+            (Err(error), _) => Err(rebuild(error.to_string())),
+        }
+    }
+}
+
+/// What unwritten index runs may take of memory, in bytes: some 1 500 of them, 800 000 batches.
+const UNWRITTEN_BYTES_MAX: usize = 16 << 20;
+
+/// Index runs the views did not take, so that what their owners let go of can still be read.
+#[derive(Debug, Default)]
+struct Unwritten {
+    rows: BTreeMap<RowKey, Bytes>,
+    bytes: usize,
+    is_full: bool,
+}
+
+impl Unwritten {
+    fn keep(&mut self, changes: &[RowChange]) {
+        for change in changes {
+            if change.key.kind == layout::HEAD && change.value.is_none() {
+                self.rows.retain(|key, _| key.owner != change.key.owner);
+                self.bytes = self.rows.values().map(Bytes::len).sum();
+            }
+        }
+        let runs = changes.iter().filter(|change| {
+            change.tree == Tree::Partition && change.key.kind == layout::PARTITION_INDEX_RUN
+        });
+        for change in runs {
+            if let Some(old) = self.rows.remove(&change.key) {
+                self.bytes = self.bytes.saturating_sub(old.len());
+            }
+            let Some((_, value)) = &change.value else {
+                continue;
+            };
+            if self.bytes + value.len() > UNWRITTEN_BYTES_MAX {
+                if !self.is_full {
+                    tracing::error!(
+                        target: "waterwheel::store",
+                        "no room for more of what the views do not take: of newer records only the last \
+                         can be read; restart the broker to rebuild the views"
+                    );
+                }
+                self.is_full = true;
+                continue;
+            }
+            self.bytes += value.len();
+            self.rows.insert(change.key, value.clone());
+        }
     }
 }
 
@@ -122,19 +224,7 @@ impl Handler<LoadRun> for StoreActor {
 
     fn handle(&mut self, message: LoadRun, _: &mut Self::Context) {
         self.stats.handled();
-        let key = RowKey {
-            owner: message.owner,
-            kind: layout::PARTITION_INDEX_RUN,
-            id: message.first.0,
-        };
-        let run = match self.views.row(Tree::Partition, key) {
-            Ok(row) => Ok(row
-                .and_then(|row| decode_run(&row.payload))
-                .unwrap_or_default()),
-            Err(error) => Err(Rejection::Damaged(format!(
-                "the view of this partition ({error}); restart the broker to rebuild it"
-            ))),
-        };
+        let run = self.run(message.owner, message.first);
         message.reply.tell(RunLoaded {
             first: message.first,
             run,
@@ -193,12 +283,7 @@ impl Handler<Write> for StoreActor {
 
     fn handle(&mut self, message: Write, _: &mut Self::Context) {
         self.stats.handled();
-        if self.failed.is_some() || message.0.is_empty() {
-            return;
-        }
-        if let Err(error) = self.views.write(&message.0) {
-            self.fail("writing", &error);
-        }
+        self.write(&message.0);
         self.crash.pass("mid-checkpoint");
     }
 }
@@ -339,5 +424,86 @@ impl Handler<WriteMark> for StoreActor {
             round: message.round,
             position: marked,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::CrashPoints;
+    use crate::actors::stats::Registry;
+    use crate::domain::id::{ClusterId, OwnerSequence, RecordNumber};
+    use crate::domain::partition::rows::encode;
+    use crate::domain::time::WallMs;
+
+    const OWNER: OwnerId = OwnerId(1024);
+
+    fn run(first: u64) -> Vec<BatchPlace> {
+        vec![BatchPlace {
+            first_offset: Offset(first),
+            count: 1,
+            first_number: RecordNumber(first),
+            position: LogPosition(first),
+            length: 1,
+            appended: WallMs(0),
+            tags: 0,
+            reference: None,
+        }]
+    }
+
+    fn change(first: u64, value: Option<Bytes>) -> RowChange {
+        RowChange {
+            tree: Tree::Partition,
+            key: RowKey {
+                owner: OWNER,
+                kind: layout::PARTITION_INDEX_RUN,
+                id: first,
+            },
+            value: value.map(|value| (OwnerSequence(1), value)),
+        }
+    }
+
+    fn actor(dir: &std::path::Path) -> StoreActor {
+        let views = Views::open(dir, 1 << 20, ClusterId([7; 16])).unwrap().views;
+        let stats = Registry::default().enter("store", OwnerId(0), "store".to_owned(), 16);
+        StoreActor::new(views, LogPosition(0), stats, CrashPoints::default())
+    }
+
+    #[test]
+    fn what_the_views_do_not_take_can_be_read_until_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut actor = actor(dir.path());
+        let head = |value| RowChange {
+            key: RowKey::head(OWNER),
+            ..change(0, value)
+        };
+        actor.write(&[
+            change(0, Some(encode(&run(0)))),
+            change(1, Some(encode(&run(1)))),
+            head(Some(Bytes::from_static(b"head"))),
+        ]);
+        assert_eq!(actor.run(OWNER, Offset(0)), Ok(run(0)));
+        assert_eq!(actor.run(OWNER, Offset(9)), Ok(Vec::new()));
+        actor.fail("writing", &ViewsError::Panicked("no disk".to_owned()));
+        // A run that grew, one that is new, and one that retention took.
+        actor.write(&[
+            change(1, Some(encode(&run(11)))),
+            change(2, Some(encode(&run(2)))),
+        ]);
+        assert_eq!(actor.run(OWNER, Offset(0)), Ok(run(0)));
+        assert_eq!(actor.run(OWNER, Offset(1)), Ok(run(11)));
+        assert_eq!(actor.run(OWNER, Offset(2)), Ok(run(2)));
+        let missing = actor.run(OWNER, Offset(3)).unwrap_err().to_string();
+        assert!(missing.contains("restart the broker"), "{missing}");
+        actor.write(&[change(2, None)]);
+        assert!(actor.run(OWNER, Offset(2)).is_err());
+        // Bounded, and what was kept stays.
+        let large = Bytes::from(vec![0; UNWRITTEN_BYTES_MAX]);
+        actor.write(&[change(3, Some(large))]);
+        assert!(actor.run(OWNER, Offset(3)).is_err());
+        assert_eq!(actor.run(OWNER, Offset(1)), Ok(run(11)));
+        assert!(actor.unwritten.bytes < UNWRITTEN_BYTES_MAX && actor.unwritten.is_full);
+        actor.write(&[head(None)]);
+        assert_eq!((actor.unwritten.rows.len(), actor.unwritten.bytes), (0, 0));
     }
 }

@@ -1,7 +1,8 @@
 //! `waterwheel status`: how the broker is.
 //!
 //! With `--json` one object: `version`, `uptime_ms`, `connections`, `log_bytes`, `segments`,
-//! `bytes_in_flight`, `sealed` (why, or null), `ready`, `cluster`; with `--actors` then one object per actor:
+//! `bytes_in_flight`, `sealed` (why, or null), `ready`, `cluster`, `failed` (which standing actor, only if
+//! one did); with `--actors` then one object per actor:
 //! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`; of levels of
 //! the timing wheel also `wake_ups`, `overflow_up` and `cascade_down`, where they are not zero.
 
@@ -21,7 +22,7 @@ use crate::config::human::{rough_bytes, rough_span};
 /// How long to wait between two looks at a broker that is not ready.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Show how the broker is. Exit code 1 if its log is sealed.
+/// Show how the broker is. Exit code 1 if its log is sealed or a standing actor failed.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// One line per actor too.
@@ -66,10 +67,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
         actors(&status.actors).print()?;
     }
     let asks_for_readiness = arguments.ready || arguments.wait.is_some();
-    Ok(match (&status.broker.sealed, is_ready) {
-        (None, true) => Outcome::Done,
-        (None, false) if !asks_for_readiness => Outcome::Done,
-        (None, false) | (Some(_), _) => Outcome::No,
+    let is_broken = status.broker.sealed.is_some() || status.broker.failed.is_some();
+    Ok(match (is_broken, is_ready) {
+        (false, true) => Outcome::Done,
+        (false, false) if !asks_for_readiness => Outcome::Done,
+        (false, false) | (true, _) => Outcome::No,
     })
 }
 
@@ -94,6 +96,8 @@ struct BrokerLine<'a> {
     sealed: Option<&'a str>,
     ready: bool,
     cluster: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<&'a str>,
 }
 
 impl<'a> BrokerLine<'a> {
@@ -108,11 +112,15 @@ impl<'a> BrokerLine<'a> {
             sealed: status.sealed.as_deref(),
             ready: status.ready,
             cluster,
+            failed: status.failed.as_deref(),
         }
     }
 }
 
 fn state(status: &StatusOk) -> String {
+    if let (None, Some(actor)) = (&status.sealed, &status.failed) {
+        return format!("FAILED, its {actor} actor is gone; restart the broker");
+    }
     match (&status.sealed, status.ready) {
         (Some(why), _) => format!("SEALED, reads only: {why}; restart the broker"),
         (None, true) => "ready".to_owned(),

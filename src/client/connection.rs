@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -21,7 +21,8 @@ use super::trust;
 use crate::transport::{Connection, Distrust, Ended, ReceiveStream, SendStream};
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
 use crate::wire::{
-    ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
+    ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, LOOPBACK_BYTES_FIRST, LOOPBACK_BYTES_MAX,
+    LOOPBACK_WINDOW_BYTES, SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
 };
 
 /// What all streams of a connection may have under way unread: the sum of all credit fits in.
@@ -150,10 +151,11 @@ impl Dialer {
         }
     }
 
-    /// One attempt. Dropping the future gives it up.
-    pub(crate) async fn dial(&self) -> Result<Transport, ConnectError> {
+    /// One attempt, which turns `answered` true once the broker has said anything. Dropping the future
+    /// gives it up.
+    pub(crate) async fn dial(&self, answered: &AtomicBool) -> Result<Transport, ConnectError> {
         match self {
-            Self::Quic(quic) => quic.dial().await,
+            Self::Quic(quic) => quic.dial(answered).await,
             Self::Local(connect) => match connect() {
                 Some(connection) => Ok(Transport { connection }),
                 None => Err(ConnectError::Stopped),
@@ -234,7 +236,7 @@ impl QuicDialer {
     }
 
     /// One attempt: the handshake of QUIC and TLS.
-    async fn dial(&self) -> Result<Transport, ConnectError> {
+    async fn dial(&self, answered: &AtomicBool) -> Result<Transport, ConnectError> {
         let bad_address = |reason: String| ConnectError::Address {
             address: self.options.address.clone(),
             reason,
@@ -242,10 +244,13 @@ impl QuicDialer {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.remotes.len().max(1);
         let remote = self.remotes.get(turn);
         let remote = remote.ok_or_else(|| bad_address("it has no address".to_owned()))?;
-        let connecting = self
+        let mut connecting = self
             .endpoint
             .connect(*remote, &self.server_name)
             .map_err(|error| bad_address(error.to_string()))?;
+        if connecting.handshake_data().await.is_ok() {
+            answered.store(true, Ordering::Relaxed);
+        }
         match connecting.await {
             Ok(connection) => Ok(Transport {
                 connection: connection.into(),
@@ -317,10 +322,10 @@ fn client_config(
 
 fn transport_config(datagram_bytes_max: u16, loopback: bool) -> quinn::TransportConfig {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
-    discovery.upper_bound(match loopback {
-        true => datagram_bytes_max,
-        false => datagram_bytes_max.min(SEGMENT_BYTES_MAX),
-    });
+    discovery.upper_bound(datagram_bytes_max.min(match loopback {
+        true => LOOPBACK_BYTES_MAX,
+        false => SEGMENT_BYTES_MAX,
+    }));
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_idle_timeout(Some(quinn::IdleTimeout::from(quinn::VarInt::from_u32(
@@ -335,6 +340,13 @@ fn transport_config(datagram_bytes_max: u16, loopback: bool) -> quinn::Transport
         .max_concurrent_bidi_streams(quinn::VarInt::from_u32(0))
         .max_concurrent_uni_streams(quinn::VarInt::from_u32(READERS_MAX))
         .mtu_discovery_config(Some(discovery));
+    if loopback {
+        let mut congestion = quinn::congestion::CubicConfig::default();
+        congestion.initial_window(LOOPBACK_WINDOW_BYTES);
+        transport
+            .initial_mtu(datagram_bytes_max.min(LOOPBACK_BYTES_FIRST))
+            .congestion_controller_factory(Arc::new(congestion));
+    }
     transport
 }
 
@@ -381,6 +393,11 @@ impl Transport {
     /// Closes it at once; what was written and not acknowledged is lost.
     pub(crate) fn close(&self, reason: &str) {
         self.connection.close(0, reason);
+    }
+
+    /// How long a question and its answer take.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.connection.round_trip()
     }
 
     /// Changes while somebody is there; none where silence means nothing.

@@ -38,6 +38,7 @@ mod outbox;
 mod partition_reader;
 mod pending;
 mod producer;
+mod race;
 mod reader;
 mod runner;
 mod sender;

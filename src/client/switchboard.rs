@@ -8,14 +8,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::connection::Dialer;
 use super::error::ConnectError;
-use super::link::{Link, RequestError};
+use super::link::Link;
+use super::race::{Patience, Race};
 use crate::wire::hello::Ping;
 
 /// So long may a connection be silent while an answer is waited for, and so long may an attempt to
@@ -28,12 +27,20 @@ const LOOK: Duration = Duration::from_millis(100);
 /// So long may a connection be silent on which nobody waits: longer than between two keep-alives.
 const SILENCE: Duration = Duration::from_secs(7);
 
-/// The longest pause between attempts that fail at once.
-const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// The longest wait between attempts where nothing is known of the way to the broker.
+const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How long an attempt lives at least, where another follows it: what it repeats it repeats ever more
-/// slowly, and would find a broker that comes back late.
+/// Attempts at a first connection under way at a time: of a broker far away the first may be the one.
+const FIRST_AT_ONCE: usize = 8;
+
+/// Attempts under way at a time where the way is known.
+const AGAIN_AT_ONCE: usize = 2;
+
+/// How long an attempt lives at least, where another follows it.
 const ATTEMPT_LIFE: Duration = Duration::from_secs(1);
+
+/// Round trips an attempt is given: two for the handshake, one for hello, and as many to be late.
+const ROUND_TRIPS: u32 = 6;
 
 /// Where the current link is found.
 pub(crate) type Switchboard = watch::Receiver<Option<Arc<Link>>>;
@@ -60,33 +67,37 @@ pub(crate) async fn start(
     dialer: Arc<Dialer>,
     timeout: Duration,
 ) -> Result<(Switchboard, Hold), ConnectError> {
-    let started = Instant::now();
-    let mut last = None;
-    let dialling = dial_until_certain(&dialer, timeout, &mut last);
-    let link = match tokio::time::timeout(timeout, dialling).await {
+    let patience = Patience {
+        wait: PATIENCE,
+        wait_max: WAIT_MAX,
+        life: timeout,
+        at_once: FIRST_AT_ONCE,
+    };
+    let mut race = Race::new(Arc::clone(&dialer), patience);
+    let link = match tokio::time::timeout(timeout, race.won()).await {
         Ok(link) => Arc::new(link?),
         Err(_) => {
-            return Err(last.unwrap_or_else(|| ConnectError::Unreachable {
+            return Err(race.last.unwrap_or_else(|| ConnectError::Unreachable {
                 address: dialer.address().to_owned(),
                 reason: format!("no answer within {} ms", timeout.as_millis()),
             }));
         }
     };
-    let life = ATTEMPT_LIFE.max(4 * started.elapsed());
+    // The others are given up.
+    drop(race);
     let (sender, receiver) = watch::channel(Some(Arc::clone(&link)));
     let (close, mut closing) = watch::channel(false);
     let (end, ended) = watch::channel(());
     tokio::spawn(async move {
         let _end = end;
-        let redialer = Redialer { dialer, life };
         // Whoever drops every clone ends it by the switchboard, which nobody looks at then.
         let close = async {
             if closing.wait_for(|close| *close).await.is_err() {
                 std::future::pending::<()>().await;
             }
         };
-        keep(&redialer, sender, link, close).await;
-        redialer.dialer.wait_idle().await;
+        keep(&dialer, sender, link, close).await;
+        dialer.wait_idle().await;
     });
     Ok((receiver, Hold { close, ended }))
 }
@@ -108,84 +119,35 @@ pub(crate) async fn next_link(
     }
 }
 
-/// Attempts, one more whenever the last has had its time, until one succeeds or fails for a reason that
-/// repeating is not likely to mend. What else went wrong is left in `last`.
-async fn dial_until_certain(
-    dialer: &Dialer,
-    life: Duration,
-    last: &mut Option<ConnectError>,
-) -> Result<Link, ConnectError> {
-    let mut attempts = FuturesUnordered::new();
-    let mut pause = Duration::from_millis(10);
-    attempts.push(attempt(dialer, life));
+/// Attempts to reach a broker again that was reached over `link`.
+fn again(dialer: &Arc<Dialer>, link: &Link) -> Race {
+    let far = link.transport().round_trip() * ROUND_TRIPS;
+    let wait = PATIENCE.max(far);
+    let patience = Patience {
+        wait,
+        wait_max: wait,
+        life: ATTEMPT_LIFE.max(far * 2),
+        at_once: AGAIN_AT_ONCE,
+    };
+    Race::new(Arc::clone(dialer), patience)
+}
+
+/// Goes on until one gets through, whatever happens; none where there will never be a broker again.
+async fn insist(race: &mut Race) -> Option<Link> {
     loop {
-        tokio::select! {
-            Some(ended) = attempts.next() => match ended {
-                Ok(link) => return Ok(link),
-                Err(error) if error.is_retriable() => {
-                    tracing::debug!(%error, "cannot connect");
-                    *last = Some(error);
-                    if attempts.is_empty() {
-                        sleep(pause).await;
-                        pause = (pause * 2).min(PAUSE_MAX);
-                        attempts.push(attempt(dialer, life));
-                    }
-                }
-                Err(error) => return Err(error),
-            },
-            () = sleep(PATIENCE) => attempts.push(attempt(dialer, life)),
-        }
-    }
-}
-
-/// Dials a broker that was there once.
-#[derive(Debug)]
-struct Redialer {
-    dialer: Arc<Dialer>,
-    life: Duration,
-}
-
-impl Redialer {
-    /// Goes on until it succeeds, whatever happens; none where there will never be a broker again.
-    async fn dial(&self) -> Option<Link> {
-        loop {
-            match dial_until_certain(&self.dialer, self.life, &mut None).await {
-                Ok(link) => return Some(link),
-                Err(ConnectError::Stopped) => return None,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot connect again, trying on");
-                    sleep(ATTEMPT_LIFE).await;
-                }
+        match race.won().await {
+            Ok(link) => return Some(link),
+            Err(ConnectError::Stopped) => return None,
+            Err(error) => {
+                tracing::warn!(%error, "cannot connect again, trying on");
+                sleep(ATTEMPT_LIFE).await;
             }
         }
     }
 }
 
-/// One attempt: handshake and hello, within `life`.
-async fn attempt(dialer: &Dialer, life: Duration) -> Result<Link, ConnectError> {
-    let address = dialer.address().to_owned();
-    let open = async {
-        let transport = dialer.dial().await?;
-        let opened = Link::open(transport.clone()).await;
-        opened.map_err(|error| match error {
-            RequestError::Refused(refusal) => ConnectError::Refused(refusal),
-            RequestError::Lost(reason) => dialer
-                .untrusted(&transport)
-                .unwrap_or(ConnectError::Unreachable { address, reason }),
-            RequestError::Protocol(reason) => ConnectError::Protocol { address, reason },
-        })
-    };
-    match tokio::time::timeout(life, open).await {
-        Ok(opened) => opened,
-        Err(_) => Err(ConnectError::Unreachable {
-            address: dialer.address().to_owned(),
-            reason: "no answer".to_owned(),
-        }),
-    }
-}
-
 async fn keep(
-    redialer: &Redialer,
+    dialer: &Arc<Dialer>,
     board: watch::Sender<Option<Arc<Link>>>,
     first: Arc<Link>,
     close: impl Future<Output = ()>,
@@ -193,6 +155,7 @@ async fn keep(
     let mut link = first;
     tokio::pin!(close);
     loop {
+        let mut race = again(dialer, &link);
         let replacement = tokio::select! {
             () = board.closed() => break,
             () = &mut close => break,
@@ -200,16 +163,18 @@ async fn keep(
                 tracing::debug!(reason, "the connection ended");
                 None
             }
-            replacement = overtake(redialer, &link) => Some(replacement),
+            replacement = overtake(&mut race, dialer, &link) => Some(replacement),
         };
         let next = match replacement {
             Some(next) => next,
             None => {
                 board.send_replace(None);
+                // What has been begun beside it goes on, but whoever ended it has just been heard.
+                race.begin();
                 tokio::select! {
                     () = board.closed() => return,
                     () = &mut close => return,
-                    next = redialer.dial() => match next {
+                    next = insist(&mut race) => match next {
                         Some(next) => next,
                         None => return,
                     },
@@ -225,7 +190,7 @@ async fn keep(
 
 /// Watches a link: where it stays silent though somebody waits, or though keep-alives should be
 /// answered, a second one is dialled, which is the answer if it gets through first.
-async fn overtake(redialer: &Redialer, link: &Link) -> Link {
+async fn overtake(race: &mut Race, dialer: &Arc<Dialer>, link: &Link) -> Link {
     loop {
         let heard = link.transport().heard();
         if heard.is_none() {
@@ -235,25 +200,23 @@ async fn overtake(redialer: &Redialer, link: &Link) -> Link {
             () = link.until_expecting() => false,
             () = sleep(SILENCE) => link.transport().heard() == heard,
         };
-        if let Some(other) = while_suspicious(redialer, link, silent).await {
+        if let Some(other) = while_suspicious(race, link, silent).await {
             return other;
         }
+        *race = again(dialer, link);
     }
 }
 
-async fn while_suspicious(redialer: &Redialer, link: &Link, mut silent: bool) -> Option<Link> {
-    let mut heard = link.transport().heard();
-    let mut last = Instant::now();
+async fn while_suspicious(race: &mut Race, link: &Link, silent: bool) -> Option<Link> {
+    let (heard, since) = (link.transport().heard(), Instant::now());
     while silent || link.is_expecting() {
         sleep(LOOK).await;
-        let now_heard = link.transport().heard();
-        if now_heard != heard {
-            (heard, last, silent) = (now_heard, Instant::now(), false);
-            continue;
+        if link.transport().heard() != heard {
+            return None;
         }
         // Whoever is there acknowledges a ping at once, however long the answer itself takes.
         let _ = link.send(&Ping {}, 0);
-        if last.elapsed() < PATIENCE {
+        if since.elapsed() < PATIENCE {
             continue;
         }
         tracing::debug!("the connection is silent: dialling a second one");
@@ -263,10 +226,9 @@ async fn while_suspicious(redialer: &Redialer, link: &Link, mut silent: bool) ->
             }
         };
         tokio::select! {
-            other = redialer.dial() => return other,
-            () = until_heard => (last, silent) = (Instant::now(), false),
+            other = insist(race) => return other,
+            () = until_heard => return None,
         }
-        heard = link.transport().heard();
     }
     None
 }

@@ -11,17 +11,33 @@
 //! - C4 No ticket is dropped unanswered.
 //! - C5 The append time never falls within a log, whatever the wall clock does.
 //! - C6 After a delete entry everything for its owners is void.
+//! - C7 Runs of one author are written in the order they came; between authors each has its turn by
+//!   bytes, so that a lone run is in the very next flush, whatever the others have queued.
+//! - C8 Flushes are short while lone runs come beside a queue: each waits for the flush under way and for
+//!   its own. Where nobody would gain by it they are as long as they may be, which costs the least.
 //!
 //! What survives a crash: nothing of its own; recovery refills the counters from rows and log.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+mod deleted;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use self::deleted::Deleted;
 use super::entry::{AppliedEntry, Author, Draft, EntryHeader, EntryKind, EntryPlace, NewEntry};
 use super::id::{Incarnation, LogIndex, Offset, OwnerId, OwnerSequence, RecordNumber, Term};
 use super::rejection::Rejection;
 use super::time::WallMs;
+use super::turns::{Share, Turn, Turns};
+
+/// The most a short flush takes in bytes, but for a single larger run (C8): the disk is at its best from
+/// 1 MB on.
+const SHORT_FLUSH_BYTES: u32 = 2 << 20;
+/// A run of up to this many bytes is a lone one, if its author has had no more than its part.
+const LONE_BYTES: u64 = 16 * 1024;
+/// Flushes that are short behind a lone run.
+const SHORT_FLUSHES: u32 = 64;
 
 /// What the sequencer knows of an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,6 +141,8 @@ pub struct Refused<T> {
 struct Owner {
     incarnation: Incarnation,
     counters: Counters,
+    /// C7: what it has had of the flushes.
+    share: Share,
     /// C2: this incarnation has been refused something.
     fenced: bool,
 }
@@ -133,8 +151,11 @@ struct Owner {
 #[derive(Debug)]
 pub struct Commit<T> {
     owners: HashMap<OwnerId, Owner>,
-    deleted: Vec<OwnerRange>,
-    queue: VecDeque<Run<T>>,
+    deleted: Deleted,
+    queue: BTreeMap<Turn, Run<T>>,
+    turns: Turns,
+    /// Flushes that are to be short (C8).
+    short: u32,
     queued_bytes: u64,
     next_index: LogIndex,
     term: Term,
@@ -168,8 +189,10 @@ impl<T> Commit<T> {
             .collect();
         Self {
             owners,
-            deleted: Vec::new(),
-            queue: VecDeque::new(),
+            deleted: Deleted::default(),
+            queue: BTreeMap::new(),
+            turns: Turns::default(),
+            short: 0,
             queued_bytes: 0,
             next_index,
             term: Term(1),
@@ -231,11 +254,7 @@ impl<T> Commit<T> {
         if self.sealed {
             return refuse(run, Rejection::LogSealed);
         }
-        if self
-            .deleted
-            .iter()
-            .any(|range| range.contains(run.author.owner))
-        {
+        if self.deleted.contains(run.author.owner) {
             return refuse(run, Rejection::UnknownTopic);
         }
         if owner.fenced || run.author.incarnation != owner.incarnation {
@@ -252,7 +271,11 @@ impl<T> Commit<T> {
             );
         }
         self.queued_bytes = self.queued_bytes.saturating_add(bytes);
-        self.queue.push_back(run);
+        let turn = self.turns.take(&mut owner.share, bytes);
+        if bytes <= LONE_BYTES && self.turns.begins_now(turn) && !self.queue.is_empty() {
+            self.short = SHORT_FLUSHES;
+        }
+        self.queue.insert(turn, run);
         Ok(())
     }
 
@@ -274,26 +297,26 @@ impl<T> Commit<T> {
             next_index: self.next_index,
             appended: self.appended.max(wall),
         };
+        let bytes_max = match self.short {
+            0 => bytes_max,
+            _ => bytes_max.min(SHORT_FLUSH_BYTES),
+        };
+        self.short = self.short.saturating_sub(1);
         let mut bytes = 0u64;
-        while let Some(run) = self.queue.front() {
-            let size: u64 = run.drafts.iter().map(|(_, draft)| draft_bytes(draft)).sum();
+        while let Some(next) = self.queue.first_entry() {
+            let drafts = &next.get().drafts;
+            let size: u64 = drafts.iter().map(|(_, draft)| draft_bytes(draft)).sum();
             if !plan.entries.is_empty() && bytes + size > u64::from(bytes_max) {
                 break;
             }
-            let Some(mut run) = self.queue.pop_front() else {
-                break;
-            };
+            let (turn, mut run) = next.remove_entry();
+            self.turns.serve(turn);
             self.queued_bytes = self.queued_bytes.saturating_sub(size);
             let fenced = self
                 .owners
                 .get(&run.author.owner)
                 .is_none_or(|owner| owner.fenced);
-            if fenced
-                || self
-                    .deleted
-                    .iter()
-                    .any(|range| range.contains(run.author.owner))
-            {
+            if fenced || self.deleted.contains(run.author.owner) {
                 refused.push(run.refused(Rejection::Retry));
                 continue;
             }
@@ -304,7 +327,7 @@ impl<T> Commit<T> {
             }
             // C6: what is for a deleted owner is void; the rest of its run stands without it.
             run.drafts
-                .retain(|(owner, _)| !self.deleted.iter().any(|range| range.contains(*owner)));
+                .retain(|(owner, _)| !self.deleted.contains(*owner));
             if run.drafts.is_empty() {
                 self.fence(run.author.owner);
                 refused.push(run.refused(Rejection::UnknownTopic));
@@ -390,7 +413,7 @@ impl<T> Commit<T> {
             if entry.header.kind == EntryKind::Delete
                 && let Ok(range) = rmp_serde::from_slice::<OwnerRange>(&entry.body.to_bytes())
             {
-                self.deleted.push(range);
+                self.deleted.insert(range);
                 self.owners.retain(|owner, _| !range.contains(*owner));
                 self.touched.retain(|owner| !range.contains(*owner));
             }
@@ -455,19 +478,19 @@ impl<T> Commit<T> {
         rejection: &Rejection,
         refused: &mut Vec<Refused<T>>,
     ) {
-        let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue)
+        let (dropped, kept): (BTreeMap<_, _>, _) = std::mem::take(&mut self.queue)
             .into_iter()
-            .partition(matches);
-        self.queue = kept.into();
+            .partition(|(_, run)| matches(run));
+        self.queue = kept;
         self.queued_bytes = self
             .queue
-            .iter()
+            .values()
             .flat_map(|run| &run.drafts)
             .map(|(_, draft)| draft_bytes(draft))
             .sum();
         refused.extend(
             dropped
-                .into_iter()
+                .into_values()
                 .map(|run| run.refused(rejection.clone())),
         );
     }

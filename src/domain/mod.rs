@@ -22,4 +22,5 @@ pub mod rejection;
 pub mod time;
 pub mod topics;
 pub mod transaction;
+pub mod turns;
 pub mod wheel;

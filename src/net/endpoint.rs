@@ -25,7 +25,10 @@ use quinn::{
 use quinn_proto::InvalidCid;
 use ring::{hkdf, hmac};
 
-use crate::wire::{DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, SEGMENT_BYTES_MAX};
+use crate::wire::{
+    DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, LOOPBACK_BYTES_FIRST, LOOPBACK_BYTES_MAX,
+    LOOPBACK_WINDOW_BYTES, SEGMENT_BYTES_MAX,
+};
 
 use super::live::Live;
 use super::tls::{Certificates, TlsError, write_whole};
@@ -47,6 +50,8 @@ pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const RESET_INTERVAL: Duration = Duration::from_micros(100);
 /// The least gain for which path discovery goes on searching, in bytes.
 const MTU_CHANGE_BYTES_MIN: u16 = 64;
+/// What all connections that wait for their handshake may have sent beyond their first packet, in bytes.
+pub(super) const WAITING_BYTES_MAX: u64 = 8 << 20;
 const SECRET_BYTES: usize = 32;
 const ID_BYTES: usize = 12;
 
@@ -191,11 +196,12 @@ fn endpoint_config(secret: &Secret, number: u8) -> Result<EndpointConfig, NetErr
     Ok(config)
 }
 
-/// The transport settings of both ends. Path discovery starts from the 1200 bytes every path carries.
+/// The transport settings of both ends. Path discovery starts from the 1200 bytes every path carries, but
+/// on loopback there is nothing to discover.
 #[must_use]
 pub fn transport(path: Path) -> TransportConfig {
     let upper_bound = match path {
-        Path::Loopback => DATAGRAM_BYTES_MAX,
+        Path::Loopback => LOOPBACK_BYTES_MAX,
         Path::Network => SEGMENT_BYTES_MAX,
     };
     let mut discovery = MtuDiscoveryConfig::default();
@@ -214,6 +220,13 @@ pub fn transport(path: Path) -> TransportConfig {
         .datagram_receive_buffer_size(None)
         .enable_segmentation_offload(path == Path::Network)
         .mtu_discovery_config(Some(discovery));
+    if path == Path::Loopback {
+        let mut congestion = quinn::congestion::CubicConfig::default();
+        congestion.initial_window(LOOPBACK_WINDOW_BYTES);
+        config
+            .initial_mtu(LOOPBACK_BYTES_FIRST)
+            .congestion_controller_factory(Arc::new(congestion));
+    }
     config
 }
 
@@ -463,6 +476,24 @@ mod tests {
         let ca = stranger.path().join("tls/ca.pem");
         let distrusting = client(&ca, ALPN).connect(address, "localhost").unwrap();
         assert!(distrusting.await.is_err());
+    }
+
+    /// Looking for it would cost more than the handshake.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn loopback_is_known_to_be_large_from_the_start() {
+        let data = tempfile::tempdir().unwrap();
+        let server = endpoint(&options(data.path())).unwrap();
+        echo(&server);
+        let address = server.endpoint.local_addr().unwrap();
+        let client = client(&data.path().join("tls/ca.pem"), ALPN);
+        let connection = client.connect(address, "localhost").unwrap().await.unwrap();
+        ask(&connection).await.unwrap();
+        let path = connection.stats().path;
+        assert_eq!(
+            (path.current_mtu, path.sent_plpmtud_probes),
+            (LOOPBACK_BYTES_MAX, 0)
+        );
     }
 
     #[tokio::test]

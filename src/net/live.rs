@@ -20,7 +20,7 @@ use quinn::crypto::rustls::QuicServerConfig;
 use ring::hkdf;
 
 use super::certificate::{CertificateFacts, Standing};
-use super::endpoint::{EndpointOptions, NetError, Path, transport};
+use super::endpoint::{EndpointOptions, NetError, Path, WAITING_BYTES_MAX, transport};
 use super::tls::{Certificates, server_config};
 use crate::config::human::rough_span;
 use crate::transport::Distrust;
@@ -173,7 +173,8 @@ fn configs(
     let mut network = ServerConfig::new(Arc::new(tls), tokens.clone());
     network
         .transport_config(Arc::new(transport(Path::Network)))
-        .max_incoming(handshakes_max);
+        .max_incoming(handshakes_max)
+        .incoming_buffer_size_total(WAITING_BYTES_MAX);
     let mut loopback = network.clone();
     loopback.transport_config(Arc::new(transport(Path::Loopback)));
     tell_of_expiry(certificates, client_ca);

@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod certificate;
+mod door;
 pub mod endpoint;
 mod gather;
 mod live;

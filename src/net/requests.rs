@@ -368,21 +368,22 @@ pub(super) async fn bounds(
 
 fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
     let shared = &session.shared;
-    let free = shared.admission.available_permits() as u64;
     let sealed = shared
         .gauge
         .sealed
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .clone();
+    let failed = shared.house.vigil.failed().map(str::to_owned);
     let ok = StatusOk {
         uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         connections: shared.connections.load(Ordering::Relaxed),
         log_bytes: shared.gauge.log_bytes.load(Ordering::Relaxed),
         segments: shared.gauge.segments.load(Ordering::Relaxed),
-        bytes_in_flight: shared.admission_bytes.saturating_sub(free),
-        ready: sealed.is_none() && !*shared.stopping.borrow(),
+        bytes_in_flight: shared.admission.out_bytes() + shared.arriving.out_bytes(),
+        ready: sealed.is_none() && failed.is_none() && !*shared.stopping.borrow(),
         sealed,
+        failed,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let list: Vec<ActorInfo> = if actors {

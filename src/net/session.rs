@@ -19,8 +19,8 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,11 +29,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
+use super::door::Door;
 use super::endpoint::Listening;
 use super::out::{self, LONG_ANSWERS_MAX, Out};
 use super::refusal;
 use super::requests;
 use super::transactions;
+use crate::actors::admission::{Admission, Guest, Permit};
 use crate::actors::commit::LogGauge;
 use crate::actors::directory::{DirectoryActor, Locate};
 use crate::actors::partition::{Append, PartitionActor};
@@ -64,16 +66,26 @@ const FRAME_COST_BYTES: usize = 4096;
 const SMALL_BYTES: usize = 32 * 1024;
 /// The part of all that may be admitted which one connection may hold in frames that are still arriving.
 const ARRIVING_SHARE: u64 = 16;
+/// What is remembered of clients that misbehaved.
+#[derive(Debug, Default)]
+pub struct Manners(Mutex<Door>);
+
+impl Manners {
+    pub(super) fn door(&self) -> MutexGuard<'_, Door> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What every session shares.
 pub struct Shared {
     /// The actors.
     pub house: House,
     /// Names and addresses.
     pub directory: Link<DirectoryActor>,
-    /// Bytes that may be on their way to the disk.
-    pub admission: Arc<Semaphore>,
-    /// All of them.
-    pub admission_bytes: u64,
+    /// Bytes that may be on their way to the disk: few enough that nobody waits long behind them.
+    pub admission: Admission,
+    /// Bytes of frames that may be arriving, or whole and waiting for their turn.
+    pub arriving: Admission,
     /// Reads what is not in the cache.
     pub pool: Arc<ReadPool>,
     /// Told in the handshake.
@@ -86,6 +98,10 @@ pub struct Shared {
     pub gauge: Arc<LogGauge>,
     /// Open connections.
     pub connections: AtomicU64,
+    /// Frames served so far: moves while clients are being served.
+    pub frames: AtomicU64,
+    /// Who is let in when.
+    pub manners: Manners,
     /// How many there may be.
     pub connections_max: u64,
     /// Turns true when the broker stops.
@@ -146,8 +162,12 @@ pub struct Session {
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
     pub(super) members: super::member::Members,
     pub(super) credit: Cell<u64>,
-    /// Bytes of frames that may be arriving at a time.
-    arriving: Arc<Semaphore>,
+    /// Bytes of frames that may be arriving at a time: this connection's own bound...
+    arriving_share: Arc<Semaphore>,
+    /// ...its turns in what all may have arriving...
+    arriving: Guest,
+    /// ...and in what all may have on its way to the disk.
+    admission: Guest,
     /// Requests with long answers that may be under way at a time.
     pub(super) long_answers: Arc<Semaphore>,
 }
@@ -163,6 +183,7 @@ impl std::fmt::Debug for Session {
 pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::Incoming) {
     let remote = incoming.remote_address();
     let span = tracing::info_span!(target: "waterwheel::session", "connection", %remote);
+    let host = Arc::clone(&shared);
     let accepted = async move {
         let connecting = listening
             .admit(incoming)
@@ -171,7 +192,12 @@ pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::I
             .await
             .map_err(|_| "the handshake took too long".to_owned())?
             .map(Connection::from)
-            .map_err(|error| listening.explain(&error))
+            .map_err(|error| {
+                if is_offence(&error) {
+                    host.manners.door().offended(remote.ip(), Instant::now());
+                }
+                listening.explain(&error)
+            })
     };
     attend(shared, accepted).instrument(span).await;
 }
@@ -224,10 +250,12 @@ async fn converse(
         return Err("too many connections".to_owned());
     }
     tracing::debug!(target: "waterwheel::session", "open");
-    let arriving = arriving_bytes(&shared);
+    let arriving_share = arriving_bytes(&shared);
     let session = Rc::new(Session {
+        arriving_share: Arc::new(Semaphore::new(arriving_share)),
+        arriving: shared.arriving.guest(),
+        admission: shared.admission.guest(),
         shared,
-        arriving: Arc::new(Semaphore::new(arriving)),
         long_answers: Arc::new(Semaphore::new(LONG_ANSWERS_MAX)),
         connection: connection.clone(),
         greeted: Cell::new(false),
@@ -266,9 +294,21 @@ async fn converse(
     }
 }
 
+/// Whether a handshake failed for what the client is, not for having gone: it will fail again.
+fn is_offence(error: &quinn::ConnectionError) -> bool {
+    match error {
+        quinn::ConnectionError::TransportError(_) => true,
+        // 0x100 to 0x1ff are alerts of TLS: it does not want this broker.
+        quinn::ConnectionError::ConnectionClosed(close) => {
+            (0x100..0x200).contains(&u64::from(close.error_code))
+        }
+        _ => false,
+    }
+}
+
 /// Its share, but never less than the largest frame.
 fn arriving_bytes(shared: &Shared) -> usize {
-    let share = shared.admission_bytes / ARRIVING_SHARE;
+    let share = shared.arriving.total_bytes() / ARRIVING_SHARE;
     usize::try_from(share.max(u64::from(shared.limits.frame_bytes_max))).unwrap_or(usize::MAX >> 4)
 }
 
@@ -299,6 +339,10 @@ impl Session {
                         target: "waterwheel::session",
                         code = refused.code().name(), why = refused.message, "the connection is closed for what it sent"
                     );
+                    if let Some(address) = session.connection.remote_ip() {
+                        let mut door = session.shared.manners.door();
+                        door.offended(address, Instant::now());
+                    }
                     close(&session.connection, refused.code(), &refused.message);
                 }
             }
@@ -314,7 +358,7 @@ impl Session {
     ) -> Result<(), Refused> {
         let limit = usize::try_from(self.shared.limits.batch_bytes_max).unwrap_or(usize::MAX);
         let mut decoder = PieceDecoder::new(FrameLimits::for_batches(limit));
-        let (mut permit, mut arriving) = (None, None);
+        let mut arriving = None;
         let mut deadline = None;
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         loop {
@@ -334,8 +378,8 @@ impl Session {
                 let mut piece = std::mem::take(chunk);
                 while let Some(frame) = decoder.feed(&mut piece).map_err(bad_frame)? {
                     deadline = None;
-                    drop(arriving.take());
-                    self.dispatch(frame, permit.take(), out).await?;
+                    let whole = arriving.take().map(|(permit, _)| permit);
+                    self.dispatch(frame, whole, out).await?;
                 }
             }
             // N1: a large frame is admitted once its length is known; until then what came of it is at
@@ -343,25 +387,20 @@ impl Session {
             if deadline.is_none()
                 && let Some(pending) = decoder.pending()
             {
-                if permit.is_none() && pending.body_bytes > SMALL_BYTES {
+                if arriving.is_none() && pending.body_bytes > SMALL_BYTES {
                     out.room().await;
-                    arriving = acquire(&self.arriving, pending.body_bytes).await;
-                    permit = self.admit(pending.body_bytes).await;
+                    let share = acquire(&self.arriving_share, pending.body_bytes).await;
+                    arriving = Some((self.arriving.admit(cost(pending.body_bytes)).await, share));
                 }
                 deadline = Some(tokio::time::Instant::now() + FRAME_TIMEOUT);
             }
         }
     }
 
-    /// Waits until so many bytes may be on their way to the disk.
-    async fn admit(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        acquire(&self.shared.admission, bytes.max(FRAME_COST_BYTES)).await
-    }
-
     async fn dispatch(
         self: &Rc<Self>,
         frame: FrameInPieces,
-        permit: Option<OwnedSemaphorePermit>,
+        arrived: Option<Permit>,
         out: &Out,
     ) -> Result<(), Refused> {
         let body = match frame.prefix.known() {
@@ -393,16 +432,19 @@ impl Session {
                 "the first request must be Hello",
             ));
         }
+        if kind != FrameKind::Hello {
+            self.shared.frames.fetch_add(1, Ordering::Relaxed);
+        }
         if let Some(body) = body {
             let span = tracing::trace_span!(
                 target: "waterwheel::request", "produce", correlation = frame.correlation()
             );
             return self
-                .produce(&frame, body, permit, out)
+                .produce(&frame, body, arrived, out)
                 .instrument(span)
                 .await;
         }
-        drop(permit);
+        drop(arrived);
         if frame.prefix.class() == FrameClass::Request && !out.begin().await {
             return Ok(());
         }
@@ -413,7 +455,7 @@ impl Session {
         &self,
         frame: &Frame,
         body: Body,
-        permit: Option<OwnedSemaphorePermit>,
+        arrived: Option<Permit>,
         out: &Out,
     ) -> Result<(), Refused> {
         let header: Produce = frame.decode().map_err(bad_frame)?;
@@ -454,10 +496,9 @@ impl Session {
                 "the records of a batch have the priority of the lane they are sent to",
             ));
         }
-        let permit = match permit {
-            Some(permit) => Some(permit),
-            None => self.admit(body.len()).await,
-        };
+        // From here on it counts against what may be on its way to the disk, not against what arrives.
+        let permit = self.admission.admit(cost(body.len())).await;
+        drop(arrived);
         let place = (header.topic, header.partition, header.lane);
         let (owner, partition) = match self.locate_owner(place).await {
             Ok(found) => found,
@@ -475,7 +516,7 @@ impl Session {
             tell_accepted: header.ack == Ack::Memory,
             tied: Vec::new(),
             reply,
-            permit,
+            permit: Some(permit),
         };
         if batch.header.transaction.0 == 0 {
             partition.tell(append);
@@ -532,6 +573,11 @@ impl Session {
             _ => Err(Rejection::Retry),
         }
     }
+}
+
+/// What a frame of so many bytes is counted at.
+fn cost(bytes: usize) -> u64 {
+    bytes.max(FRAME_COST_BYTES) as u64
 }
 
 async fn acquire(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {

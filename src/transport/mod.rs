@@ -16,7 +16,9 @@
 mod memory;
 mod pipe;
 
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -246,6 +248,24 @@ impl Connection {
         match &self.0 {
             Carrier::Quic(connection) => connection.close_reason().map(Into::into),
             Carrier::Memory(side) => side.ended(),
+        }
+    }
+
+    /// The address of the other side; none within the process.
+    #[must_use]
+    pub fn remote_ip(&self) -> Option<IpAddr> {
+        match &self.0 {
+            Carrier::Quic(connection) => Some(connection.remote_address().ip()),
+            Carrier::Memory(_) => None,
+        }
+    }
+
+    /// How long there and back takes, as far as is known.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        match &self.0 {
+            Carrier::Quic(connection) => connection.rtt(),
+            Carrier::Memory(_) => Duration::ZERO,
         }
     }
 

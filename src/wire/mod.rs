@@ -70,9 +70,25 @@ pub const IDLE_TIMEOUT_MS: u32 = 30_000;
 /// control never decides where credit does.
 pub const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
-/// The largest UDP payload either end takes and looks for by MTU discovery, in bytes. Loopback
-/// carries it, which saves most of the packets; elsewhere discovery settles for less.
+/// The largest UDP payload either end takes, in bytes.
 pub const DATAGRAM_BYTES_MAX: u16 = 65_527;
+
+/// The largest UDP payload on loopback, in bytes: an interface of 64 KiB carries it over IPv4 and IPv6,
+/// which saves most of the packets.
+pub const LOOPBACK_BYTES_MAX: u16 = 65_463;
+
+/// The UDP payload a connection over loopback begins with, in bytes. Linux has interfaces of 64 KiB, and
+/// looking for that by MTU discovery costs several times the handshake: the receiver of a probe reads its
+/// padding byte by byte. Where it is less after all, the transport notices the loss and falls back.
+pub const LOOPBACK_BYTES_FIRST: u16 = if cfg!(target_os = "linux") {
+    LOOPBACK_BYTES_MAX
+} else {
+    1_200
+};
+
+/// What may be under way on a new connection over loopback, in bytes: sixteen of its datagrams. There is
+/// no path that could be crowded.
+pub const LOOPBACK_WINDOW_BYTES: u64 = 16 * LOOPBACK_BYTES_MAX as u64;
 
 /// The largest UDP payload looked for on paths other than loopback, in bytes: there datagrams go to the
 /// kernel ten at a time, and all ten together must fit into what UDP carries. On loopback they go one by

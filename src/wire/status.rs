@@ -42,6 +42,9 @@ pub struct StatusOk {
     /// Whether it takes and serves records.
     #[serde(default)]
     pub ready: bool,
+    /// The kind of standing actor that failed, if one did: a restart recovers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 header!(StatusOk, StatusOk);
 

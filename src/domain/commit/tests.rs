@@ -427,3 +427,88 @@ fn the_log_itself_is_never_fenced() {
     world.flush(RUN_BYTES_MAX, Need::Payload, true);
     assert_eq!(world.asked[1].outcome, Some(Outcome::Stored));
 }
+
+/// C7: megabytes of others are in front of it, and it is in the next flush all the same.
+#[test]
+fn a_lone_run_is_in_the_very_next_flush() {
+    let mut world = World::new();
+    let author = |owner, incarnation| Author {
+        owner: OwnerId(owner),
+        incarnation,
+    };
+    let lives: Vec<_> = (1024..1029)
+        .map(|owner| {
+            world.begin(OwnerId(owner));
+            author(owner, world.lives[&OwnerId(owner)])
+        })
+        .collect();
+    let (lone, greedy) = lives.split_last().unwrap();
+    for _ in 0..50 {
+        for author in greedy {
+            let run = vec![draft((author.owner.0, EntryKind::Payload, 1, 300))];
+            world.enqueue(*author, Need::Payload, run);
+        }
+    }
+    let run = vec![draft((lone.owner.0, EntryKind::Payload, 1, 10))];
+    world.flush(RUN_BYTES_MAX, Need::Payload, true);
+    world.enqueue(*lone, Need::Payload, run);
+    world.flush(RUN_BYTES_MAX, Need::Payload, true);
+    let stored = |asked: &&Asked| asked.outcome == Some(Outcome::Stored);
+    let last = world.asked.iter().rfind(stored).unwrap();
+    assert_eq!(last.author, *lone);
+    // The others go on sharing alike.
+    for _ in 0..20 {
+        world.flush(RUN_BYTES_MAX, Need::Payload, true);
+    }
+    let of = |author: &Author| {
+        let asked = world.asked.iter().filter(stored);
+        asked.filter(|asked| asked.author == *author).count()
+    };
+    let counts: Vec<_> = greedy.iter().map(of).collect();
+    assert!(
+        counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1,
+        "{counts:?}"
+    );
+}
+
+/// C8, and that the others get their long flushes back.
+#[test]
+fn flushes_are_short_while_lone_runs_come_beside_a_queue() {
+    const FLUSH: u32 = 8 << 20;
+    let mut machine: Commit<()> = Commit::new(LogIndex(1), WallMs(0), []);
+    let mut refused = Vec::new();
+    let [greedy, lone] = [OwnerId(1024), OwnerId(1025)].map(|owner| Author {
+        owner,
+        incarnation: machine.begin(owner, &mut refused).0,
+    });
+    let run = |author: Author, bytes| Run {
+        author,
+        drafts: vec![draft((author.owner.0, EntryKind::Payload, 1, bytes))],
+        need: Need::Payload,
+        ticket: (),
+    };
+    let flush = |machine: &mut Commit<()>| {
+        while machine.queued_bytes() < u64::from(FLUSH) {
+            machine.enqueue(run(greedy, 100_000), FLUSH).unwrap();
+        }
+        let plan = machine.plan(WallMs(0), FLUSH, Need::Payload, &mut Vec::new());
+        let plan = plan.unwrap();
+        let places: Vec<_> = (0..plan.entries.len())
+            .map(|_| EntryPlace {
+                position: LogPosition(0),
+                length: 1,
+            })
+            .collect();
+        let bytes: usize = plan.entries.iter().map(|entry| entry.body.len()).sum();
+        machine.flushed(plan, &places);
+        bytes
+    };
+    assert!(flush(&mut machine) > 7 << 20);
+    machine.enqueue(run(greedy, 100_000), FLUSH).unwrap();
+    machine.enqueue(run(lone, 1_000), FLUSH).unwrap();
+    for _ in 0..SHORT_FLUSHES {
+        let bytes = flush(&mut machine);
+        assert!(bytes <= 2 << 20 && bytes > 1 << 20, "{bytes}");
+    }
+    assert!(flush(&mut machine) > 7 << 20);
+}
