@@ -50,7 +50,7 @@ fn with_topic<F: Future<Output = ()>>(config: TopicConfig, test: impl FnOnce(Cli
 async fn send(client: &Client, records: impl IntoIterator<Item = Record>) {
     let producer = client.producer(TOPIC).open().await.unwrap();
     for record in records {
-        producer.enqueue(record).await.unwrap();
+        producer.send_one_way(record).await.unwrap();
     }
     producer.close().await.unwrap();
 }
