@@ -198,6 +198,7 @@ impl Broker {
             registry: Registry::default(),
             vigil: Vigil::default(),
             cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
+            pool: Arc::new(pool),
         };
         let house = standing.actors(
             opened,
@@ -246,7 +247,7 @@ impl Broker {
             directory,
             admission: Admission::new(config.queued_bytes_max()),
             arriving: Admission::new(config.arriving_bytes_max()),
-            pool: Arc::new(pool),
+            pool: Arc::clone(&standing.pool),
             limits: limits(&config),
             cluster,
             timer_secret,
@@ -506,6 +507,7 @@ struct Standing<'a> {
     registry: Registry,
     vigil: Vigil,
     cache: Arc<TailCache>,
+    pool: Arc<ReadPool>,
 }
 
 impl Standing<'_> {
@@ -591,11 +593,16 @@ impl Standing<'_> {
             cleaner,
             wheel: Wheel::default(),
             reader,
+            pool: Arc::clone(&self.pool),
             cache: Arc::clone(&self.cache),
             registry: self.registry.clone(),
             clock: self.clock,
-            timer_limits: crate::actors::TopicTimers::new(TimerLimits::default()),
+            timer_limits: crate::actors::TopicTimers::new(TimerLimits {
+                pending_max: Some(config.timers_max).filter(|max| *max > 0),
+                delay_max_ms: Some(config.delay_ms_max).filter(|max| *max > 0),
+            }),
             settings: Settings {
+                transactions: config.transaction_limits(),
                 producers_per_partition_max: config.producers_per_partition_effective(),
                 snapshot_bytes_max: snapshot_bytes_max(config),
                 producer_state_ms: config.producer_state_ms,

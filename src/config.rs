@@ -125,6 +125,9 @@ macro_rules! knobs {
     };
 }
 
+/// What a partition or group adds to the write that decides a transaction, at most.
+const TRANSACTION_PARTICIPANT_BYTES_MAX: u32 = 256;
+
 knobs! {
     /// Threads that serve sessions and partitions; 0 takes one for every two cores.
     arbiters: u32 = 0, 0, 64;
@@ -153,6 +156,21 @@ knobs! {
     producers_per_partition_max: u32 = 2500, 1, 1_000_000;
     /// How long an idle producer is remembered, in milliseconds.
     producer_state_ms: u64 = 7 * 24 * 3_600_000, 1000, 366 * 24 * 3_600_000;
+    /// How long a transaction without check-back may stay open, in milliseconds; then it is rolled back.
+    transaction_duration_ms: u32 = 60_000, 100, 24 * 3_600_000;
+    /// Transactions one session may have open at a time.
+    transactions_per_session_max: u32 = 100_000, 1, 1_000_000;
+    /// Partitions and groups one transaction may touch. Never more than one per 256 bytes of
+    /// `flush_bytes_max`: its decision is one write.
+    transaction_participants_max: u32 = 1000, 1, 100_000;
+    /// Time between two questions for a half message's outcome, in milliseconds.
+    transaction_check_ms: u32 = 30_000, 10, 24 * 3_600_000;
+    /// Questions for its outcome that were heard before a half message is rolled back as expired.
+    transaction_checks_max: u16 = 15, 1, 1000;
+    /// Delayed records that may wait in one partition of any topic; 0 sets no bound.
+    timers_max: u64 = 0, 0, 1 << 40;
+    /// How far ahead a record may be delayed in any topic, in milliseconds; 0 sets no bound.
+    delay_ms_max: u64 = 0, 0, 1 << 47;
     /// A checkpoint is taken after this many bytes of log...
     checkpoint_bytes: u64 = 256 << 20, 1 << 20, 1 << 40;
     /// ...or after this many milliseconds, whichever comes first.
@@ -316,6 +334,20 @@ impl Config {
         let room = self.flush_bytes_max.saturating_sub(SNAPSHOT_REST_BYTES_MAX);
         self.producers_per_partition_max
             .min((room / PRODUCER_SNAPSHOT_BYTES_MAX).max(1))
+    }
+
+    /// Limits of transactions, as the coordinators take them.
+    #[must_use]
+    pub fn transaction_limits(&self) -> crate::domain::transaction::Limits {
+        let room = (self.flush_bytes_max / TRANSACTION_PARTICIPANT_BYTES_MAX).max(1);
+        crate::domain::transaction::Limits {
+            open_per_session_max: self.transactions_per_session_max,
+            participants_max: self.transaction_participants_max.min(room),
+            duration_ms: self.transaction_duration_ms,
+            check_interval_ms: self.transaction_check_ms,
+            checks_max: self.transaction_checks_max,
+            ..crate::domain::transaction::Limits::default()
+        }
     }
 
     /// The most credit all readers of one connection may hold, in bytes.

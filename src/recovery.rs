@@ -5,19 +5,21 @@
 //! the summaries of its closed segments, so that payloads are not read. Either way the result is written
 //! and marked before anything starts, and every actor then begins from rows alone.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::actors::cleaner::Found;
 use crate::actors::wheel::homes::Unhomed;
-use crate::actors::{directory, load, partition};
-use crate::domain::alarm::alarms_of_payload;
+use crate::actors::{self, directory, group as group_actor, load, partition};
 use crate::domain::commit::{Counters, OwnerRange};
 use crate::domain::entry::{AppliedEntry, EntryKind};
+use crate::domain::group::{self, Group};
 use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence};
-use crate::domain::partition::{Head, Limits, Partition};
+use crate::domain::partition::{Head, Limits, Partition, alarms_of};
 use crate::domain::topics::{Topic, Topics};
+use crate::domain::transaction::{self, Coordinator, shard_of_owner};
 use crate::log::{Damage, LogReader, Scanned};
 use crate::store::{RowChange, RowKey, Standing, Tree, Views, ViewsError, layout};
 
@@ -63,7 +65,12 @@ pub fn recover(
     let (counters, starts) = fold.finish(end)?;
     let found = Found {
         starts,
-        owners: fold.topics.iter().flat_map(Topic::ranges).collect(),
+        owners: fold
+            .topics
+            .iter()
+            .flat_map(Topic::ranges)
+            .chain(fold.topics.groups().map(|group| group.range()))
+            .collect(),
         next_owner: fold.topics.head().next_owner,
         mark: end,
     };
@@ -112,6 +119,8 @@ pub(crate) struct Fold {
     pub(crate) views: Views,
     pub(crate) topics: Topics,
     pub(crate) partitions: HashMap<OwnerId, Partition>,
+    coordinators: HashMap<OwnerId, Coordinator>,
+    pub(crate) groups: HashMap<OwnerId, Group>,
     pub(crate) damage: Vec<Damage>,
     limits: Limits,
     deleted: Vec<OwnerRange>,
@@ -132,12 +141,22 @@ impl Fold {
             .iter()
             .filter(|row| row.kind == layout::DIRECTORY_TOPIC)
             .map(|row| &*row.payload);
-        let topics = Topics::from_rows(head, topics).unwrap_or_default();
+        let mut topics = Topics::from_rows(head, topics).unwrap_or_default();
+        for row in rows
+            .iter()
+            .filter(|row| row.kind == layout::DIRECTORY_GROUP)
+        {
+            if !topics.restore_group(&row.payload) {
+                tracing::error!(target: "waterwheel::recovery", group = row.id, "the row of a group does not read");
+            }
+        }
         let timers = Unhomed::begin(&views)?;
         Ok(Self {
             views,
             topics,
             partitions: HashMap::new(),
+            coordinators: HashMap::new(),
+            groups: HashMap::new(),
             damage: Vec::new(),
             limits,
             deleted: Vec::new(),
@@ -207,18 +226,26 @@ impl Fold {
                 && let Ok(range) = rmp_serde::from_slice::<OwnerRange>(&entry.body)
             {
                 self.partitions.retain(|owner, _| !range.contains(*owner));
+                self.groups.retain(|owner, _| !range.contains(*owner));
                 self.deleted.push(range);
             }
             self.topics.apply(entry, &mut Vec::new());
             return Ok(());
         }
+        if let Some(shard) = shard_of_owner(owner) {
+            let coordinator = self.coordinator(owner, shard)?;
+            coordinator.apply(entry, &mut Vec::new());
+            return Ok(());
+        }
         if self.deleted.iter().any(|range| range.contains(owner)) {
             return Ok(());
         }
+        if self.topics.group_of(owner).is_some() {
+            return self.group_entry(owner, entry);
+        }
         // Also of an entry that the partition's rows hold already: a home may have been missed by the
         // crash between the two.
-        self.timers
-            .extend(alarms_of_payload(&entry.header, &entry.facts));
+        self.timers.extend(alarms_of(entry));
         if self.timers.is_large() {
             self.timers.write(&mut self.views)?;
         }
@@ -237,7 +264,82 @@ impl Fold {
         Ok(())
     }
 
+    fn coordinator(&mut self, owner: OwnerId, shard: u8) -> Result<&mut Coordinator, ViewsError> {
+        match self.coordinators.entry(owner) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(vacant) => {
+                let rows = self.views.rows(Tree::Transaction, owner)?;
+                // Limits are for what is new; a fold takes what was accepted.
+                let limits = transaction::Limits::default();
+                let machine = load::coordinator_from_rows(shard, limits, &rows)
+                    .unwrap_or_else(|| Coordinator::new(shard, limits));
+                Ok(vacant.insert(machine))
+            }
+        }
+    }
+
+    fn write_coordinators(&mut self) -> Result<(), ViewsError> {
+        for (owner, machine) in &mut self.coordinators {
+            let changes = actors::transaction::row_changes(*owner, machine);
+            if !changes.is_empty() {
+                self.views.write(&changes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn group_entry(&mut self, owner: OwnerId, entry: &AppliedEntry) -> Result<(), ViewsError> {
+        if !self.groups.contains_key(&owner) {
+            let rows = self.views.rows(Tree::Group, owner)?;
+            let limits = group::Limits::default();
+            let machine = load::group_from_rows(owner, limits, 0, &rows)
+                .unwrap_or_else(|| Group::new(owner, limits, 0));
+            self.groups.insert(owner, machine);
+        }
+        if let Some(group) = self.groups.get_mut(&owner) {
+            load::fold_group(group, entry);
+        }
+        if self.folded.is_multiple_of(ENTRIES_PER_WRITE) {
+            self.write_partitions()?;
+        }
+        Ok(())
+    }
+
+    /// Where every group goes on; the views of those that are gone are dropped.
+    fn finish_groups(&mut self, counters: &mut Vec<(OwnerId, Counters)>) -> Result<(), ViewsError> {
+        let mut gone = Vec::new();
+        for head in self.views.owners(Tree::Group) {
+            let head = head?;
+            if self.topics.group_of(head.owner).is_none() {
+                gone.push(head.owner);
+            } else if let Ok(values) = rmp_serde::from_slice::<group::Head>(&head.payload) {
+                let sequence = values.sequence;
+                counters.push((
+                    head.owner,
+                    Counters {
+                        sequence,
+                        ..Counters::default()
+                    },
+                ));
+            }
+        }
+        for owner in gone {
+            self.views.write(&[RowChange {
+                tree: Tree::Group,
+                key: RowKey::head(owner),
+                value: None,
+            }])?;
+        }
+        Ok(())
+    }
+
     fn write_partitions(&mut self) -> Result<(), ViewsError> {
+        for (owner, machine) in &mut self.groups {
+            let changes = group_actor::row_changes(*owner, machine);
+            if !changes.is_empty() {
+                self.views.write(&changes)?;
+            }
+        }
         for (owner, machine) in &mut self.partitions {
             let changes = partition::row_changes(*owner, machine);
             if !changes.is_empty() {
@@ -250,6 +352,13 @@ impl Fold {
     /// Writes what is left, drops what belongs to no topic, marks.
     fn finish(&mut self, end: LogPosition) -> Result<FoldedCounters, ViewsError> {
         self.write_partitions()?;
+        self.write_coordinators()?;
+        // What fired or was cancelled behind the mark need not be said due to be ignored.
+        let partitions = &self.partitions;
+        self.timers.retain(|alarm| {
+            let owner = partitions.get(&alarm.owner);
+            owner.is_none_or(|partition| partition.stands(alarm))
+        });
         self.timers.write(&mut self.views)?;
         let changes = directory::row_changes(&mut self.topics);
         if !changes.is_empty() {
@@ -290,6 +399,19 @@ impl Fold {
                 value: None,
             }])?;
         }
+        for head in self.views.owners(Tree::Transaction) {
+            let head = head?;
+            let values = rmp_serde::from_slice::<transaction::Head>(&head.payload);
+            let sequence = values.map(|values| values.sequence).unwrap_or_default();
+            counters.push((
+                head.owner,
+                Counters {
+                    sequence,
+                    ..Counters::default()
+                },
+            ));
+        }
+        self.finish_groups(&mut counters)?;
         let sequence = self.topics.head().sequence;
         counters.push((
             OwnerId::DIRECTORY,

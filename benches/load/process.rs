@@ -22,6 +22,8 @@ pub(crate) struct Usage {
     pub(crate) cpu_s: f64,
     /// Bytes it caused to be written to a device.
     pub(crate) written_bytes: u64,
+    /// Calls that read from files and devices.
+    pub(crate) read_calls: u64,
 }
 
 impl Usage {
@@ -53,6 +55,7 @@ impl Usage {
         Ok(Self {
             cpu_s: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
             written_bytes: named(&io, "write_bytes:").unwrap_or(0),
+            read_calls: named(&io, "syscr:").unwrap_or(0),
         })
     }
 
@@ -61,6 +64,7 @@ impl Usage {
         Self {
             cpu_s: self.cpu_s - earlier.cpu_s,
             written_bytes: self.written_bytes.saturating_sub(earlier.written_bytes),
+            read_calls: self.read_calls.saturating_sub(earlier.read_calls),
         }
     }
 }

@@ -5,6 +5,7 @@ mod idle;
 mod produce;
 mod read;
 mod restart;
+mod timers;
 
 use std::fmt::Write as _;
 
@@ -157,6 +158,77 @@ pub(crate) const ALL: &[Scenario] = &[
             Goal::at_most("frames of 4 GiB: p99 over before", 2.0),
         ],
         perform: budget::budget,
+    },
+    Scenario {
+        name: "timers-accept",
+        family: Family::Timers,
+        about: "10 million timers over a day: rate, memory, kill -9",
+        goals: &[
+            Goal::at_least("timers accepted a second", 100_000.0),
+            Goal::at_least("last tenth over first", 0.8),
+            Goal::at_most("RSS above idle, all waiting", 300.0),
+            Goal::at_most("kill -9: first durable acknowledgement", 10.0),
+            Goal::at_most("kill -9: first due fire", 10.0),
+        ],
+        perform: timers::accept,
+    },
+    Scenario {
+        name: "timers-killed",
+        family: Family::Timers,
+        about: "a million due within 20 s, killed in the middle: each once, none early",
+        goals: &[Goal::at_most("killed in the middle: early", 0.0)],
+        perform: timers::killed,
+    },
+    Scenario {
+        name: "timers-near",
+        family: Family::Timers,
+        about: "due in the next half minute, 20 000 and 50 000 a second: lateness",
+        goals: &[
+            Goal::at_most("near, 20000 fires/s: lateness p99", 5.0),
+            Goal::at_most("near, 20000 fires/s: early", 0.0),
+            Goal::at_most("near, 50000 fires/s: lateness p99", 20.0),
+            Goal::at_most("near, 50000 fires/s: early", 0.0),
+        ],
+        perform: timers::near,
+    },
+    Scenario {
+        name: "timers-far",
+        family: Family::Timers,
+        about: "10 million in no order, due over 10 minutes after a restart: lateness, reads",
+        goals: &[
+            Goal::at_most("far: lateness p99", 50.0),
+            Goal::at_most("far: early", 0.0),
+            Goal::at_most("far: reads per fire", 1.3),
+        ],
+        perform: timers::far,
+    },
+    Scenario {
+        name: "timers-burst",
+        family: Family::Timers,
+        about: "100 000 due in one millisecond, and within one second",
+        goals: &[
+            Goal::at_most("100 000 in the same millisecond: the last one", 2.0),
+            Goal::at_most("100 000 in the same millisecond: early", 0.0),
+            Goal::at_most("100 000 within one second: the last one", 3.0),
+        ],
+        perform: timers::burst,
+    },
+    Scenario {
+        name: "timers-cancel",
+        family: Family::Timers,
+        about: "cancelled by their handles, and what nine in ten cancelled leave in memory",
+        goals: &[
+            Goal::at_least("cancellations a second, 1 million waiting", 20_000.0),
+            Goal::at_most("RSS above idle, 9 of 10 million cancelled", 300.0),
+        ],
+        perform: timers::cancel,
+    },
+    Scenario {
+        name: "timers-levels",
+        family: Family::Timers,
+        about: "what the levels count while two timers wait",
+        goals: &[Goal::at_most("wake-ups of all levels", 10.0)],
+        perform: timers::levels,
     },
 ];
 

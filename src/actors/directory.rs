@@ -4,6 +4,8 @@
 //! it. One that fails is made anew from rows and log; after three failures within a minute it stays
 //! down, and everybody else goes on.
 
+pub mod groups;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use actix_rt::ArbiterHandle;
 
 use super::checkpoint::{Gone, RowsWritten};
 use super::commit::{Forget, Persist, Ticket};
+use super::coordinators::Coordinators;
 use super::load::{self, Begins};
 use super::partition::{Dismiss, Inspect, PartitionActor, Retain};
 use super::reply::{Answer, ReplyTo};
@@ -26,12 +29,13 @@ use crate::domain::partition::rows::encode;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, WallMs};
 use crate::domain::topics::{Command, Effect, Topics};
+use crate::domain::transaction::shard_of_owner;
 use crate::store::{RowChange, RowKey, Tree, layout};
 
 /// Failures within [`FAILURES_WITHIN_MS`] that stop an owner.
-const FAILURES_MAX: usize = 3;
+pub(super) const FAILURES_MAX: usize = 3;
 /// See [`FAILURES_MAX`].
-const FAILURES_WITHIN_MS: u64 = 60_000;
+pub(super) const FAILURES_WITHIN_MS: u64 = 60_000;
 
 /// An unused producer is remembered longer than it must be by at most this part.
 const FORGET_PARTS: u64 = 64;
@@ -51,10 +55,12 @@ pub struct DirectoryActor {
     author: Option<Author>,
     stats: Arc<ActorStats>,
     running: HashMap<OwnerId, Running>,
+    coordinators: Coordinators,
     pending: HashMap<Token, ReplyTo>,
     next_token: u64,
     /// When partitions without limits were last told to forget unused producers.
     forgot: MonotonicMs,
+    groups: groups::Groups,
     _watched: Option<Watched>,
 }
 
@@ -82,9 +88,11 @@ impl DirectoryActor {
             author: None,
             stats,
             running: HashMap::new(),
+            coordinators: Coordinators::default(),
             pending: HashMap::new(),
             next_token: 0,
             forgot: MonotonicMs(0),
+            groups: groups::Groups::default(),
             _watched: None,
         }
     }
@@ -106,16 +114,36 @@ impl DirectoryActor {
         Token(self.next_token)
     }
 
+    fn command(&mut self, command: Command, reply: ReplyTo, ctx: &Context<Self>) {
+        self.stats.handled();
+        let token = self.token(reply);
+        let mut effects = Vec::new();
+        self.machine.handle(token, command, &mut effects);
+        self.perform(effects, ctx);
+    }
+
     fn answer(&mut self, token: Token, answer: Answer) {
         if let Some(reply) = self.pending.remove(&token) {
             reply.answer(answer);
         }
     }
 
-    fn perform(&mut self, effects: Vec<Effect>) {
+    fn perform(&mut self, effects: Vec<Effect>, ctx: &Context<Self>) {
         for effect in effects {
             match effect {
-                Effect::Persist(drafts) => self.persist(drafts),
+                Effect::Group(token, group) => {
+                    if let Some(reply) = self.pending.remove(&token) {
+                        self.answer_group(reply, &group, ctx);
+                    }
+                }
+                Effect::GroupDeleted(token) => {
+                    self.answer(
+                        token,
+                        Answer::Group(crate::domain::group::command::Answer::Done),
+                    );
+                }
+                Effect::Changed(topic) => self.topic_changed(topic),
+                Effect::Persist(drafts) => self.persist(drafts, ctx),
                 Effect::Topic(token, topic) => self.answer(token, Answer::Topic(Box::new(topic))),
                 Effect::Producer(token, id) => self.answer(token, Answer::Producer(id)),
                 Effect::Refuse(token, rejection) => self.answer(token, Answer::Refused(rejection)),
@@ -124,11 +152,11 @@ impl DirectoryActor {
         }
     }
 
-    fn persist(&mut self, drafts: Vec<Draft>) {
+    fn persist(&mut self, drafts: Vec<Draft>, ctx: &Context<Self>) {
         let Some(author) = self.author else {
             let mut effects = Vec::new();
             self.machine.reset(&Rejection::Retry, &mut effects);
-            return self.perform(effects);
+            return self.perform(effects, ctx);
         };
         let drafts = drafts
             .into_iter()
@@ -147,6 +175,7 @@ impl DirectoryActor {
     }
 
     fn dismiss(&mut self, ranges: &[OwnerRange]) {
+        self.dismiss_groups(ranges);
         let gone: Vec<OwnerId> = self
             .running
             .keys()
@@ -176,14 +205,16 @@ impl DirectoryActor {
         let partitions = topic.partitions;
         let owner = topic
             .owner(partition, lane)
-            .filter(|_| lane == Lane::ZERO)
             .ok_or(Rejection::PartitionOutOfRange { partitions })?;
         let id = PartitionId {
             topic: topic.id,
             partition,
             lane,
         };
-        let name = format!("{}/{}", topic.name, partition.0);
+        let name = match lane {
+            Lane::ZERO => format!("{}/{}", topic.name, partition.0),
+            Lane(level) => format!("{}/{}/{level}", topic.name, partition.0),
+        };
         if let Some(running) = self.running.get(&owner) {
             if running.stopped {
                 return Err(Rejection::OwnerStopped(name));
@@ -268,6 +299,8 @@ impl Actor for DirectoryActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(self.stats.capacity);
         load::begin_again(self, ctx);
+        let link = self.link(ctx);
+        self.coordinators.start(&self.house, &link, &self.arbiters);
     }
 }
 
@@ -305,12 +338,8 @@ impl Message for Do {
 impl Handler<Do> for DirectoryActor {
     type Result = ();
 
-    fn handle(&mut self, message: Do, _: &mut Self::Context) {
-        self.stats.handled();
-        let token = self.token(message.reply);
-        let mut effects = Vec::new();
-        self.machine.handle(token, message.command, &mut effects);
-        self.perform(effects);
+    fn handle(&mut self, message: Do, ctx: &mut Self::Context) {
+        self.command(message.command, message.reply, ctx);
     }
 }
 
@@ -382,6 +411,31 @@ impl Handler<Locate> for DirectoryActor {
     }
 }
 
+/// Which actor a coordinator's shard is.
+#[derive(Debug)]
+pub struct LocateCoordinator {
+    /// The shard.
+    pub shard: u8,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
+}
+
+impl Message for LocateCoordinator {
+    type Result = ();
+}
+
+impl Handler<LocateCoordinator> for DirectoryActor {
+    type Result = ();
+
+    fn handle(&mut self, message: LocateCoordinator, _: &mut Self::Context) {
+        self.stats.handled();
+        match self.coordinators.locate(message.shard) {
+            Ok(link) => message.reply.answer(Answer::Coordinator(link)),
+            Err(rejection) => message.reply.refuse(rejection),
+        }
+    }
+}
+
 /// The log has entries of an owner that is not running.
 #[derive(Debug, Clone, Copy)]
 pub struct StartOwner {
@@ -398,13 +452,17 @@ impl Handler<StartOwner> for DirectoryActor {
 
     fn handle(&mut self, message: StartOwner, ctx: &mut Self::Context) {
         self.stats.handled();
+        if shard_of_owner(message.owner).is_some() {
+            // They always run, and one that is being made anew folds this from the log.
+            return;
+        }
         let exists = self
             .machine
             .iter()
             .any(|topic| topic.partition_of(message.owner).is_some());
         if exists {
             let _ = self.start_owner(message.owner, ctx);
-        } else {
+        } else if !self.start_group(message.owner, ctx) {
             // Deleted meanwhile: no round of the checkpoint need wait for it, and its alarms are void.
             self.house.wheel.leave(message.owner);
             self.house.checkpoint.tell(Gone {
@@ -432,7 +490,10 @@ impl Handler<RestateOwner> for DirectoryActor {
         self.stats.handled();
         if message.owner == OwnerId::DIRECTORY {
             let effect = self.machine.restate();
-            self.perform(vec![effect]);
+            self.perform(vec![effect], ctx);
+        } else if let Some(link) = self.coordinators.of_owner(message.owner) {
+            link.tell(Restate);
+        } else if self.restate_group(message.owner, ctx) {
         } else if let Some(link) = self.start_owner(message.owner, ctx) {
             link.tell(Restate);
         }
@@ -466,10 +527,10 @@ impl Handler<InspectOwner> for DirectoryActor {
 impl Handler<Restate> for DirectoryActor {
     type Result = ();
 
-    fn handle(&mut self, _: Restate, _: &mut Self::Context) {
+    fn handle(&mut self, _: Restate, ctx: &mut Self::Context) {
         self.stats.handled();
         let effect = self.machine.restate();
-        self.perform(vec![effect]);
+        self.perform(vec![effect], ctx);
     }
 }
 
@@ -503,8 +564,12 @@ impl Handler<RetainAll> for DirectoryActor {
                 retention_ms: config.retention_ms,
                 retention_bytes: config.retention_bytes,
             };
-            for partition in 0..partitions {
-                let located = self.locate(topic, PartitionIndex(partition), Lane::ZERO, ctx);
+            let levels = config.levels;
+            let lanes = (0..partitions).flat_map(|partition| {
+                (0..levels).map(move |level| (PartitionIndex(partition), Lane(level)))
+            });
+            for (partition, lane) in lanes {
+                let located = self.locate(topic, partition, lane, ctx);
                 if let Ok((_, link)) = located {
                     link.tell(retain);
                 }
@@ -531,6 +596,15 @@ impl Handler<Died> for DirectoryActor {
     fn handle(&mut self, message: Died, ctx: &mut Self::Context) {
         self.stats.handled();
         let owner = message.owner;
+        if let Some(shard) = shard_of_owner(owner) {
+            let link = self.link(ctx);
+            return self
+                .coordinators
+                .died(shard, &self.house, &link, &self.arbiters);
+        }
+        if self.group_died(owner, ctx) {
+            return;
+        }
         let now = self.house.clock.now().monotonic;
         let Some(mut running) = self.running.remove(&owner) else {
             return;
@@ -566,13 +640,13 @@ impl Handler<Died> for DirectoryActor {
 impl Handler<Applied> for DirectoryActor {
     type Result = ();
 
-    fn handle(&mut self, message: Applied, _: &mut Self::Context) {
+    fn handle(&mut self, message: Applied, ctx: &mut Self::Context) {
         self.stats.handled();
         let mut effects = Vec::new();
         for entry in &message.0 {
             self.machine.apply(entry, &mut effects);
         }
-        self.perform(effects);
+        self.perform(effects, ctx);
     }
 }
 
@@ -589,7 +663,7 @@ impl Handler<Fenced> for DirectoryActor {
         }
         let mut effects = Vec::new();
         self.machine.reset(&message.rejection, &mut effects);
-        self.perform(effects);
+        self.perform(effects, ctx);
         if message.rejection != Rejection::LogSealed {
             load::begin_again(self, ctx);
         }
@@ -617,6 +691,7 @@ pub fn row_changes(machine: &mut Topics) -> Vec<RowChange> {
     let Some((head, topics)) = machine.take_rows() else {
         return Vec::new();
     };
+    let groups = machine.take_group_rows();
     let key = |kind, id| RowKey {
         owner: OwnerId::DIRECTORY,
         kind,
@@ -625,6 +700,11 @@ pub fn row_changes(machine: &mut Topics) -> Vec<RowChange> {
     topics
         .into_iter()
         .map(|(id, value)| (key(layout::DIRECTORY_TOPIC, id.0), value))
+        .chain(
+            groups
+                .into_iter()
+                .map(|(id, value)| (key(layout::DIRECTORY_GROUP, id.0), value)),
+        )
         .chain([(key(layout::HEAD, 0), Some(encode(&head)))])
         .map(|(key, value)| RowChange {
             tree: Tree::Meta,
@@ -650,8 +730,11 @@ impl Handler<FailOwner> for DirectoryActor {
 
     fn handle(&mut self, message: FailOwner, _: &mut Self::Context) {
         self.stats.handled();
-        if let Some(running) = self.running.get(&message.owner) {
+        if let Some(shard) = shard_of_owner(message.owner) {
+            self.coordinators.fail(shard);
+        } else if let Some(running) = self.running.get(&message.owner) {
             running.link.tell(super::partition::Fail);
         }
+        self.fail_group(message.owner);
     }
 }

@@ -9,13 +9,16 @@ pub mod admission;
 pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
+mod coordinators;
 pub mod directory;
+pub mod feed;
 pub mod group;
 pub mod load;
 pub mod partition;
 pub mod reply;
 pub mod stats;
 pub mod store;
+pub mod transaction;
 pub mod vigil;
 pub mod wheel;
 
@@ -28,9 +31,11 @@ use self::checkpoint::CheckpointActor;
 use self::cleaner::CleanerActor;
 use self::commit::CommitActor;
 use self::directory::DirectoryActor;
+use self::group::GroupActor;
 use self::partition::PartitionActor;
 use self::stats::{ActorStats, Registry};
 use self::store::StoreActor;
+use self::transaction::CoordinatorActor;
 use self::vigil::Vigil;
 use self::wheel::{AlarmEvent, Wheel};
 use crate::domain::alarm::AlarmClock;
@@ -39,7 +44,7 @@ use crate::domain::id::{Incarnation, OwnerId, TopicId};
 use crate::domain::partition::TimerLimits;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, Now, WallMs};
-use crate::log::{LogReader, TailCache};
+use crate::log::{LogReader, ReadPool, TailCache};
 
 /// An actor's address together with its counters.
 #[derive(Debug)]
@@ -142,6 +147,10 @@ pub enum OwnerLink {
     Directory(Link<DirectoryActor>),
     /// A partition lane.
     Partition(Link<PartitionActor>),
+    /// A transaction coordinator.
+    Coordinator(Link<CoordinatorActor>),
+    /// A consumer group.
+    Group(Link<GroupActor>),
 }
 
 impl OwnerLink {
@@ -151,14 +160,17 @@ impl OwnerLink {
         match self {
             Self::Directory(link) => link.is_alive(),
             Self::Partition(link) => link.is_alive(),
+            Self::Coordinator(link) => link.is_alive(),
+            Self::Group(link) => link.is_alive(),
         }
     }
 
     /// Says something of its alarms to the owner; kinds of owners without alarms are not told.
     pub fn alarm(&self, event: AlarmEvent) {
         match self {
-            Self::Directory(_) => {}
+            Self::Directory(_) | Self::Coordinator(_) => {}
             Self::Partition(link) => link.tell(event),
+            Self::Group(link) => link.tell(event),
         }
     }
 
@@ -168,10 +180,14 @@ impl OwnerLink {
         M: Message<Result = ()> + Send + 'static,
         DirectoryActor: Handler<M>,
         PartitionActor: Handler<M>,
+        CoordinatorActor: Handler<M>,
+        GroupActor: Handler<M>,
     {
         match self {
             Self::Directory(link) => link.tell(message),
             Self::Partition(link) => link.tell(message),
+            Self::Coordinator(link) => link.tell(message),
+            Self::Group(link) => link.tell(message),
         }
     }
 }
@@ -191,6 +207,8 @@ pub struct House {
     pub wheel: Wheel,
     /// Reads the log.
     pub reader: LogReader,
+    /// Threads that read it for whoever must not wait.
+    pub pool: Arc<ReadPool>,
     /// The log's most recent payloads.
     pub cache: Arc<TailCache>,
     /// Counters of every actor.
@@ -271,6 +289,8 @@ pub struct Settings {
     pub producer_state_ms: u64,
     /// Messages a partition's mailbox takes from those that ask.
     pub partition_mailbox: usize,
+    /// Limits of transactions.
+    pub transactions: crate::domain::transaction::Limits,
     /// Messages a standing actor's mailbox takes from those that ask.
     pub standing_mailbox: usize,
 }

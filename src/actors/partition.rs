@@ -34,6 +34,7 @@ use crate::domain::partition::index::BatchPlace;
 use crate::domain::partition::{self, Effect, Limits, Partition, ReadFrom, rows};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::WallMs;
+use crate::domain::transaction::TransactionId;
 use crate::store::{RowChange, RowKey, Tree, layout};
 
 /// Open questions below which none is looked for that nobody waits for.
@@ -408,6 +409,37 @@ impl Handler<Read> for PartitionActor {
     }
 }
 
+/// Ask where the first batch of an undecided transaction lies: answered with that one batch, or none.
+#[derive(Debug)]
+pub struct FindHalf {
+    /// The transaction.
+    pub id: TransactionId,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
+}
+
+impl Message for FindHalf {
+    type Result = ();
+}
+
+impl Handler<FindHalf> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: FindHalf, _: &mut Self::Context) {
+        self.stats.handled();
+        let head = self.machine.head();
+        message.reply.answer(Answer::Batches(partition::ReadAnswer {
+            batches: self
+                .machine
+                .undecided_batch(message.id)
+                .into_iter()
+                .collect(),
+            start: head.start_offset,
+            high_watermark: head.next_offset,
+        }));
+    }
+}
+
 /// Ask where a reader begins.
 #[derive(Debug)]
 pub struct Lookup {
@@ -526,6 +558,7 @@ impl Handler<WriteRows> for PartitionActor {
 
     fn handle(&mut self, message: WriteRows, _: &mut Self::Context) {
         self.stats.handled();
+        self.machine.rows_due(message.round, message.marked);
         let changes = row_changes(self.owner, &mut self.machine);
         self.stats.rows(self.machine.row_count());
         self.house.store.tell(Write(changes));

@@ -9,13 +9,15 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::group::{GroupActor, Known};
 use super::partition::PartitionActor;
+use super::transaction::{CoordinatorActor, HalfGuard};
 use crate::domain::commit::Receipt;
 use crate::domain::group::command;
-use crate::domain::id::{OwnerId, ProducerId};
+use crate::domain::id::{OwnerId, ProducerEpoch, ProducerId};
 use crate::domain::partition::delayed::TimerAnswer;
 use crate::domain::partition::{Bounds, ReadAnswer};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Topic;
+use crate::domain::transaction::{By, Decision, Description};
 
 /// What an actor answers.
 #[derive(Debug, Clone)]
@@ -40,6 +42,14 @@ pub enum Answer {
     Topics(Vec<Topic>, Vec<String>),
     /// A producer id.
     Producer(ProducerId),
+    /// A session of a transactional id.
+    Session(ProducerId, ProducerEpoch),
+    /// A coordinator.
+    Coordinator(Link<CoordinatorActor>),
+    /// A transaction's decision, durable, and who made it.
+    Ended(Decision, By),
+    /// What is told of transactions.
+    Transactions(Vec<Description>),
     /// About delayed records.
     Timer(TimerAnswer),
     /// The actor of a partition lane.
@@ -68,6 +78,8 @@ pub struct Mail {
 pub struct ReplyTo {
     to: Option<UnboundedSender<Mail>>,
     correlation: u64,
+    /// Hears, behind whoever waits, that this is answered.
+    guard: Option<HalfGuard>,
 }
 
 impl ReplyTo {
@@ -78,6 +90,7 @@ impl ReplyTo {
         Self {
             to: Some(to),
             correlation,
+            guard: None,
         }
     }
 
@@ -87,7 +100,15 @@ impl ReplyTo {
         Self {
             to: None,
             correlation: 0,
+            guard: None,
         }
+    }
+
+    /// The same, and a coordinator hears when it is answered or lost.
+    #[must_use]
+    pub fn guarded(mut self, guard: HalfGuard) -> Self {
+        self.guard = Some(guard);
+        self
     }
 
     /// The final answer.
@@ -104,6 +125,11 @@ impl ReplyTo {
     /// An answer before the final one.
     pub fn accepted(&self) {
         self.post(Answer::Accepted);
+    }
+
+    /// Somebody else answers.
+    pub fn forget(mut self) {
+        self.to = None;
     }
 
     /// Whether nobody would hear the answer.

@@ -221,6 +221,9 @@ pub(crate) mod tests {
             value: record.value.clone(),
             tag: record.tag.clone(),
             headers: record.headers.clone(),
+            attempt: 0,
+            priority: record.priority,
+            lease: None,
         }
     }
 

@@ -20,7 +20,9 @@ mod scratch;
 mod serve;
 mod status;
 mod table;
+pub mod timer;
 mod topic;
+mod transaction;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -50,6 +52,8 @@ struct Arguments {
 enum Command {
     Serve(serve::Arguments),
     Topic(topic::Arguments),
+    Transaction(transaction::Arguments),
+    Timer(timer::Arguments),
     /// Send records read from a file or stdin.
     Produce {
         #[command(flatten)]
@@ -78,6 +82,8 @@ pub fn run() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Topic(arguments) => on_a_runtime(topic::run(arguments)),
+        Command::Transaction(arguments) => on_a_runtime(transaction::run(arguments)),
+        Command::Timer(arguments) => on_a_runtime(timer::run(arguments)),
         Command::Produce { arguments, connect } => {
             on_a_runtime(async move { produce::run(arguments, &connect).await })
         }

@@ -30,7 +30,9 @@ use super::framing::separator::parse_separator;
 use super::framing::{Framing, Splitter};
 use super::output::{Output, say};
 use super::print_json;
+use super::timer::When;
 use crate::client::{self, AdminError, Client, Code, Pending, Producer, SendError, TopicConfig};
+use crate::domain::batch::Delivery;
 use crate::domain::record::Text;
 use feed::{Dress, Feed, FeedError};
 use ledger::Ledger;
@@ -72,6 +74,8 @@ pub struct Arguments {
     /// What an acknowledgement means; by default what the topic is set to.
     #[arg(long, value_name = "A", value_enum)]
     pub ack: Option<AckName>,
+    #[command(flatten)]
+    pub when: When,
     /// Give up when nothing was acknowledged for so long.
     #[arg(long, value_name = "SPAN", default_value = "120s", value_parser = parse_duration)]
     pub timeout: Duration,
@@ -182,6 +186,13 @@ impl Arguments {
             headers: headers
                 .map(|(name, value)| (Text::from(name), Bytes::from(value)))
                 .collect(),
+            delivery: match (self.when.delay, self.when.at) {
+                (Some(span), _) => {
+                    Delivery::After(i64::try_from(span.as_millis()).unwrap_or(i64::MAX))
+                }
+                (None, Some(at)) => Delivery::At(at),
+                (None, None) => Delivery::Now,
+            },
         }
     }
 
@@ -405,6 +416,7 @@ fn failure_of(error: &SendError, said: String) -> CliError {
         SendError::Aborted(first) => failure_of(first, said),
         SendError::TooLarge { .. }
         | SendError::Partition { .. }
+        | SendError::Priority { .. }
         | SendError::TimedOut(_)
         | SendError::Disconnected
         | SendError::Closed => CliError::Failed(said),

@@ -55,6 +55,9 @@ enum Action {
         /// Be content with a topic of that name that is as asked for; exit code 1 where it is not.
         #[arg(long)]
         if_not_exists: bool,
+        /// How many priority levels its records may have, 1 to 32; fixed for ever.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+        priorities: u8,
     },
     /// List all topics.
     List,
@@ -146,6 +149,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
             retention,
             retention_bytes,
             if_not_exists,
+            priorities,
         } => {
             let config = TopicConfig {
                 partitions,
@@ -153,6 +157,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
                 flush: flush.into(),
                 retention_ms: retention.and_then(Kept::amount),
                 retention_bytes: retention_bytes.and_then(Kept::amount),
+                levels: priorities,
             };
             match client.create_topic(&name, config.clone()).await {
                 Err(error) if if_not_exists && is(&error, Code::TopicExists) => {

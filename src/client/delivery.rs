@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::error::ConsumeError;
+use super::leased::LeaseTag;
 use crate::domain::batch::{BatchView, Bodies};
-use crate::domain::id::MessageId;
+use crate::domain::id::{Lane, MessageId};
 use crate::domain::record::{RecordBody, Text};
 use crate::wire::reader::RecordDetail;
 
@@ -40,6 +41,13 @@ pub struct Delivery {
     pub tag: Option<Text>,
     /// The headers in the sender's order.
     pub headers: Vec<(Text, Bytes)>,
+    /// How often it has been delivered to the consumer group, this time counted: from 1. 0 for a reader,
+    /// which belongs to no group.
+    pub attempt: u16,
+    /// The priority level it was sent at.
+    pub priority: u8,
+    /// The lease it is under, if it was delivered to a member of a group.
+    pub(crate) lease: Option<LeaseTag>,
 }
 
 /// A batch of records as it was stored, checked: an iterator of its records.
@@ -49,6 +57,7 @@ pub struct Delivery {
 pub struct DeliveryBatch {
     topic: Arc<str>,
     partition: u32,
+    lane: Lane,
     facts: BatchFacts,
     view: BatchView,
     bodies: Bodies,
@@ -68,7 +77,7 @@ pub(super) struct BatchFacts {
 impl DeliveryBatch {
     pub(super) fn new(
         topic: Arc<str>,
-        partition: u32,
+        (partition, lane): (u32, Lane),
         facts: BatchFacts,
         view: BatchView,
         bodies: Bodies,
@@ -77,6 +86,7 @@ impl DeliveryBatch {
         Self {
             topic,
             partition,
+            lane,
             facts,
             view,
             bodies,
@@ -131,6 +141,9 @@ impl DeliveryBatch {
             value: body.value,
             tag: body.tag,
             headers: body.headers,
+            attempt: 0,
+            priority: self.lane.0,
+            lease: None,
         })
     }
 }

@@ -199,6 +199,14 @@ pub enum SendError {
         /// The last there is.
         last: u32,
     },
+    /// The topic has no such priority level. Code `priority-out-of-range`.
+    #[error("the topic has priorities 0 to {last}; there is no priority {priority}")]
+    Priority {
+        /// The one asked for.
+        priority: u8,
+        /// The last there is.
+        last: u8,
+    },
     /// No acknowledgement came for as long as the producer waits; whether the record is stored is open.
     /// Code `timed-out`.
     #[error("the broker acknowledged nothing for {0} ms; whether the record is stored is open")]
@@ -226,6 +234,7 @@ impl SendError {
             Self::Refused(refusal) => refusal.code.name(),
             Self::TooLarge { .. } => "record-too-large",
             Self::Partition { .. } => Code::PartitionOutOfRange.name(),
+            Self::Priority { .. } => "priority-out-of-range",
             Self::TimedOut(_) => "timed-out",
             Self::Aborted(_) => "aborted",
             Self::Disconnected => "disconnected",
@@ -240,9 +249,11 @@ impl SendError {
         match self {
             Self::Refused(refusal) => refusal.code.is_retriable(),
             Self::TimedOut(_) | Self::Aborted(_) => true,
-            Self::TooLarge { .. } | Self::Partition { .. } | Self::Disconnected | Self::Closed => {
-                false
-            }
+            Self::TooLarge { .. }
+            | Self::Partition { .. }
+            | Self::Priority { .. }
+            | Self::Disconnected
+            | Self::Closed => false,
         }
     }
 }

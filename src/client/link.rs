@@ -8,16 +8,17 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::connection::{FrameReceiver, FrameSender, StreamError, Transport};
 use super::error::Refusal;
 use crate::domain::batch::BATCH_VERSION;
 use crate::wire::code::Refused;
-use crate::wire::frame::{Frame, FrameClass, FrameKind, FrameLimits, Header, encode_bare};
+use crate::wire::frame::{Frame, FrameClass, FrameKind, FrameLimits, Header, encode, encode_bare};
 use crate::wire::hello::{Hello, HelloOk};
 use crate::wire::reader::StreamOpen;
+use crate::wire::transaction::CheckBack;
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -54,9 +55,30 @@ struct Desk {
     /// `None` once the connection has ended.
     waiting: Mutex<Option<HashMap<u64, oneshot::Sender<Frame>>>>,
     readers: Mutex<HashMap<u64, oneshot::Sender<FrameReceiver>>>,
+    /// Who answers questions for outcomes of transactions, by producer group.
+    checkers: Mutex<HashMap<String, Vec<mpsc::UnboundedSender<Frame>>>>,
     /// How many answers somebody waits for, and the bell for the first one.
     expected: AtomicUsize,
     expecting: Notify,
+}
+
+impl Desk {
+    /// Passes a question for an outcome on to one who answers for its group; without one it is asked again,
+    /// elsewhere perhaps.
+    fn pass_on(&self, question: Frame) {
+        let Ok(CheckBack { group, .. }) = question.decode() else {
+            return;
+        };
+        let mut checkers = lock(&self.checkers);
+        if let Some(of_group) = checkers.get_mut(&group) {
+            of_group.retain(|checker| !checker.is_closed());
+            let turn = usize::from(of_group.len() > 1);
+            of_group.rotate_left(turn);
+            if let Some(checker) = of_group.first() {
+                let _ = checker.send(question);
+            }
+        }
+    }
 }
 
 impl Link {
@@ -119,6 +141,15 @@ impl Link {
         &self,
         header: &H,
     ) -> Result<(A, Bytes), RequestError> {
+        self.ask_with(header, &Bytes::new()).await
+    }
+
+    /// The same, with a body.
+    pub(crate) async fn ask_with<H: Header, A: Header>(
+        &self,
+        header: &H,
+        body: &Bytes,
+    ) -> Result<(A, Bytes), RequestError> {
         let correlation = self.desk.next_correlation.fetch_add(1, Ordering::Relaxed) + 1;
         let (answer, waiting) = oneshot::channel();
         match lock(&self.desk.waiting).as_mut() {
@@ -130,7 +161,7 @@ impl Link {
             link: self,
             correlation,
         };
-        self.send(header, correlation)?;
+        self.send_with(header, correlation, body)?;
         let frame = waiting
             .await
             .map_err(|_| RequestError::Lost("the connection ended before the answer".to_owned()))?;
@@ -139,10 +170,30 @@ impl Link {
 
     /// Sends on the control stream without waiting for anything.
     pub(crate) fn send<H: Header>(&self, header: &H, correlation: u64) -> Result<(), RequestError> {
-        let frame = encode_bare(header, correlation).map_err(protocol)?;
+        self.send_with(header, correlation, &Bytes::new())
+    }
+
+    fn send_with<H: Header>(
+        &self,
+        header: &H,
+        correlation: u64,
+        body: &Bytes,
+    ) -> Result<(), RequestError> {
+        let mut frame = BytesMut::with_capacity(64 + body.len());
+        encode(header, correlation, body.len(), &mut frame).map_err(protocol)?;
+        frame.extend_from_slice(body);
         self.outgoing
-            .send(frame)
+            .send(frame.freeze())
             .map_err(|_| RequestError::Lost("the connection has ended".to_owned()))
+    }
+
+    /// Questions for outcomes of a producer group's transactions go to `questions` from now on, in turn with
+    /// others of this client.
+    pub(crate) fn on_check_back(&self, group: &str, questions: mpsc::UnboundedSender<Frame>) {
+        lock(&self.desk.checkers)
+            .entry(group.to_owned())
+            .or_default()
+            .push(questions);
     }
 
     /// A reader's id, and the stream the broker will open for it once it is asked for.
@@ -242,6 +293,8 @@ async fn run_control(
                 if let Some(asker) = asker {
                     let _ = asker.send(frame);
                 }
+            } else if frame.kind() == Some(FrameKind::CheckBack) {
+                desk.pass_on(frame);
             } else if frame.kind() == Some(FrameKind::Goodbye) {
                 tracing::debug!("the broker says goodbye");
             }

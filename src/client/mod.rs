@@ -25,17 +25,27 @@
 
 mod admin;
 mod connection;
+mod consumer;
+mod credit;
 mod delivery;
 mod error;
+mod groups;
+mod leased;
 mod link;
+mod member_session;
+mod membership;
 mod outbox;
 mod partition_reader;
 mod pending;
 mod producer;
 mod race;
 mod reader;
+mod runner;
 mod sender;
+mod settle;
 mod switchboard;
+mod timers;
+mod transaction;
 mod trust;
 mod typed;
 
@@ -51,21 +61,36 @@ use switchboard::{Hold, Switchboard};
 pub use crate::domain::batch::Compression;
 pub use crate::domain::id::{ClusterId, MessageId};
 pub use crate::domain::record::{Record, Text};
+pub use crate::domain::time::WallMs;
 pub use crate::wire::code::Code;
+pub use crate::wire::group::{
+    AlterSubscription, Backoff, GroupInfo, GroupState, MemberInfo, Mode, PlaceInfo, PlaceReset,
+    Poison, RetryPolicy, Subscription,
+};
 pub use crate::wire::hello::{HelloOk, Limits};
 pub use crate::wire::produce::Ack;
 pub use crate::wire::status::{ActorInfo, StatusOk};
+pub use crate::wire::timer::{NotAHandle, TimerHandle, TimerState};
 pub use crate::wire::topic::{
     AlterTopic, FlushMode, OffsetOk, PartitionInfo, TopicConfig, TopicInfo,
 };
 pub use admin::{BrokerStatus, Start, TopicDescription};
+pub use consumer::{AckMode, Consumer, ConsumerBuilder};
 pub use delivery::{Delivery, DeliveryBatch};
 pub use error::{
     AdminError, ConnectError, ConsumeError, DecodeError, EncodeError, Refusal, SendError,
 };
+pub use groups::{GroupDescription, ResetTo};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};
 pub use reader::{Fetched, Reader, ReaderBuilder};
+pub use runner::{HandlerError, RunSummary};
+pub use settle::{SettleError, Settlement, Settler};
+pub use timers::{ListTimersBuilder, PendingTimer, TimerPage, Timers};
+pub use transaction::{
+    HalfMessage, LocalOutcome, LocalTransaction, ParticipantInfo, Transaction, TransactionError,
+    TransactionId, TransactionInfo, TransactionalProducer, TransactionalProducerBuilder,
+};
 
 /// How long connecting, or one request, may take unless configured otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -203,6 +228,12 @@ impl Client {
         &self.hello
     }
 
+    /// Delayed records that wait for their time: to cancel, to reschedule, to look at, to list.
+    #[must_use]
+    pub fn timers(&self) -> Timers {
+        Timers::new(self.clone())
+    }
+
     /// Configures a producer to a topic.
     pub fn producer(&self, topic: &str) -> ProducerBuilder {
         ProducerBuilder::new(self.clone(), topic)
@@ -211,6 +242,11 @@ impl Client {
     /// Configures a reader of a topic.
     pub fn reader(&self, topic: &str) -> ReaderBuilder {
         ReaderBuilder::new(self.clone(), topic)
+    }
+
+    /// Configures a consumer: a member of a group.
+    pub fn consumer(&self, group: &str) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.clone(), group)
     }
 
     /// Closes the connection and waits until the broker was told. It is closed for every clone, producer

@@ -19,10 +19,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::error::SendError;
-use super::pending::{Completion, Outcome, Pending};
-use crate::domain::batch::{BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression};
+use super::pending::{Completion, Outcome, Pending, TimerFacts};
+use crate::domain::batch::{BATCH_RECORDS_MAX, BatchBuilder, BatchStamp, Compression, Delivery};
 use crate::domain::body::Body;
-use crate::domain::id::{MessageId, ProducerSequence, TransactionNumber};
+use crate::domain::id::{
+    ClusterId, Lane, MessageId, PartitionIndex, ProducerSequence, TopicId, TransactionNumber,
+};
 use crate::domain::record::Record;
 use crate::domain::time::WallMs;
 use crate::wire::produce::{Ack, ProducerOk, SendStatus, Stored};
@@ -32,6 +34,10 @@ use crate::wire::produce::{Ack, ProducerOk, SendStatus, Stored};
 pub(crate) struct OutboxConfig {
     pub(crate) topic: Arc<str>,
     pub(crate) partition: u32,
+    /// The priority level of its records.
+    pub(crate) level: u8,
+    /// Its place among the producer's outboxes.
+    pub(crate) slot: u32,
     pub(crate) ack: Ack,
     /// A batch is full at so many bytes.
     pub(crate) batch_bytes: usize,
@@ -43,6 +49,9 @@ pub(crate) struct OutboxConfig {
     pub(crate) linger: Option<Duration>,
     pub(crate) in_flight_max: usize,
     pub(crate) flush_timeout: Option<Duration>,
+    /// What handles of delayed records name.
+    pub(crate) cluster: ClusterId,
+    pub(crate) topic_id: TopicId,
 }
 
 /// Records that gather, and who waits for them.
@@ -151,6 +160,14 @@ impl Outbox {
         }
     }
 
+    pub(crate) fn partition(&self) -> PartitionIndex {
+        PartitionIndex(self.config.partition)
+    }
+
+    pub(crate) fn lane(&self) -> Lane {
+        Lane(self.config.level)
+    }
+
     /// Puts a record where others gather. `charge` is what it counts in the producer's memory, given
     /// back when its batch is settled.
     pub(crate) fn push(
@@ -161,10 +178,24 @@ impl Outbox {
         charge: usize,
         now: impl FnOnce() -> Instant,
     ) -> Result<Pushed, SendError> {
+        // A batch holds delayed records or immediate ones: the one that gathers the other kind is full.
+        let is_delayed = record.delivery != Delivery::Now;
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.completion.is_delayed() != is_delayed)
+        {
+            self.full.extend(self.open.take());
+        }
         if let Some(open) = &mut self.open {
             let index = open.builder.len();
-            if open.builder.push(record, id, at).is_ok() {
+            if open
+                .builder
+                .push_with(record, id, at, record.priority, record.delivery)
+                .is_ok()
+            {
                 open.charge += charge;
+                open.completion.gathered(record.delivery);
                 let pending = Pending::new(Arc::clone(&open.completion), index_of(index));
                 let full = open.builder.bytes() >= self.config.batch_bytes
                     || index + 1 >= BATCH_RECORDS_MAX;
@@ -207,7 +238,8 @@ impl Outbox {
             .spare
             .pop()
             .unwrap_or_else(|| BatchBuilder::new(config.batch_bytes, config.compression));
-        if builder.push(record, id, at).is_err() {
+        let pushed = builder.push_with(record, id, at, record.priority, record.delivery);
+        if pushed.is_err() {
             self.spare.push(builder);
             builder = BatchBuilder::new(config.batch_bytes_max, config.compression);
             let limit = config.batch_bytes_max;
@@ -215,9 +247,10 @@ impl Outbox {
                 .push(record, id, at)
                 .map_err(|_| SendError::TooLarge { limit })?;
         }
+        let completion = Completion::new(&config.topic, config.partition, record.delivery);
         Ok(Gathered {
             builder,
-            completion: Completion::new(&config.topic, config.partition),
+            completion,
             since: now,
             charge: 0,
         })
@@ -320,6 +353,12 @@ impl Outbox {
                 time_ms: stored.appended.0,
                 status: stored.status,
                 duplicate: stored.duplicate,
+                timers: stored.timers.map(|timers| TimerFacts {
+                    cluster: self.config.cluster,
+                    topic: self.config.topic_id,
+                    first: stored.first_number,
+                    timers,
+                }),
             },
         )
     }
@@ -539,7 +578,7 @@ impl Outbox {
 
     /// Partition, ordinal and round of a batch as sent: 16, 32 and 16 bits.
     fn correlation(&self, ordinal: u32) -> u64 {
-        u64::from(self.config.partition) << 48 | u64::from(ordinal) << 16 | u64::from(self.round)
+        u64::from(self.config.slot) << 48 | u64::from(ordinal) << 16 | u64::from(self.round)
     }
 
     fn is_current(&self, correlation: u64) -> bool {
@@ -560,6 +599,7 @@ fn unacknowledged(status: SendStatus) -> Outcome {
         time_ms: 0,
         status,
         duplicate: false,
+        timers: None,
     }
 }
 
@@ -574,7 +614,7 @@ pub(crate) enum Refusing {
     Later,
 }
 
-/// The partition a correlation id is about.
+/// The place among the outboxes of what a correlation id is about.
 pub(crate) fn partition_of_correlation(correlation: u64) -> usize {
     usize::try_from(correlation >> 48).unwrap_or(usize::MAX)
 }

@@ -36,6 +36,7 @@ pub(crate) struct ReaderPlan {
     pub(crate) topic: TopicId,
     pub(crate) name: Arc<str>,
     pub(crate) partition: u32,
+    pub(crate) lane: Lane,
     pub(crate) from: At,
     pub(crate) mode: ReaderMode,
     pub(crate) credit_bytes: u64,
@@ -267,7 +268,7 @@ impl PartitionReader {
         let skip = usize::try_from(wanted - first).unwrap_or(usize::MAX);
         Ok(Step::Batch(Box::new(DeliveryBatch::new(
             Arc::clone(&self.plan.name),
-            self.plan.partition,
+            (self.plan.partition, self.plan.lane),
             facts,
             view,
             bodies,
@@ -346,7 +347,7 @@ impl PartitionReader {
             reader,
             topic: self.plan.topic,
             partition: PartitionIndex(self.plan.partition),
-            lane: Lane::ZERO,
+            lane: self.plan.lane,
             leader_epoch: 0,
             from: self.from,
             mode: self.plan.mode,

@@ -7,7 +7,10 @@ use std::task::{Context, Poll, Waker};
 
 use super::error::SendError;
 use super::link::lock;
+use crate::domain::batch::Delivery;
+use crate::domain::id::{ClusterId, Lane, PartitionIndex, RecordNumber, TopicId};
 pub use crate::wire::produce::SendStatus;
+use crate::wire::timer::{StoredTimers, TimerHandle};
 
 /// Where a record was stored, and how sure that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +28,29 @@ pub struct Receipt {
     pub status: SendStatus,
     /// Whether the broker had stored it before and this was a repeat.
     pub duplicate: bool,
+    /// When it is due, in Unix milliseconds, if it was delayed and is durable.
+    pub due_ms: Option<i64>,
+    /// Names it, as long as it waits for its time: by this it can be cancelled and rescheduled. None of
+    /// an immediate record, of one below `durable`, and of one whose time had passed: that one was
+    /// published at once.
+    pub timer: Option<TimerHandle>,
+}
+
+impl Receipt {
+    /// Whether it was to be delayed, but its time had passed already: it was published at once.
+    #[must_use]
+    pub fn is_published_at_once(&self) -> bool {
+        self.due_ms.is_some() && self.timer.is_none()
+    }
+}
+
+/// What handles of a batch's records are made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TimerFacts {
+    pub(crate) cluster: ClusterId,
+    pub(crate) topic: TopicId,
+    pub(crate) first: RecordNumber,
+    pub(crate) timers: StoredTimers,
 }
 
 /// How a batch went.
@@ -35,6 +61,7 @@ pub(crate) enum Outcome {
         time_ms: i64,
         status: SendStatus,
         duplicate: bool,
+        timers: Option<TimerFacts>,
     },
     Failed(SendError),
 }
@@ -44,18 +71,76 @@ pub(crate) enum Outcome {
 pub(crate) struct Completion {
     topic: Arc<str>,
     partition: u32,
+    /// Of delayed records, in order; empty where they are immediate.
+    delayed: Mutex<Vec<Delivery>>,
+    is_delayed: bool,
     outcome: OnceLock<Outcome>,
     wakers: Mutex<Vec<Waker>>,
 }
 
 impl Completion {
-    pub(crate) fn new(topic: &Arc<str>, partition: u32) -> Arc<Self> {
+    /// Of a batch whose first record is delivered so.
+    pub(crate) fn new(topic: &Arc<str>, partition: u32, first: Delivery) -> Arc<Self> {
+        let is_delayed = first != Delivery::Now;
         Arc::new(Self {
             topic: Arc::clone(topic),
             partition,
+            delayed: Mutex::new(if is_delayed { vec![first] } else { Vec::new() }),
+            is_delayed,
             outcome: OnceLock::new(),
             wakers: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Whether its records are delayed.
+    pub(crate) fn is_delayed(&self) -> bool {
+        self.is_delayed
+    }
+
+    /// Another record has joined the batch.
+    pub(crate) fn gathered(&self, delivery: Delivery) {
+        if self.is_delayed {
+            lock(&self.delayed).push(delivery);
+        }
+    }
+
+    /// When a record is due, and by what it is named while it waits.
+    fn timer(
+        &self,
+        index: u32,
+        offset: Option<u64>,
+        time_ms: i64,
+        facts: Option<TimerFacts>,
+    ) -> (Option<i64>, Option<TimerHandle>) {
+        if !self.is_delayed {
+            return (None, None);
+        }
+        let delivery = usize::try_from(index)
+            .ok()
+            .and_then(|index| lock(&self.delayed).get(index).copied())
+            .unwrap_or_default();
+        let wall_ms = facts.map_or(time_ms, |facts| facts.timers.wall.0);
+        let due_ms = match delivery {
+            Delivery::Now => return (None, None),
+            Delivery::At(at) => at.0,
+            Delivery::After(span) => wall_ms.saturating_add(span),
+        };
+        let Some(facts) = facts else {
+            // Published where it was stored; or nothing is known yet.
+            return (offset.is_some().then_some(due_ms), None);
+        };
+        let number = RecordNumber(facts.first.0.saturating_add(u64::from(index)));
+        let handle = TimerHandle {
+            cluster: facts.cluster,
+            topic: facts.topic,
+            partition: PartitionIndex(self.partition),
+            lane: Lane::ZERO,
+            first: facts.first,
+            number,
+            key: facts.timers.key.of_record(number),
+        };
+        // Of a batch that waits, a record whose time had passed is published as soon as it is stored.
+        (Some(due_ms), (due_ms > wall_ms).then_some(handle))
     }
 
     /// Settles it; the first outcome stays.
@@ -80,14 +165,21 @@ impl Completion {
                 time_ms,
                 status,
                 duplicate,
-            } => Ok(Receipt {
-                topic: Arc::clone(&self.topic),
-                partition: self.partition,
-                offset: first_offset.map(|first| first + u64::from(index)),
-                time_ms: *time_ms,
-                status: *status,
-                duplicate: *duplicate,
-            }),
+                timers,
+            } => {
+                let offset = first_offset.map(|first| first + u64::from(index));
+                let (due_ms, timer) = self.timer(index, offset, *time_ms, *timers);
+                Ok(Receipt {
+                    topic: Arc::clone(&self.topic),
+                    partition: self.partition,
+                    offset,
+                    time_ms: *time_ms,
+                    status: *status,
+                    duplicate: *duplicate,
+                    due_ms,
+                    timer,
+                })
+            }
         })
     }
 }

@@ -10,6 +10,7 @@
 //!
 //! Nothing survives the end of the process: what was not acknowledged is then unknown.
 
+use std::iter::Peekable;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -149,10 +150,16 @@ impl ProducerBuilder {
         let batch_bytes_max = usize::try_from(limits.batch_bytes_max).unwrap_or(usize::MAX);
         let in_flight_max = limits.in_flight_batches_max.clamp(1, IN_FLIGHT_BATCHES_MAX);
         let name: Arc<str> = Arc::from(topic.name.as_str());
-        let outboxes = (0..topic.config.partitions).map(|partition| {
+        let partitions = topic.config.partitions;
+        // One after the other by level: a slot is its level's first one and the partition.
+        let slots = (0..topic.lanes.max(1))
+            .flat_map(|level| (0..partitions).map(move |partition| (level, partition)));
+        let outboxes = slots.map(|(level, partition)| {
             let config = OutboxConfig {
                 topic: Arc::clone(&name),
                 partition,
+                level,
+                slot: u32::from(level) * partitions + partition,
                 ack,
                 batch_bytes: self.batch_bytes.min(batch_bytes_max),
                 batch_bytes_max,
@@ -162,6 +169,8 @@ impl ProducerBuilder {
                     .in_flight
                     .min(usize::try_from(in_flight_max).unwrap_or(1)),
                 flush_timeout: self.flush_timeout,
+                cluster: self.client.broker().cluster,
+                topic_id: topic.id,
             };
             Outbox::new(config, identity)
         });
@@ -172,6 +181,7 @@ impl ProducerBuilder {
                 shared,
                 topic: name,
                 partitions: topic.config.partitions,
+                levels: topic.lanes.max(1),
                 buffer_bytes: self.buffer_bytes,
                 // The first keyless record moves it on, to partition 0.
                 turn: AtomicU32::new(topic.config.partitions.saturating_sub(1)),
@@ -201,6 +211,7 @@ struct Inner {
     shared: Arc<Shared>,
     topic: Arc<str>,
     partitions: u32,
+    levels: u8,
     buffer_bytes: usize,
     /// The partition that keyless records go to while its batch gathers.
     turn: AtomicU32,
@@ -373,9 +384,9 @@ impl Inner {
         let partition = match (partition, &record.key) {
             (Some(partition), _) => partition,
             (None, Some(key)) => partition_of(key_hash(key), self.partitions).0,
-            (None, None) => self.whose_turn(),
+            (None, None) => self.whose_turn(record.priority)?,
         };
-        let (slot, outbox) = self.outbox(partition)?;
+        let (slot, outbox) = self.outbox(partition, record.priority)?;
         let pushed = self.push(&mut lock(outbox), record, now_ms())?;
         if pushed.wake {
             self.shared.wake(slot);
@@ -384,31 +395,32 @@ impl Inner {
     }
 
     /// The partition of the next keyless record: the one whose batch still gathers, or the next.
-    fn whose_turn(&self) -> u32 {
+    fn whose_turn(&self, level: u8) -> Result<u32, SendError> {
         let turn = self.turn.load(Ordering::Relaxed) % self.partitions.max(1);
-        let gathering = self
-            .outbox(turn)
-            .is_ok_and(|(_, outbox)| lock(outbox).is_gathering());
-        if gathering {
-            return turn;
+        let (_, outbox) = self.outbox(turn, level)?;
+        if lock(outbox).is_gathering() {
+            return Ok(turn);
         }
         let next = (turn + 1) % self.partitions.max(1);
         self.turn.store(next, Ordering::Relaxed);
-        next
+        Ok(next)
     }
 
     fn put_run(
         &self,
         partition: u32,
-        records: &mut impl Iterator<Item = Record>,
+        records: &mut Peekable<impl Iterator<Item = Record>>,
         parts: &mut Vec<(Pending, u32)>,
     ) -> Result<(), SendError> {
-        let (slot, outbox) = self.outbox(partition)?;
+        let Some(level) = records.peek().map(|record| record.priority) else {
+            return Ok(());
+        };
+        let (slot, outbox) = self.outbox(partition, level)?;
         let at = now_ms();
         let mut wake = false;
         let mut result = Ok(());
         let mut outbox = lock(outbox);
-        for record in records {
+        while let Some(record) = records.next_if(|record| record.priority == level) {
             let pushed = match self.push(&mut outbox, &record, at) {
                 Ok(pushed) => pushed,
                 Err(error) => {
@@ -453,8 +465,18 @@ impl Inner {
         pushed
     }
 
-    fn outbox(&self, partition: u32) -> Result<(usize, &Mutex<Outbox>), SendError> {
-        let slot = usize::try_from(partition).unwrap_or(usize::MAX);
+    fn outbox(&self, partition: u32, level: u8) -> Result<(usize, &Mutex<Outbox>), SendError> {
+        if level >= self.levels {
+            return Err(SendError::Priority {
+                priority: level,
+                last: self.levels.saturating_sub(1),
+            });
+        }
+        let first = u32::from(level) * self.partitions;
+        let slot = match partition < self.partitions {
+            true => usize::try_from(first + partition).unwrap_or(usize::MAX),
+            false => usize::MAX,
+        };
         let outbox = self.shared.outboxes.get(slot);
         let outbox = outbox.ok_or_else(|| SendError::Partition {
             partition,
@@ -464,7 +486,7 @@ impl Inner {
     }
 }
 
-fn now_ms() -> WallMs {
+pub(super) fn now_ms() -> WallMs {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let ms = since.map_or(0, |since| since.as_millis());
     WallMs(i64::try_from(ms).unwrap_or(i64::MAX))
@@ -472,13 +494,13 @@ fn now_ms() -> WallMs {
 
 /// Message ids that no other generator makes: time, a counter, and 62 bits that differ per generator.
 #[derive(Debug)]
-struct IdGenerator {
+pub(super) struct IdGenerator {
     seed: u64,
     count: AtomicU64,
 }
 
 impl IdGenerator {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // Without the system's randomness, the clock and an address still tell generators apart.
         let seed = getrandom::u64().unwrap_or_else(|_| {
             let here = std::ptr::from_ref(&BATCH_BYTES_DEFAULT) as u64;
@@ -491,7 +513,7 @@ impl IdGenerator {
         }
     }
 
-    fn next(&self, at: WallMs) -> MessageId {
+    pub(super) fn next(&self, at: WallMs) -> MessageId {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         // SplitMix64: a bijection of the count, so that no two are equal.
         let mut random = self

@@ -18,6 +18,7 @@ use super::admin::Start;
 use super::delivery::{Delivery, DeliveryBatch};
 use super::error::{AdminError, ConsumeError};
 use super::partition_reader::{PartitionReader, ReaderPlan};
+use crate::domain::id::Lane;
 use crate::wire::reader::ReaderMode;
 
 /// What may be under way to one partition's reader, unless configured otherwise.
@@ -108,15 +109,20 @@ impl ReaderBuilder {
             Some(partition) => partition..partition + 1,
             None => 0..topic.config.partitions,
         };
-        let readers = u64::from(partitions.end - partitions.start).max(1);
+        let levels = topic.lanes.max(1);
+        let readers = u64::from(partitions.end - partitions.start) * u64::from(levels);
+        let readers = readers.max(1);
         let share = self.client.limits().credit_bytes_max / readers;
         let credit_bytes = self.credit_bytes.min(share).max(1);
         let name: Arc<str> = Arc::from(topic.name.as_str());
-        Ok(partitions
-            .map(|partition| ReaderPlan {
+        let lanes =
+            partitions.flat_map(|partition| (0..levels).map(move |level| (partition, Lane(level))));
+        Ok(lanes
+            .map(|(partition, lane)| ReaderPlan {
                 topic: topic.id,
                 name: Arc::clone(&name),
                 partition,
+                lane,
                 from: self.from.into(),
                 mode: ReaderMode::Push,
                 credit_bytes,
@@ -160,7 +166,8 @@ impl ReaderBuilder {
     ) -> Result<Fetched, ConsumeError> {
         self.partition = Some(self.partition.unwrap_or(0));
         self.until_end = false;
-        let plan = self.plans().await?.pop();
+        // The ordinary priority's is the first.
+        let plan = self.plans().await?.into_iter().next();
         let Some(mut plan) = plan else {
             return Err(ConsumeError::Partition {
                 partition: 0,

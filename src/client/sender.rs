@@ -18,7 +18,7 @@ use super::error::{Refusal, SendError};
 use super::link::{Link, RequestError, lock};
 use super::outbox::{Outbox, Refusing, Settled, partition_of_correlation};
 use super::switchboard::{Switchboard, next_link};
-use crate::domain::id::{Lane, PartitionIndex, TopicId};
+use crate::domain::id::TopicId;
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{FrameKind, encode};
 use crate::wire::produce::{Ack, OpenProducer, Produce, ProducerOk, Stored};
@@ -348,10 +348,11 @@ fn look_at(shared: &Shared, partition: usize, look: &mut Look) -> Result<bool, S
         while let Some(batch) = outbox.next_to_send(now) {
             let header = Produce {
                 topic: shared.topic,
-                partition: PartitionIndex(u32::try_from(partition).unwrap_or(u32::MAX)),
-                lane: Lane::ZERO,
+                partition: outbox.partition(),
+                lane: outbox.lane(),
                 leader_epoch: 0,
                 ack: shared.ack,
+                immunity_ms: None,
             };
             let mut head = BytesMut::with_capacity(64);
             encode(&header, batch.correlation, batch.bytes.len(), &mut head)?;

@@ -84,14 +84,17 @@ mod tests {
             partition: 3,
             offset: 17,
             time_ms: 1,
+            due_ms: None,
+            fired_ms: None,
             timestamp_ms: 1,
             id: MessageId::default(),
             key: None,
             value: value.into(),
             tag: None,
             headers: Vec::new(),
-            due_ms: None,
-            fired_ms: None,
+            attempt: 0,
+            priority: 0,
+            lease: None,
         }
     }
 

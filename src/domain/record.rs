@@ -27,10 +27,12 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::batch::Delivery;
 use super::id::MessageId;
 use super::time::WallMs;
 
@@ -129,7 +131,18 @@ pub struct Record {
     pub id: Option<MessageId>,
     /// When it happened; the moment of sending where none is given.
     pub timestamp: Option<WallMs>,
+    /// When consumers shall see it: as soon as it is durable, unless set.
+    pub delivery: Delivery,
+    /// How urgent it is: 0 is the ordinary level, the topic's highest one below its number of levels.
+    pub priority: u8,
 }
+
+/// Spans of the named levels of delay, 1 to 18, in milliseconds: 1 s, 5 s, 10 s, 30 s, 1 to 10 min,
+/// 20 min, 30 min, 1 h, 2 h.
+pub const DELAY_LEVELS_MS: [i64; 18] = [
+    1_000, 5_000, 10_000, 30_000, 60_000, 120_000, 180_000, 240_000, 300_000, 360_000, 420_000,
+    480_000, 540_000, 600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000,
+];
 
 impl Record {
     /// A record with a value and nothing else.
@@ -169,10 +182,45 @@ impl Record {
         self
     }
 
+    /// Gives it a priority: consumer groups are given records of a higher level first.
+    #[must_use]
+    pub fn priority(mut self, level: u8) -> Self {
+        self.priority = level;
+        self
+    }
+
     /// Says when it happened.
     #[must_use]
     pub fn timestamp(mut self, timestamp: WallMs) -> Self {
         self.timestamp = Some(timestamp);
+        self
+    }
+
+    /// Consumers see it at this time, to the millisecond, and never before; at once where it has passed.
+    #[must_use]
+    pub fn deliver_at(mut self, at: impl Into<WallMs>) -> Self {
+        self.delivery = Delivery::At(at.into());
+        self
+    }
+
+    /// Consumers see it so long after the broker has taken it. Spans beyond 292 million years count as
+    /// that.
+    #[must_use]
+    pub fn deliver_after(mut self, span: Duration) -> Self {
+        let ms = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        self.delivery = Delivery::After(ms);
+        self
+    }
+
+    /// Consumers see it after the span of a named level, as in RocketMQ: 0 is at once, what is above 18
+    /// counts as 18. See [`DELAY_LEVELS_MS`].
+    #[must_use]
+    pub fn delay_level(mut self, level: u8) -> Self {
+        let level = usize::from(level).min(DELAY_LEVELS_MS.len());
+        let span = level
+            .checked_sub(1)
+            .and_then(|index| DELAY_LEVELS_MS.get(index));
+        self.delivery = span.map_or(Delivery::Now, |ms| Delivery::After(*ms));
         self
     }
 
@@ -366,6 +414,16 @@ mod tests {
     }
 
     #[test]
+    fn levels_have_their_spans_and_end_at_18() {
+        let level = |level| Record::new("x").delay_level(level).delivery;
+        assert_eq!(level(0), Delivery::Now);
+        assert_eq!(level(1), Delivery::After(1_000));
+        assert_eq!(level(5), Delivery::After(60_000));
+        assert_eq!(level(18), Delivery::After(7_200_000));
+        assert_eq!(level(200), level(18));
+    }
+
+    #[test]
     fn a_later_version_is_named() {
         let mut body = encoded(&Record::new("v"), id()).to_vec();
         body[1] = 2;
@@ -406,6 +464,8 @@ mod tests {
                 headers,
                 id: None,
                 timestamp: None,
+                delivery: Delivery::Now,
+                priority: 0,
             })
     }
 

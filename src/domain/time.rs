@@ -13,6 +13,16 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct WallMs(pub i64);
 
+impl From<std::time::SystemTime> for WallMs {
+    fn from(time: std::time::SystemTime) -> Self {
+        let ms = match time.duration_since(std::time::UNIX_EPOCH) {
+            Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+            Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, |ms| -ms),
+        };
+        Self(ms)
+    }
+}
+
 /// Milliseconds since the broker started, never stepping.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,

@@ -8,15 +8,18 @@
 //!
 //! What survives a crash: a head row, a row per topic, and the log behind them.
 
+pub mod groups;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use self::groups::Group;
 use super::commit::OwnerRange;
 use super::entry::{AppliedEntry, Draft, EntryKind, PayloadFacts};
 use super::id::{
-    LANES_MAX, Lane, OwnerId, OwnerSequence, PARTITIONS_MAX, PartitionId, PartitionIndex,
+    GroupId, LANES_MAX, Lane, OwnerId, OwnerSequence, PARTITIONS_MAX, PartitionId, PartitionIndex,
     ProducerId, Token, TopicId,
 };
 use super::partition::rows::encode;
@@ -27,6 +30,9 @@ pub const NAME_BYTES_MAX: usize = 200;
 
 /// Producer ids are reserved in blocks, so that handing one out needs no flush of its own.
 const PRODUCER_BLOCK: u64 = 1000;
+
+/// The most lanes (partitions times priority levels) of a topic.
+pub const TOPIC_LANES_MAX: u32 = 65_536;
 
 /// Topics a broker takes at most: the directory's snapshot, about 400 bytes for each, is one flush of the
 /// default size.
@@ -53,6 +59,22 @@ pub struct TopicConfig {
     pub retention_ms: Option<u64>,
     /// A partition keeps at least this many bytes and may drop what is older; none: unbounded.
     pub retention_bytes: Option<u64>,
+    /// How many priority levels it has, 1 to 32, each a lane of every partition; fixed for ever. Absent in
+    /// what was written before there were any, and where there is one.
+    #[serde(default = "one_level", skip_serializing_if = "is_one_level")]
+    pub levels: u8,
+}
+
+fn one_level() -> u8 {
+    1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes fields by reference"
+)]
+fn is_one_level(levels: &u8) -> bool {
+    *levels == 1
 }
 
 impl Default for TopicConfig {
@@ -62,6 +84,7 @@ impl Default for TopicConfig {
             flush: Flush::Sync,
             retention_ms: None,
             retention_bytes: None,
+            levels: 1,
         }
     }
 }
@@ -84,6 +107,7 @@ impl TopicChange {
             flush: self.flush.unwrap_or(config.flush),
             retention_ms: self.retention_ms.unwrap_or(config.retention_ms),
             retention_bytes: self.retention_bytes.unwrap_or(config.retention_bytes),
+            levels: config.levels,
         }
     }
 }
@@ -108,7 +132,7 @@ impl Topic {
     /// The owner of a partition lane.
     #[must_use]
     pub fn owner(&self, partition: PartitionIndex, lane: Lane) -> Option<OwnerId> {
-        if partition.0 >= self.partitions || lane.0 >= LANES_MAX {
+        if partition.0 >= self.partitions || lane.0 >= self.config.levels.min(LANES_MAX) {
             return None;
         }
         let (first, owner) = self
@@ -184,6 +208,18 @@ pub enum Command {
     },
     /// A fresh producer id.
     OpenProducer,
+    /// A consumer group by name.
+    OpenGroup {
+        /// Which.
+        name: String,
+        /// Make it if it is not there.
+        create: bool,
+    },
+    /// Remove a consumer group and all its progress.
+    DeleteGroup {
+        /// Which.
+        name: String,
+    },
 }
 
 /// What the shell has to do.
@@ -195,6 +231,12 @@ pub enum Effect {
     Topic(Token, Topic),
     /// Answer with a producer id.
     Producer(Token, ProducerId),
+    /// Answer with a group.
+    Group(Token, Group),
+    /// Answer that a group is gone.
+    GroupDeleted(Token),
+    /// A topic is another than it was, or gone.
+    Changed(TopicId),
     /// Answer a refusal.
     Refuse(Token, Rejection),
     /// The actors of these owners have nothing left to do.
@@ -210,6 +252,10 @@ pub enum Delta {
     Deleted(TopicId),
     /// Producer ids below are given out or will not be.
     ProducersBelow(ProducerId),
+    /// A consumer group was made.
+    Group(Group),
+    /// A consumer group is gone.
+    GroupDeleted(GroupId),
 }
 
 /// The counters: the head row.
@@ -247,7 +293,12 @@ pub enum Snapshot {
         head: Head,
         /// The topics.
         topics: Vec<TopicId>,
+        /// The consumer groups.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        groups: Vec<GroupId>,
     },
+    /// A consumer group's row.
+    Group(Group),
 }
 
 /// The directory.
@@ -267,6 +318,9 @@ pub struct Topics {
     dirty: BTreeSet<TopicId>,
     gone: Vec<TopicId>,
     head_dirty: bool,
+    groups: BTreeMap<GroupId, Group>,
+    group_names: BTreeMap<String, GroupId>,
+    dirty_groups: BTreeSet<GroupId>,
 }
 
 impl Topics {
@@ -308,6 +362,8 @@ impl Topics {
             } => self.alter(token, &name, partitions, change),
             Command::Delete { name } => self.delete(token, &name),
             Command::OpenProducer => Ok(self.open_producer(token)),
+            Command::OpenGroup { name, create } => self.open_group(token, &name, create),
+            Command::DeleteGroup { name } => self.delete_group(token, &name),
         };
         match decided {
             Ok(effect) => effects.extend(effect),
@@ -333,6 +389,7 @@ impl Topics {
         check_name(name)?;
         check_partitions(partitions)?;
         check_config(&config)?;
+        check_lanes(partitions, config.levels)?;
         if self.names.contains_key(name) {
             return Err(Rejection::TopicExists);
         }
@@ -357,8 +414,12 @@ impl Topics {
     }
 
     fn claim_owners(&mut self, partitions: u32) -> OwnerId {
+        self.claim_owner_ids(u64::from(partitions) * u64::from(LANES_MAX))
+    }
+
+    fn claim_owner_ids(&mut self, count: u64) -> OwnerId {
         let owner = OwnerId(self.accepted_owner.max(self.head.next_owner.0));
-        self.accepted_owner = owner.0 + u64::from(partitions) * u64::from(LANES_MAX);
+        self.accepted_owner = owner.0 + count;
         owner
     }
 
@@ -375,6 +436,7 @@ impl Topics {
         let more = partitions.filter(|count| *count != topic.partitions);
         if let Some(count) = more {
             check_partitions(count)?;
+            check_lanes(count, config.levels)?;
             if topic.config.keyed {
                 return Err(Rejection::KeyedTopic);
             }
@@ -453,8 +515,11 @@ impl Topics {
             self.asked.pop_front();
         }
         match delta {
+            Delta::Group(group) => self.apply_group(group, effects),
+            Delta::GroupDeleted(id) => self.apply_group_deleted(id, effects),
             Delta::Topic(topic) => {
                 self.put(topic.clone());
+                effects.push(Effect::Changed(topic.id));
                 if let Some(token) = self.landed(&topic.name) {
                     effects.push(Effect::Topic(token, topic));
                 }
@@ -462,6 +527,7 @@ impl Topics {
             Delta::Deleted(id) => {
                 if let Some(topic) = self.remove(id) {
                     effects.push(Effect::Dropped(topic.ranges()));
+                    effects.push(Effect::Changed(id));
                     if let Some(token) = self.landed(&topic.name) {
                         effects.push(Effect::Topic(token, topic));
                     }
@@ -486,7 +552,21 @@ impl Topics {
     fn apply_snapshot(&mut self, snapshot: Snapshot) {
         match snapshot {
             Snapshot::Topic(topic) => self.put(topic),
-            Snapshot::Head { head, topics } => {
+            Snapshot::Group(group) => self.put_group(group),
+            Snapshot::Head {
+                head,
+                topics,
+                groups,
+            } => {
+                let lost: Vec<_> = self
+                    .groups
+                    .keys()
+                    .filter(|id| groups.binary_search(id).is_err())
+                    .copied()
+                    .collect();
+                for id in lost {
+                    self.remove_group(id);
+                }
                 let gone: Vec<_> = self
                     .topics
                     .keys()
@@ -562,12 +642,18 @@ impl Topics {
             .topics
             .values()
             .map(|topic| encode(&Snapshot::Topic(topic.clone())));
+        let groups = stamped
+            .groups
+            .values()
+            .map(|group| encode(&Snapshot::Group(group.clone())));
         let head = encode(&Snapshot::Head {
             head: stamped.head,
             topics,
+            groups: stamped.groups.keys().copied().collect(),
         });
         Effect::Persist(
-            rows.chain([head])
+            rows.chain(groups)
+                .chain([head])
                 .map(|body| draft(EntryKind::Snapshot, body))
                 .collect(),
         )
@@ -651,6 +737,21 @@ fn check_config(config: &TopicConfig) -> Result<(), Rejection> {
         return Err(Rejection::InvalidConfig(
             "a retention of 0 would drop every record at once; leave it out to keep all".into(),
         ));
+    }
+    Ok(())
+}
+
+fn check_lanes(partitions: u32, levels: u8) -> Result<(), Rejection> {
+    if levels == 0 || levels > LANES_MAX {
+        return Err(Rejection::InvalidConfig(format!(
+            "a topic has 1 to {LANES_MAX} priority levels, not {levels}"
+        )));
+    }
+    let lanes = partitions.saturating_mul(u32::from(levels));
+    if lanes > TOPIC_LANES_MAX {
+        return Err(Rejection::InvalidConfig(format!(
+            "{partitions} partitions of {levels} priority levels are {lanes} lanes; a topic has at most {TOPIC_LANES_MAX}"
+        )));
     }
     Ok(())
 }

@@ -15,8 +15,13 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::refusal;
 use crate::actors::reply::{Answer, Mail, ReplyTo};
+use crate::domain::group::command as group;
+use crate::domain::group::rejection::GroupRejection;
+use crate::domain::id::LeaseId;
+use crate::domain::rejection::Rejection;
 use crate::transport::SendStream;
 use crate::wire::code::{Code, Refused};
+use crate::wire::consume::Settled;
 use crate::wire::frame::{FrameClass, Header, encode};
 use crate::wire::produce::{Accepted, SendStatus, Stored};
 use crate::wire::timer::{StoredTimers, TimerKey};
@@ -204,6 +209,9 @@ fn encode_mail(mail: Mail, secret: &hmac::Key, out: &mut BytesMut) {
             encode(&stored, correlation, 0, out)
         }
         Answer::Accepted => encode(&Accepted {}, correlation, 0, out),
+        Answer::Group(group::Answer::Settled(refused)) => {
+            encode(&settled(refused), correlation, 0, out)
+        }
         Answer::Refused(rejection) => encode(&refusal::refused(&rejection), correlation, 0, out),
         Answer::Batches(_)
         | Answer::Bounds(_)
@@ -214,7 +222,21 @@ fn encode_mail(mail: Mail, secret: &hmac::Key, out: &mut BytesMut) {
         | Answer::GroupActor(..)
         | Answer::Groups(_)
         | Answer::Group(_)
+        | Answer::Session(..)
+        | Answer::Coordinator(_)
+        | Answer::Ended(..)
+        | Answer::Transactions(_)
         | Answer::Partition(..) => Ok(()),
     };
     debug_assert!(encoded.is_ok(), "N3: answers to batches are small");
+}
+
+fn settled(refused: Vec<(LeaseId, GroupRejection)>) -> Settled {
+    let code = |(lease, rejection)| {
+        let refused = refusal::refused(&Rejection::Group(rejection));
+        (lease, refused.number)
+    };
+    Settled {
+        refused: refused.into_iter().map(code).collect(),
+    }
 }

@@ -26,9 +26,9 @@ use super::gather::{Outgoing, gather};
 use super::out::Out;
 use super::refusal::refused;
 use super::requests::{bounds, read_from, unexpected};
-use super::session::{Session, first, question};
+use super::session::{Place, Session, first, question};
 use crate::actors::Link;
-use crate::actors::partition::{PartitionActor, Read};
+use crate::actors::partition::{FindHalf, PartitionActor, Read};
 use crate::actors::reply::{Answer, ReplyTo};
 use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
@@ -36,6 +36,7 @@ use crate::domain::id::{LogPosition, Offset};
 use crate::domain::partition::ReadAnswer;
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
+use crate::domain::transaction::TransactionId;
 use crate::log::ReadError;
 use crate::transport::{SendStream, StreamEnded};
 use crate::wire::code::{Code, Refused};
@@ -391,7 +392,7 @@ fn limit_records(batches: &mut Vec<BatchPlace>, next: Offset, records_left: u64)
     batches.retain(|batch| batch.first_offset < end);
 }
 
-enum Stop {
+pub(super) enum Stop {
     End(EndReason),
     Passing(Refused),
 }
@@ -582,9 +583,27 @@ async fn answer_to(
     }
 }
 
+/// The first batch of an undecided transaction, if it can be had.
+pub(super) async fn half_batch(
+    session: &Session,
+    place: Place,
+    id: TransactionId,
+) -> Option<Bytes> {
+    let partition = session.locate(place).await.ok()?;
+    let (reply, mut answer) = question();
+    partition.tell(FindHalf { id, reply });
+    match first(&mut answer).await {
+        Answer::Batches(found) => {
+            let read = bodies(session, &found.batches).await.ok()?;
+            read.first().map(Body::to_bytes)
+        }
+        _ => None,
+    }
+}
+
 /// The batches' bytes, from the cache of the log's tail or read: up to the first that cannot be read,
 /// which is an error once it is the first of all.
-async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Body>, Stop> {
+pub(super) async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Body>, Stop> {
     let cache = &session.shared.house.cache;
     let cached: Vec<Option<Body>> = batches
         .iter()

@@ -11,11 +11,14 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::group;
+use super::member::{self, Said};
 use super::out::Out;
 use super::reader;
 use super::refusal::{refused, unknown_topic};
 use super::session::{Session, bad_frame, first, question};
 use super::timers;
+use super::transactions;
 use crate::actors::directory::{Do, List};
 use crate::actors::partition::Lookup;
 use crate::actors::reply::Answer;
@@ -66,13 +69,53 @@ pub(super) fn handle(
             let open: OpenReader = frame.decode().map_err(bad_frame)?;
             reader::open(session, open, correlation, out.clone());
         }
-        FrameKind::Metadata
+        FrameKind::JoinGroup => {
+            let join = frame.decode().map_err(bad_frame)?;
+            member::join(session, join, correlation, out.clone());
+        }
+        FrameKind::LeaveGroup => {
+            let leave = frame.decode().map_err(bad_frame)?;
+            member::leave(session, leave, correlation, out.clone());
+        }
+        FrameKind::GrantCredit => {
+            member::credit(session, frame.decode().map_err(bad_frame)?);
+        }
+        FrameKind::Withdraw => {
+            member::withdraw(session, frame.decode().map_err(bad_frame)?);
+        }
+        FrameKind::Acknowledge => {
+            let said = Said::Acknowledge(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::AcknowledgeUpTo => {
+            let said = Said::UpTo(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::Nack => {
+            let said = Said::Nack(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::ExtendLeases => {
+            let said = Said::Extend(frame.decode().map_err(bad_frame)?);
+            member::say(session, said, correlation, out);
+        }
+        FrameKind::CreateSubscription
+        | FrameKind::AlterSubscription
+        | FrameKind::RemoveSubscription
+        | FrameKind::ListGroups
+        | FrameKind::DescribeGroup
+        | FrameKind::ResetGroup
+        | FrameKind::DeleteGroup
+        | FrameKind::Metadata
         | FrameKind::CreateTopic
         | FrameKind::DescribeTopic
         | FrameKind::AlterTopic
         | FrameKind::DeleteTopic
         | FrameKind::LookupOffset
         | FrameKind::OpenProducer
+        | FrameKind::OpenSession
+        | FrameKind::EndTransaction
+        | FrameKind::ListTransactions
         | FrameKind::AskTimer
         | FrameKind::ListTimers
         | FrameKind::Status => {
@@ -92,6 +135,7 @@ pub(super) fn handle(
                 .instrument(request),
             );
         }
+        FrameKind::CheckedBack => transactions::checked_back(session, &frame)?,
         // Answers and the broker's own events have no business here; skipped like unknown events.
         _ => {}
     }
@@ -123,12 +167,15 @@ fn greet(session: &Session, hello: &Hello, correlation: u64, out: &Out) -> Resul
 }
 
 async fn answer(
-    session: &Session,
+    session: &Rc<Session>,
     kind: FrameKind,
     frame: &Frame,
     out: &Out,
 ) -> Result<(), Refused> {
     let correlation = frame.correlation();
+    if group::is_one(kind) {
+        return group::answer(session, kind, frame, out).await;
+    }
     match kind {
         FrameKind::Metadata => {
             let request: Metadata = frame.decode().map_err(bad_frame)?;
@@ -156,6 +203,7 @@ async fn answer(
                 flush: flush(config.flush),
                 retention_ms: config.retention_ms,
                 retention_bytes: config.retention_bytes,
+                levels: config.levels,
             };
             let command = Command::Create {
                 name: name.clone(),
@@ -228,7 +276,7 @@ async fn answer(
             let request: Status = frame.decode().map_err(bad_frame)?;
             status(session, request.actors, correlation, out);
         }
-        _ => {}
+        _ => transactions::answer(session, kind, frame, out).await?,
     }
     Ok(())
 }
@@ -278,12 +326,14 @@ async fn describe(
         return Err(unknown_topic(name));
     };
     let mut partitions = Vec::new();
-    for index in 0..topic.partitions {
-        let place = (topic.id, PartitionIndex(index), Lane::ZERO);
+    let lanes = (0..topic.partitions)
+        .flat_map(|index| (0..topic.config.levels).map(move |level| (index, Lane(level))));
+    for (index, lane) in lanes {
+        let place = (topic.id, PartitionIndex(index), lane);
         let bounds = bounds(session, place, ReadFrom::Latest).await?;
         partitions.push(PartitionInfo {
             partition: PartitionIndex(index),
-            lane: Lane::ZERO,
+            lane,
             start_offset: bounds.start,
             high_watermark: bounds.high_watermark,
             log_end_offset: bounds.log_end,
@@ -396,8 +446,9 @@ fn info(topic: &Topic) -> TopicInfo {
             },
             retention_ms: topic.config.retention_ms,
             retention_bytes: topic.config.retention_bytes,
+            levels: topic.config.levels,
         },
-        lanes: 1,
+        lanes: topic.config.levels,
         leaders: Vec::new(),
     }
 }

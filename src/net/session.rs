@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::door::Door;
@@ -33,15 +34,17 @@ use super::endpoint::Listening;
 use super::out::{self, LONG_ANSWERS_MAX, Out};
 use super::refusal;
 use super::requests;
+use super::transactions;
 use crate::actors::admission::{Admission, Guest, Permit};
 use crate::actors::commit::LogGauge;
 use crate::actors::directory::{DirectoryActor, Locate};
 use crate::actors::partition::{Append, PartitionActor};
 use crate::actors::reply::{Answer, Mail, ReplyTo};
+use crate::actors::transaction::CoordinatorActor;
 use crate::actors::{House, Link};
-use crate::domain::batch::{self, BatchHeader, flags};
+use crate::domain::batch;
 use crate::domain::body::Body;
-use crate::domain::id::{ClusterId, Lane, PartitionIndex, TopicId};
+use crate::domain::id::{ClusterId, Lane, OwnerId, PartitionId, PartitionIndex, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::log::ReadPool;
 use crate::transport::{Connection, Ended, ReceiveStream, SendStream};
@@ -152,8 +155,12 @@ pub struct Session {
     pub(super) greeted: Cell<bool>,
     /// The stream `Hello` came on: the broker's own words go there.
     pub(super) control: RefCell<Option<Out>>,
-    partitions: RefCell<HashMap<Place, Link<PartitionActor>>>,
+    partitions: RefCell<HashMap<Place, (OwnerId, Link<PartitionActor>)>>,
+    pub(super) coordinators: RefCell<HashMap<u8, Link<CoordinatorActor>>>,
+    /// Producer groups this connection's client answers for, and who passes the questions on.
+    pub(super) checks: RefCell<HashMap<String, JoinHandle<()>>>,
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
+    pub(super) members: super::member::Members,
     pub(super) credit: Cell<u64>,
     /// Bytes of frames that may be arriving at a time: this connection's own bound...
     arriving_share: Arc<Semaphore>,
@@ -254,7 +261,10 @@ async fn converse(
         greeted: Cell::new(false),
         control: RefCell::new(None),
         partitions: RefCell::new(HashMap::new()),
+        coordinators: RefCell::new(HashMap::new()),
+        checks: RefCell::new(HashMap::new()),
         readers: RefCell::new(HashMap::new()),
+        members: super::member::Members::default(),
         credit: Cell::new(0),
     });
     let mut stopping = session.shared.stopping.clone();
@@ -264,12 +274,16 @@ async fn converse(
                 Ok((send, recv)) => session.open_stream(send, recv),
                 Err(reason) => {
                     session.close_readers();
+                    let orderly = matches!(reason, Ended::ByPeer { .. });
+                    session.members.end(orderly, None);
                     session.control.borrow_mut().take();
                     return Ok(reason);
                 }
             },
             _ = stopping.wait_for(|stopping| *stopping) => {
                 session.close_readers();
+                let stopping = refusal::refused(&Rejection::ShuttingDown);
+                session.members.end(false, Some(&stopping));
                 if let Some(control) = session.control.borrow_mut().take() {
                     let reason = "the broker is stopping".to_owned();
                     control.send(&Goodbye { reason }, 0, Bytes::new());
@@ -307,6 +321,9 @@ impl Session {
     fn close_readers(&self) {
         for reader in self.readers.borrow().values() {
             reader.close();
+        }
+        for (_, passing_on) in self.checks.borrow_mut().drain() {
+            passing_on.abort();
         }
     }
 
@@ -473,20 +490,18 @@ impl Session {
                 "the batch is larger than the broker takes",
             ));
         }
-        if is_ahead(&batch.header) {
+        if batch.level != Some(header.lane.0) {
             return refuse(Refused::new(
-                Code::Unsupported,
-                "this broker does not know delayed, prioritised or transactional records yet",
+                Code::BatchMalformed,
+                "the records of a batch have the priority of the lane they are sent to",
             ));
         }
         // From here on it counts against what may be on its way to the disk, not against what arrives.
         let permit = self.admission.admit(cost(body.len())).await;
         drop(arrived);
-        let partition = match self
-            .locate((header.topic, header.partition, header.lane))
-            .await
-        {
-            Ok(partition) => partition,
+        let place = (header.topic, header.partition, header.lane);
+        let (owner, partition) = match self.locate_owner(place).await {
+            Ok(found) => found,
             Err(rejection) => return refuse(refusal::refused(&rejection)),
         };
         let reply = if header.ack == Ack::None {
@@ -494,7 +509,7 @@ impl Session {
         } else {
             out.reply(correlation)
         };
-        partition.tell(Append {
+        let append = Append {
             batch: body,
             count: batch.header.count,
             facts: batch.facts,
@@ -502,16 +517,38 @@ impl Session {
             tied: Vec::new(),
             reply,
             permit: Some(permit),
-        });
-        Ok(())
+        };
+        if batch.header.transaction.0 == 0 {
+            partition.tell(append);
+            return Ok(());
+        }
+        let id = PartitionId {
+            topic: header.topic,
+            partition: header.partition,
+            lane: header.lane,
+        };
+        let to = (owner, id, partition);
+        let sent = transactions::half(self, append, to, header.immunity_ms).await;
+        sent.or_else(|(refused, append)| {
+            append.reply.forget();
+            refuse(refused)
+        })
     }
 
     /// The partition's actor, from this session's memory if it lives.
     pub(super) async fn locate(&self, place: Place) -> Result<Link<PartitionActor>, Rejection> {
-        if let Some(link) = self.partitions.borrow().get(&place)
+        self.locate_owner(place).await.map(|(_, link)| link)
+    }
+
+    /// The same, and who it is.
+    async fn locate_owner(
+        &self,
+        place: Place,
+    ) -> Result<(OwnerId, Link<PartitionActor>), Rejection> {
+        if let Some((owner, link)) = self.partitions.borrow().get(&place)
             && link.is_alive()
         {
-            return Ok(link.clone());
+            return Ok((*owner, link.clone()));
         }
         let (topic, partition, lane) = place;
         let answer = self
@@ -524,9 +561,10 @@ impl Session {
             })
             .await;
         match answer {
-            Answer::Partition(_, link) => {
-                self.partitions.borrow_mut().insert(place, link.clone());
-                Ok(link)
+            Answer::Partition(owner, link) => {
+                let found = (owner, link);
+                self.partitions.borrow_mut().insert(place, found.clone());
+                Ok(found)
             }
             Answer::Refused(rejection) => {
                 self.partitions.borrow_mut().remove(&place);
@@ -545,12 +583,6 @@ fn cost(bytes: usize) -> u64 {
 async fn acquire(semaphore: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     Arc::clone(semaphore).acquire_many_owned(bytes).await.ok()
-}
-
-/// Whether a batch asks for what would be broken by storing it like any other: visible before its time,
-/// or before its transaction is decided.
-fn is_ahead(batch: &BatchHeader) -> bool {
-    batch.has(flags::DELIVERIES) || batch.has(flags::PRIORITIES) || batch.transaction.0 != 0
 }
 
 /// A frame error ends the connection: the stream is beyond use, and its sender is not one of ours.

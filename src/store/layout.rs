@@ -5,10 +5,10 @@
 //!
 //! | tree | owners | rows (kind: what, row id) |
 //! |---|---|---|
-//! | `meta` | the directory | 0: head, 0; 1: one topic, topic id |
+//! | `meta` | the directory | 0: head, 0; 1: one topic, topic id; 2: one consumer group, group id |
 //! | `partition` | partition lanes | 0: head, 0; 1: index run, its first offset; 2: one producer, producer id; 3: a chunk of stored records' states, first number / 4096; 4: a run of stored bodies, first number; 5: one undecided batch, first number |
-//! | `group` | consumer groups | 0: head, 0 |
-//! | `transaction` | transaction coordinators | 0: head, 0 |
+//! | `group` | consumer groups | 0: head, 0; 1: one subscription, topic id; 2: one cursor, its number; 3: listed records, cursor number << 40, or'ed with offset >> 11 |
+//! | `transaction` | transaction coordinators | 0: head, 0; 1: session, producer id; 2: open transaction, sequence of its first registration; 3: finished one, sequence of its decision |
 //! | `wheel` | timing wheel levels of the wall clock | 0: head, 0; 1: home chunk, slot << 24 + chunk |
 //! | `trace` | the trace | 0: head, 0 |
 //!
@@ -54,6 +54,14 @@ pub const ROW_BYTES_MAX: usize = 1 << 20;
 pub const HEAD: u8 = 0;
 /// The row kind of one topic in the directory's rows; the row id is the topic id.
 pub const DIRECTORY_TOPIC: u8 = 1;
+/// The row kind of one consumer group in the directory's rows; the row id is the group id.
+pub const DIRECTORY_GROUP: u8 = 2;
+/// The row kind of one subscription of a group; the row id is the topic id.
+pub const GROUP_SUBSCRIPTION: u8 = 1;
+/// The row kind of one cursor of a group; the row id is its number.
+pub const GROUP_CURSOR: u8 = 2;
+/// The row kind of a run of listed records of a group; the row id names cursor and offsets.
+pub const GROUP_LIST: u8 = 3;
 /// The row kind of a run of a partition's index; the row id is the run's first offset.
 pub const PARTITION_INDEX_RUN: u8 = 1;
 /// The row kind of one producer of a partition; the row id is the producer id.
@@ -67,6 +75,14 @@ pub const PARTITION_OPEN: u8 = 5;
 /// The row kind of a home chunk of the timing wheel; the row id is slot and chunk, see
 /// [`crate::domain::wheel::chunk`].
 pub const WHEEL_HOME: u8 = 1;
+
+/// The row kind of a session of a coordinator; the row id is the producer id.
+pub const TRANSACTION_SESSION: u8 = 1;
+/// The row kind of an open transaction; the row id is the coordinator's sequence of its first
+/// registration.
+pub const TRANSACTION_OPEN: u8 = 2;
+/// The row kind of a finished transaction; the row id is the sequence of its decision.
+pub const TRANSACTION_FINISHED: u8 = 3;
 
 const KEY_BYTES: usize = 17;
 const FIXED_BYTES: usize = 26;

@@ -114,11 +114,43 @@ kinds! {
     Produce = 0x000b,
     /// Deliver a partition's records.
     OpenReader = 0x000c,
+    /// Become a member of a group.
+    JoinGroup = 0x0070,
+    /// Stop being one.
+    LeaveGroup = 0x0071,
+    /// Records are consumed.
+    Acknowledge = 0x0072,
+    /// All up to a place are.
+    AcknowledgeUpTo = 0x0073,
+    /// Records are not consumed.
+    Nack = 0x0074,
+    /// More time for leases.
+    ExtendLeases = 0x0075,
+    /// Make a subscription.
+    CreateSubscription = 0x0076,
+    /// Change one.
+    AlterSubscription = 0x0077,
+    /// Remove one.
+    RemoveSubscription = 0x0078,
+    /// Which groups there are.
+    ListGroups = 0x0079,
+    /// A group with its members and progress.
+    DescribeGroup = 0x007a,
+    /// Set where a subscription goes on.
+    ResetGroup = 0x007b,
+    /// Remove a group.
+    DeleteGroup = 0x007c,
 
     /// Cancel, reschedule or look at a delayed record.
     AskTimer = 0x0060,
     /// Which delayed records wait.
     ListTimers = 0x0061,
+    /// A session of a transactional id.
+    OpenSession = 0x0090,
+    /// Decide a transaction.
+    EndTransaction = 0x0091,
+    /// Which transactions there are.
+    ListTransactions = 0x0092,
 
     /// Answers `Hello`.
     HelloOk = 0x4001,
@@ -144,6 +176,26 @@ kinds! {
     TimerOk = 0x4060,
     /// Answers `ListTimers`.
     TimersOk = 0x4061,
+    /// Answers `OpenSession`.
+    SessionOk = 0x4090,
+    /// Answers `EndTransaction`.
+    TransactionEnded = 0x4091,
+    /// Answers `ListTransactions`.
+    TransactionsOk = 0x4092,
+    /// Answers `JoinGroup`.
+    Joined = 0x4070,
+    /// Answers `Acknowledge`, `AcknowledgeUpTo`, `Nack` and `ExtendLeases`.
+    Settled = 0x4071,
+    /// Answers the requests about one subscription.
+    SubscriptionOk = 0x4072,
+    /// Answers `ListGroups`.
+    GroupsOk = 0x4073,
+    /// Answers `DescribeGroup`.
+    GroupOk = 0x4074,
+    /// Answers `ResetGroup`.
+    ResetOk = 0x4075,
+    /// Answers `LeaveGroup` and `DeleteGroup`.
+    GroupDone = 0x4076,
     /// Answers any request: no, and why.
     Refused = 0x4fff,
 
@@ -161,6 +213,30 @@ kinds! {
     ReaderEnd = 0x8005,
     /// To the client: the broker is about to close the connection.
     Goodbye = 0x8006,
+    /// To the broker: a member may be sent so much more.
+    GrantCredit = 0x8070,
+    /// To the broker: a member wants no more for now.
+    Withdraw = 0x8071,
+    /// To the client: a place is a member's.
+    Assigned = 0x8072,
+    /// To the client: a place will be another's.
+    Revoked = 0x8073,
+    /// To the client: leased records.
+    Leased = 0x8074,
+    /// To the client: leases that are a member's no more.
+    LeasesLost = 0x8075,
+    /// To the client: nothing more comes, as was asked.
+    Withdrawn = 0x8076,
+    /// To the client: not a member any more.
+    MemberEnd = 0x8077,
+    /// To the client: the broker is there.
+    Heartbeat = 0x8078,
+    /// To the client: a subscription of a member is gone.
+    Unsubscribed = 0x8079,
+    /// To the client: what became of a transaction of your producer group?
+    CheckBack = 0x8090,
+    /// To the broker: the answer to `CheckBack`.
+    CheckedBack = 0x8091,
 }
 
 /// What is to be done with a frame, known or not.

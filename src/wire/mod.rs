@@ -11,7 +11,9 @@
 //! [`Refused`](code::Refused). Answers may overtake each other across streams, never within a producer
 //! and partition. For each reader the broker opens one unidirectional stream that begins with
 //! [`StreamOpen`](reader::StreamOpen), goes on with [`Deliver`](reader::Deliver) and ends with
-//! [`ReaderEnd`](reader::ReaderEnd).
+//! [`ReaderEnd`](reader::ReaderEnd). A member of a consumer group has one such stream too: it carries
+//! what the member hears, from [`Assigned`](consume::Assigned) and [`Leased`](consume::Leased) to
+//! [`MemberEnd`](consume::MemberEnd).
 //!
 //! An unknown request is answered `Unsupported`; an unknown event is skipped by its length. In a named
 //! header unknown fields are ignored and absent optional ones have their default.
@@ -31,12 +33,21 @@
 //! | `Deliver` 0x8004 | event to the client | positional, body: a batch | the reader's stream |
 //! | `DeliverPublished` 0x8060 | event to the client | positional, body: details, a batch | the reader's stream |
 //! | `Goodbye` 0x8006 | event to the client | named | control |
+//! | `JoinGroup` 0x70, `LeaveGroup` 0x71, subscriptions and groups 0x76 .. 0x7c | request | named | control |
+//! | `Acknowledge` 0x72, `AcknowledgeUpTo` 0x73, `Nack` 0x74, `ExtendLeases` 0x75 | request | positional | control |
+//! | `Joined` 0x4070 .. `GroupDone` 0x4076 | answer | named, `Settled` positional | control |
+//! | `GrantCredit` 0x8070, `Withdraw` 0x8071 | event to the broker | positional | control |
+//! | `Assigned` 0x8072, `Revoked` 0x8073, `MemberEnd` 0x8077, `Unsubscribed` 0x8079 | event to the client | named | the member's stream |
+//! | `Leased` 0x8074 (body: a batch), `LeasesLost` 0x8075, `Withdrawn` 0x8076 | event to the client | positional | the member's stream |
+//! | `Heartbeat` 0x8078 | event to the client | named | control |
 //!
 //! Invariants: W1, every decoder is total: whatever a peer sent is a value or an error; W2, no length is
 //! believed before it was checked against a limit; W3, a frame's body is never looked into here.
 
 pub mod code;
+pub mod consume;
 pub mod frame;
+pub mod group;
 pub mod hello;
 pub mod pieces;
 pub mod produce;
@@ -44,6 +55,7 @@ pub mod reader;
 pub mod status;
 pub mod timer;
 pub mod topic;
+pub mod transaction;
 
 /// The protocol's name in the TLS handshake.
 pub const ALPN: &[u8] = b"waterwheel/1";

@@ -103,6 +103,10 @@ pub struct Produce {
     pub leader_epoch: u32,
     /// What the sender waits for. At `none` there is no answer, not even a refusal.
     pub ack: Ack,
+    /// Of a half message: how long after it its producer group is asked for the outcome, in milliseconds.
+    /// Without it a transaction ends by timeout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub immunity_ms: Option<u32>,
 }
 header!(Produce, Produce, positional);
 

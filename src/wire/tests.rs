@@ -3,6 +3,8 @@
     reason = "the numbers of these tests are small"
 )]
 
+mod groups;
+
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,10 @@ use super::reader::*;
 use super::status::*;
 use super::timer::*;
 use super::topic::*;
+use super::transaction::{
+    CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession, SessionOk,
+    TransactionEnded, TransactionsOk,
+};
 use crate::domain::batch::{BatchView, Compression, facts};
 use crate::domain::id::{
     ClusterId, Lane, MessageId, Offset, PartitionIndex, ProducerEpoch, ProducerId, RecordNumber,
@@ -24,6 +30,8 @@ use crate::domain::id::{
 };
 use crate::domain::record::{Record, RecordBody};
 use crate::domain::time::WallMs;
+
+mod transaction;
 
 fn frame_of<H: Header>(header: &H, correlation: u64, body: &'static [u8]) -> Bytes {
     let mut out = BytesMut::new();
@@ -85,8 +93,14 @@ fn info() -> TopicInfo {
 /// The header of every kind of frame; what the table holds is checked against `FrameKind::ALL`.
 fn golden_frames() -> Vec<Bytes> {
     let mut frames = golden_requests();
+    frames.extend(groups::golden_requests());
+    frames.extend(transaction::requests());
     frames.extend(golden_answers());
+    frames.extend(groups::golden_answers());
+    frames.extend(transaction::answers());
     frames.extend(golden_events());
+    frames.extend(groups::golden_events());
+    frames.extend(transaction::events());
     frames
 }
 
@@ -174,6 +188,7 @@ fn golden_requests() -> Vec<Bytes> {
                 lane,
                 leader_epoch: 0,
                 ack: Ack::Durable,
+                immunity_ms: None,
             },
             r"\x95\x05\x03\x00\x00\x02",
         ),
@@ -571,6 +586,15 @@ fn decode_as_told(frame: &Frame) {
         Some(FrameKind::TimersOk) => drop(frame.decode::<TimersOk>()),
         Some(FrameKind::ReaderEnd) => drop(frame.decode::<ReaderEnd>()),
         Some(FrameKind::Goodbye) => drop(frame.decode::<Goodbye>()),
+        Some(FrameKind::OpenSession) => drop(frame.decode::<OpenSession>()),
+        Some(FrameKind::EndTransaction) => drop(frame.decode::<EndTransaction>()),
+        Some(FrameKind::ListTransactions) => drop(frame.decode::<ListTransactions>()),
+        Some(FrameKind::SessionOk) => drop(frame.decode::<SessionOk>()),
+        Some(FrameKind::TransactionEnded) => drop(frame.decode::<TransactionEnded>()),
+        Some(FrameKind::TransactionsOk) => drop(frame.decode::<TransactionsOk>()),
+        Some(FrameKind::CheckBack) => drop(frame.decode::<CheckBack>()),
+        Some(FrameKind::CheckedBack) => drop(frame.decode::<CheckedBack>()),
+        Some(kind) => groups::decode_as_told(kind, frame),
         None => {}
     }
     let _ = decode_list::<TopicInfo>(&frame.body);

@@ -34,6 +34,17 @@ pub struct TopicConfig {
     /// How many bytes a partition keeps at least; all where absent.
     #[serde(default)]
     pub retention_bytes: Option<u64>,
+    /// How many priority levels its records may have, 1 to 32; fixed for ever.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub levels: u8,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes fields by reference"
+)]
+fn is_one(levels: &u8) -> bool {
+    *levels == 1
 }
 
 fn yes() -> bool {
@@ -50,6 +61,7 @@ impl TopicConfig {
             flush: FlushMode::Sync,
             retention_ms: None,
             retention_bytes: None,
+            levels: 1,
         }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) type Acked = BTreeMap<u32, BTreeMap<u64, (u32, Option<u64>)>>;
 /// Shared by producers and the one who kills.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    acked: AtomicU64,
+    pub(crate) acked: AtomicU64,
     unacked: AtomicU64,
     bell: Notify,
     stop: AtomicBool,
@@ -45,6 +45,17 @@ impl Progress {
     /// Producers send nothing more and wait for what is under way.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether to stop.
+    pub(crate) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// One more is acknowledged, and noted elsewhere.
+    pub(crate) fn count(&self) {
+        self.acked.fetch_add(1, Ordering::SeqCst);
+        self.bell.notify_waiters();
     }
 
     /// What was told.

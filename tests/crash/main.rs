@@ -19,6 +19,7 @@
 mod audit;
 mod child;
 mod load;
+mod timers;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -504,6 +504,7 @@ pub(crate) fn to(topic: TopicId, partition: u32, ack: Ack) -> Produce {
         lane: Lane::ZERO,
         leader_epoch: 0,
         ack,
+        immunity_ms: None,
     }
 }
 

@@ -11,12 +11,17 @@ use bytes::Bytes;
 use waterwheel::actors::directory::FailOwner;
 use waterwheel::config::Config;
 use waterwheel::domain::batch::BatchStamp;
-use waterwheel::domain::id::{Offset, ProducerEpoch, ProducerId};
+use waterwheel::domain::id::{
+    Offset, ProducerEpoch, ProducerId, ProducerSequence, TransactionNumber,
+};
 use waterwheel::wire::code::{Code, Refused};
 use waterwheel::wire::frame::FrameKind;
 use waterwheel::wire::hello::Hello;
 use waterwheel::wire::produce::{Ack, Produce};
 use waterwheel::wire::reader::{Credit, OpenReader};
+use waterwheel::wire::transaction::{
+    EndTransaction, OpenSession, Outcome, SessionOk, TransactionEnded,
+};
 use waterwheel::wire::topic::{AlterTopic, At, TopicConfig, TopicInfo, TopicOk};
 
 use crate::client::{Client, Producer, Stream, batch, close_code, owner_of, pull, push, to};
@@ -74,6 +79,9 @@ provocations! {
     Damaged => damaged,
     ShuttingDown => shutting_down,
     Internal => internal,
+    TransactionUnknown => transaction_unknown,
+    TransactionDecided => transaction_decided,
+    TransactionLimit => transaction_limit,
 }
 
 #[test]
@@ -146,6 +154,65 @@ fn code<T: std::fmt::Debug>(answer: Result<T, Refused>) -> Code {
 
 fn plain(value: &str) -> Bytes {
     batch(BatchStamp::default(), &[value])
+}
+
+/// A session of a transactional id, by hand, with one batch of its first transaction stored.
+async fn session(stage: &mut Stage) -> (SessionOk, Produce) {
+    let open = OpenSession {
+        name: "till".to_owned(),
+        ..OpenSession::default()
+    };
+    let session: SessionOk = stage.client.ask(&open).await.unwrap();
+    let header = stage.to();
+    let half = half(session, 1, 0);
+    stage.producer.stream.produce(header, half).await.unwrap();
+    (session, header)
+}
+
+fn half(session: SessionOk, number: u64, first: u64) -> Bytes {
+    let stamp = BatchStamp {
+        producer: session.producer,
+        epoch: session.epoch,
+        first_sequence: ProducerSequence(first),
+        transaction: TransactionNumber(number),
+    };
+    batch(stamp, &["half"])
+}
+
+fn end(session: SessionOk, number: u64, outcome: Outcome) -> EndTransaction {
+    EndTransaction {
+        producer: session.producer,
+        epoch: session.epoch,
+        number: TransactionNumber(number),
+        outcome,
+        operator: false,
+    }
+}
+
+async fn transaction_unknown() -> Code {
+    let mut stage = Stage::set().await;
+    let (session, _) = session(&mut stage).await;
+    let end = end(session, 7, Outcome::Commit);
+    code(stage.client.ask::<_, TransactionEnded>(&end).await)
+}
+
+async fn transaction_decided() -> Code {
+    let mut stage = Stage::set().await;
+    let (session, header) = session(&mut stage).await;
+    let commit = end(session, 1, Outcome::Commit);
+    stage.client.ask::<_, TransactionEnded>(&commit).await.unwrap();
+    let opposite = end(session, 1, Outcome::Rollback);
+    let refused = code(stage.client.ask::<_, TransactionEnded>(&opposite).await);
+    assert_eq!(refused, Code::TransactionDecided);
+    let late = half(session, 1, 1);
+    code(stage.producer.stream.produce(header, late).await)
+}
+
+async fn transaction_limit() -> Code {
+    let mut stage = Stage::set_with(|config| config.transactions_per_session_max = 1).await;
+    let (session, header) = session(&mut stage).await;
+    let second = half(session, 2, 1);
+    code(stage.producer.stream.produce(header, second).await)
 }
 
 async fn unknown_topic() -> Code {

@@ -265,16 +265,16 @@ fn what_is_no_batch_is_refused() {
 }
 
 #[test]
-fn records_this_broker_would_show_too_early_are_refused() {
+fn records_nobody_could_ever_show_are_refused() {
     run(async {
         let rig = Rig::start().await;
         let mut client = rig.client().await;
         let topic = client.create("orders", 1).await;
-        let of = |priority, delivery, transaction| {
+        let of = |priority, transaction| {
             let mut builder = BatchBuilder::new(usize::MAX, Compression::None);
             let id = MessageId::default();
             builder
-                .push_with(&Record::new("x"), id, WallMs(1), priority, delivery)
+                .push_with(&Record::new("x"), id, WallMs(1), priority, Delivery::Now)
                 .unwrap();
             builder
                 .finish(BatchStamp {
@@ -283,19 +283,18 @@ fn records_this_broker_would_show_too_early_are_refused() {
                 })
                 .unwrap()
         };
-        let none = TransactionNumber(0);
         let batches = [
-            of(0, Delivery::After(60_000), none),
-            of(0, Delivery::At(WallMs(i64::MAX)), none),
-            of(3, Delivery::Now, none),
-            of(0, Delivery::Now, TransactionNumber(1)),
+            // A transaction of nobody's session.
+            (of(0, TransactionNumber(1)), Code::TransactionUnknown),
+            // A priority the topic's lane does not have.
+            (of(3, TransactionNumber(0)), Code::BatchMalformed),
         ];
-        for batch in batches {
+        for (batch, code) in batches {
             let answer = client
                 .control
                 .produce(to(topic.id, 0, Ack::Durable), batch)
                 .await;
-            assert_eq!(answer.unwrap_err().code(), Code::Unsupported);
+            assert_eq!(answer.unwrap_err().code(), code);
         }
         assert!(client.read_all(topic.id, 0).await.is_empty());
         rig.node.assert_serves().await;

@@ -12,4 +12,6 @@ mod produce;
 mod read;
 mod retention;
 mod rig;
+mod timers;
 mod topics;
+mod transactions;

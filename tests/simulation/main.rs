@@ -14,3 +14,4 @@ mod disk;
 mod faults;
 mod later_features;
 mod log;
+mod timers;

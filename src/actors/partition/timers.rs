@@ -32,6 +32,7 @@ impl Handler<AlarmEvent> for PartitionActor {
             AlarmEvent::Began {
                 clock: AlarmClock::Wall,
             } => self.machine.wheel_began(&mut effects),
+            AlarmEvent::Lost => self.machine.lost(&mut effects),
             // A partition arms nothing on the other clock: whatever comes from there is settled.
             AlarmEvent::Due { clock, batch, .. } => {
                 let returned = Returned {
@@ -41,10 +42,7 @@ impl Handler<AlarmEvent> for PartitionActor {
                 };
                 self.house.wheel.returned(clock, returned);
             }
-            AlarmEvent::Near { .. }
-            | AlarmEvent::Armed { .. }
-            | AlarmEvent::Began { .. }
-            | AlarmEvent::Lost => {}
+            AlarmEvent::Near { .. } | AlarmEvent::Armed { .. } | AlarmEvent::Began { .. } => {}
         }
         self.perform(effects, ctx);
     }

@@ -12,8 +12,10 @@ use crate::actors::directory::{DirectoryActor, StartOwner};
 use crate::actors::stats::ActorStats;
 use crate::actors::store::{FindHomes, LoadHomes, WriteHomes};
 use crate::actors::{House, Link};
-use crate::domain::alarm::{Alarm, AlarmClock, alarms_of_payload};
+use crate::domain::alarm::{Alarm, AlarmClock};
+use crate::domain::entry::AppliedEntry;
 use crate::domain::id::{LogPosition, OwnerId, OwnerSequence};
+use crate::domain::partition::alarms_of;
 use crate::domain::wheel::chunk::RowId;
 use crate::domain::wheel::{Changes, Moment};
 use crate::log::{LogReader, Scanned};
@@ -200,8 +202,22 @@ pub(super) struct Beginning {
 fn alarms_behind(reader: &LogReader, mark: LogPosition) -> Vec<Alarm> {
     let mut alarms = Vec::new();
     for scanned in reader.scan(mark, None) {
-        if let Scanned::Entry { header, facts, .. } = scanned {
-            alarms.extend(alarms_of_payload(&header, &facts));
+        if let Scanned::Entry {
+            header,
+            place,
+            facts,
+            body,
+        } = scanned
+            // Below are the directory, the log, and what has no partition's entries.
+            && header.owner >= OwnerId::FIRST_FREE
+        {
+            let body = body.unwrap_or_default();
+            alarms.extend(alarms_of(&AppliedEntry {
+                header,
+                place,
+                body,
+                facts,
+            }));
         }
     }
     alarms

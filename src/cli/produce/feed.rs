@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::queues::Sent;
 use crate::cli::framing::{FramingError, Input, Splitter};
 use crate::client::{Pending, Producer, Record, SendError};
+use crate::domain::batch::Delivery;
 use crate::domain::record::Text;
 
 /// So much is read at once.
@@ -58,6 +59,8 @@ pub(super) struct Dress {
     pub(super) tag: Option<Text>,
     /// Headers, behind its own.
     pub(super) headers: Vec<(Text, Bytes)>,
+    /// When it is delivered, unless it says so itself.
+    pub(super) delivery: Delivery,
 }
 
 impl Dress {
@@ -66,6 +69,9 @@ impl Dress {
             record.tag.clone_from(&self.tag);
         }
         record.headers.extend_from_slice(&self.headers);
+        if record.delivery == Delivery::Now {
+            record.delivery = self.delivery;
+        }
     }
 }
 
@@ -222,6 +228,7 @@ mod tests {
         let dress = Dress {
             tag: Some("given".into()),
             headers: vec![("b".into(), "2".into())],
+            ..Dress::default()
         };
         let mut bare = Record::new("v");
         dress.put_on(&mut bare);

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::queues::Settled;
 use crate::cli::json::write_json;
-use crate::client::{Receipt, SendError, SendStatus};
+use crate::client::{Receipt, SendError, SendStatus, TimerHandle};
 
 /// Receipts that may wait for an earlier one: while so many do, nothing more is sent.
 const WAITING_MAX: usize = 1 << 20;
@@ -58,6 +58,8 @@ enum Slot {
         offset: Option<u64>,
         time_ms: i64,
         status: SendStatus,
+        due_ms: Option<i64>,
+        timer: Option<TimerHandle>,
     },
 }
 
@@ -144,6 +146,8 @@ impl Ledger {
                     offset,
                     time_ms,
                     status,
+                    due_ms,
+                    timer,
                 } => {
                     let _ = write!(lines, "{{\"line\":{number},\"topic\":");
                     lines.extend_from_slice(&receipts.topic);
@@ -156,7 +160,14 @@ impl Ledger {
                         0 => write!(lines, ",\"time_ms\":null"),
                         _ => write!(lines, ",\"time_ms\":{time_ms}"),
                     };
-                    let _ = writeln!(lines, ",\"status\":\"{}\"}}", status.name());
+                    let _ = write!(lines, ",\"status\":\"{}\"", status.name());
+                    if let Some(due_ms) = due_ms {
+                        let _ = write!(lines, ",\"due_ms\":{due_ms}");
+                    }
+                    if let Some(timer) = timer {
+                        let _ = write!(lines, ",\"timer\":\"{timer}\"");
+                    }
+                    let _ = writeln!(lines, "}}");
                 }
             }
             receipts.waiting.pop_front();
@@ -232,6 +243,8 @@ fn slot_of(number: u64, receipt: &Receipt) -> Slot {
         offset: receipt.offset,
         time_ms: receipt.time_ms,
         status: receipt.status,
+        due_ms: receipt.due_ms,
+        timer: receipt.timer,
     }
 }
 

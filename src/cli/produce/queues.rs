@@ -189,6 +189,8 @@ pub(super) mod tests {
             time_ms: 7,
             status: crate::client::SendStatus::SendOk,
             duplicate: false,
+            due_ms: None,
+            timer: None,
         }
     }
 

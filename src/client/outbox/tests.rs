@@ -7,7 +7,7 @@ use super::*;
 use crate::client::error::Refusal;
 use crate::client::pending::Receipt;
 use crate::domain::batch::BatchView;
-use crate::domain::id::{Offset, ProducerEpoch, ProducerId, RecordNumber};
+use crate::domain::id::{ClusterId, Offset, ProducerEpoch, ProducerId, RecordNumber, TopicId};
 use crate::domain::record::RecordBody;
 use crate::wire::code::{Code, Refused};
 
@@ -18,8 +18,12 @@ const IDENTITY: ProducerOk = ProducerOk {
 
 fn config(ack: Ack) -> OutboxConfig {
     OutboxConfig {
+        cluster: ClusterId([0; 16]),
+        topic_id: TopicId(1),
         topic: Arc::from("t"),
         partition: 3,
+        level: 0,
+        slot: 3,
         ack,
         batch_bytes: 1_000,
         batch_bytes_max: 2_000,

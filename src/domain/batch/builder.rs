@@ -90,7 +90,7 @@ impl BatchBuilder {
         BATCH_HEADER_BYTES + row_bytes(flags | flags::TIMESTAMPS) * count + body_bytes
     }
 
-    /// Adds an immediate record of the ordinary priority. `id` and `timestamp` stand where the record
+    /// Adds a record of the ordinary priority, with the delivery it asks for. `id` and `timestamp` stand where the record
     /// has none of its own.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl BatchBuilder {
         id: MessageId,
         timestamp: WallMs,
     ) -> Result<(), BatchFull> {
-        self.push_with(record, id, timestamp, 0, Delivery::Now)
+        self.push_with(record, id, timestamp, 0, record.delivery)
     }
 
     /// Adds a record with its priority and delivery.

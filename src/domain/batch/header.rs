@@ -315,6 +315,15 @@ pub fn facts(bytes: &[u8]) -> Option<PayloadFacts> {
 }
 
 impl BatchHeader {
+    /// The priority all records have; none where they differ.
+    pub(super) fn level(&self, directory: &[u8]) -> Option<u8> {
+        let column = directory.get(self.column(flags::PRIORITIES))?;
+        match column.split_first() {
+            None => Some(0),
+            Some((first, rest)) => rest.iter().all(|level| level == first).then_some(*first),
+        }
+    }
+
     pub(super) fn facts(&self, directory: &[u8]) -> PayloadFacts {
         let tags = directory.get(self.column(flags::TAGS)).unwrap_or_default();
         let deliveries = directory

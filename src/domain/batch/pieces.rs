@@ -17,6 +17,8 @@ pub struct CheckedBatch {
     pub header: BatchHeader,
     /// What a fold must know of it.
     pub facts: PayloadFacts,
+    /// The priority all its records have; none where they differ.
+    pub level: Option<u8>,
 }
 
 /// Checks a whole batch as [`BatchView::parse`] does.
@@ -37,6 +39,7 @@ pub fn check(body: &Body) -> Result<CheckedBatch, BatchError> {
         return Ok(CheckedBatch {
             header: view.header().clone(),
             facts: view.facts(),
+            level: view.header().level(view.directory()),
         });
     };
     if body.len() != header.total_bytes() {
@@ -48,6 +51,7 @@ pub fn check(body: &Body) -> Result<CheckedBatch, BatchError> {
     let bodies_at = BATCH_HEADER_BYTES + header.directory_bytes;
     let directory = first.get(BATCH_HEADER_BYTES..bodies_at).unwrap_or_default();
     let facts = header.facts(directory);
+    let level = header.level(directory);
     let mut rest = Rest {
         pieces: body.pieces(),
         at: bodies_at,
@@ -55,7 +59,11 @@ pub fn check(body: &Body) -> Result<CheckedBatch, BatchError> {
     if header.compression != Compression::None {
         let stored = body.len() - bodies_at;
         return match rest.crc(stored) == Some(header.body_crc) {
-            true => Ok(CheckedBatch { header, facts }),
+            true => Ok(CheckedBatch {
+                header,
+                facts,
+                level,
+            }),
             false => Err(BatchError::BodyChecksum),
         };
     }
@@ -70,7 +78,11 @@ pub fn check(body: &Body) -> Result<CheckedBatch, BatchError> {
             None => return Err(BatchError::Directory),
         }
     }
-    Ok(CheckedBatch { header, facts })
+    Ok(CheckedBatch {
+        header,
+        facts,
+        level,
+    })
 }
 
 /// What of the pieces has not been looked at.
@@ -150,7 +162,7 @@ mod tests {
                 bytes.pop();
             }
             let expected = BatchView::parse(&Bytes::from(bytes.clone()))
-                .map(|view| CheckedBatch { header: view.header().clone(), facts: view.facts() });
+                .map(|view| CheckedBatch { header: view.header().clone(), facts: view.facts(), level: Some(0) });
             prop_assert_eq!(check(&cut(&bytes, &cuts)), expected);
         }
     }

@@ -8,12 +8,13 @@ use super::rejection::GroupRejection;
 use super::subscription::{Start, SubscriptionChange, SubscriptionSpec};
 use crate::domain::entry::Draft;
 use crate::domain::id::{
-    Generation, Lane, LeaseId, MemberId, Offset, OwnerId, PartitionId, PartitionIndex,
-    ProducerEpoch, ProducerId, Token, TopicId, TransactionNumber,
+    Generation, Lane, LeaseId, MemberId, Offset, OwnerId, PartitionId, PartitionIndex, Token,
+    TopicId,
 };
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::MonotonicMs;
+use crate::domain::transaction::TransactionId;
 
 /// The longest reason a nack may give, in bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 200;
@@ -68,17 +69,6 @@ pub enum RetryAfter {
     DeadLetter,
 }
 
-/// A transaction, as a group knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct TransactionKey {
-    /// Its producer.
-    pub producer: ProducerId,
-    /// The producer's epoch.
-    pub epoch: ProducerEpoch,
-    /// Which of that producer's.
-    pub number: TransactionNumber,
-}
-
 /// What is asked of a group. Every command is answered exactly once, under its token; what rests on the
 /// disk is answered when it is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,7 +120,9 @@ pub enum Command {
         /// One past the last.
         end: Offset,
     },
-    /// These are not consumed. Answered with [`Answer::Settled`] once durable.
+    /// These are not consumed. Answered with [`Answer::Settled`] once durable. In exclusive and broadcast
+    /// mode only the first of a range counts as refused, and what is behind it in its lease is given back
+    /// with it: it comes again, in order. Other leases behind it are lost, and told so.
     Refuse {
         /// Who.
         member: MemberId,
@@ -158,15 +150,17 @@ pub enum Command {
         /// Which.
         lease: LeaseId,
     },
-    /// These are consumed if and when the transaction commits. Answered with [`Answer::Settled`] once
-    /// the attachment is durable; then they are held until the decision, whatever becomes of the lease.
+    /// These are consumed if and when the transaction commits: all of them, or the command is refused.
+    /// Answered with [`Answer::Settled`] once the attachment is durable; then they are held until the decision, whatever becomes of the lease.
     Attach {
         /// Who.
         member: MemberId,
         /// Which.
         ranges: Vec<LeasedRange>,
         /// To what.
-        transaction: TransactionKey,
+        transaction: TransactionId,
+        /// Entries of others that stand or fall with the attachment: the coordinator's registration.
+        tied: Vec<(OwnerId, Draft)>,
     },
     /// Make a subscription.
     Subscribe(SubscriptionSpec),
@@ -195,19 +189,6 @@ pub enum Command {
     },
     /// What there is. Answered with [`Answer::Described`].
     Describe,
-    /// Bring dead letters of the subscription back to where they came from. Answered with
-    /// [`Answer::Moved`].
-    Redrive {
-        /// Whose dead letters: the consumed topic.
-        topic: TopicId,
-        /// At most so many.
-        records_max: u32,
-    },
-    /// Forget dead letters of the subscription. Answered with [`Answer::Moved`].
-    Purge {
-        /// Whose dead letters: the consumed topic.
-        topic: TopicId,
-    },
 }
 
 /// Where a reset goes.
@@ -232,6 +213,8 @@ pub struct Lease {
     pub first: Offset,
     /// How many.
     pub count: u32,
+    /// What they cost of the member's credit, in bytes.
+    pub bytes: u64,
     /// How often they have been delivered, this time counted: from 1.
     pub attempt: u16,
     /// Under which assignment of the place.
@@ -381,8 +364,6 @@ pub enum Answer {
     Reset(Vec<PlaceReset>),
     /// The group.
     Described(Box<Description>),
-    /// So many dead letters were brought back or forgotten.
-    Moved(u64),
 }
 
 /// Names a cursor of a group: one place of a subscription, and in broadcast mode one member's.

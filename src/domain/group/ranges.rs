@@ -48,6 +48,12 @@ impl RangeSet {
             .is_some_and(|(_, to)| offset < *to)
     }
 
+    /// Whether any of `from..to` is in it.
+    #[must_use]
+    pub fn meets(&self, from: u64, to: u64) -> bool {
+        from < to && (self.contains(from) || self.ranges.range(from..to).next().is_some())
+    }
+
     /// Adds `from..to`; says how many were new.
     pub fn insert(&mut self, from: u64, to: u64) -> u64 {
         if from >= to {
@@ -191,6 +197,7 @@ mod tests {
             }
             let (from, length) = probe;
             let to = from + length;
+            prop_assert_eq!(set.meets(from, to), model.range(from..to).next().is_some());
             let within: Vec<u64> = set.within(from, to).into_iter().flat_map(|(a, b)| a..b).collect();
             prop_assert_eq!(within, model.range(from..to).copied().collect::<Vec<_>>());
             let gaps: Vec<u64> = set.gaps(from, to).into_iter().flat_map(|(a, b)| a..b).collect();

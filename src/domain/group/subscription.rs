@@ -15,7 +15,9 @@ pub const BACKOFF_STEPS_MAX: usize = 64;
 pub const SPAN_MS_MAX: u64 = 30 * 24 * 60 * 60 * 1000;
 
 /// Who gets which records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub enum Mode {
     /// A partition belongs to one member, in order, through retries.
     Exclusive,

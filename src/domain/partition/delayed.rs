@@ -20,7 +20,7 @@
 use std::collections::BTreeMap;
 
 use super::index::Found;
-use super::publication::{PublishRun, TransactionKey};
+use super::publication::PublishRun;
 use super::stored::{Pending, State};
 use super::{
     AppliedEntry, BatchPlace, Delta, Draft, Effect, EntryKind, LogPosition, Lookup, Offset,
@@ -30,6 +30,7 @@ use super::{
 use crate::domain::alarm::{Alarm, DUE_MS_MAX};
 use crate::domain::batch::Delivery;
 use crate::domain::id::OwnerId;
+use crate::domain::transaction::TransactionId;
 
 /// Alarms armed and not confirmed by the wheel at most.
 pub const ARM_WINDOW: usize = 65_536;
@@ -127,6 +128,8 @@ pub(super) struct Timers {
     /// There is a wheel to arm.
     live: bool,
     handing_over: bool,
+    /// The last round of the checkpoint this partition took part in.
+    round: u64,
 }
 
 impl Timers {
@@ -158,6 +161,15 @@ impl Partition {
         self.stored.pending()
     }
 
+    /// Whether an alarm still means something: its record waits for its time, in this version.
+    #[must_use]
+    pub fn stands(&self, alarm: &Alarm) -> bool {
+        let number = RecordNumber(alarm.token);
+        self.stored.state(number) == Some(State::Waiting)
+            && !self.stored.is_undecided(number)
+            && self.stored.version(number) == alarm.version
+    }
+
     /// Whether a record got its offset where it was stored, as far as is known: what waited once and has
     /// been forgotten since counts as that.
     #[must_use]
@@ -174,8 +186,24 @@ impl Partition {
     /// The batches of undecided transactions, by number: transaction, first number, records.
     pub fn open_batches(
         &self,
-    ) -> impl Iterator<Item = (TransactionKey, RecordNumber, u32)> + use<'_> {
+    ) -> impl Iterator<Item = (TransactionId, RecordNumber, u32)> + use<'_> {
         self.stored.open()
+    }
+
+    /// Where the first batch of an undecided transaction lies, to be read as a whole; it has no offset.
+    #[must_use]
+    pub fn undecided_batch(&self, key: TransactionId) -> Option<BatchPlace> {
+        let place = self.stored.first_open(key)?;
+        Some(BatchPlace {
+            first_offset: Offset(0),
+            count: place.count,
+            first_number: place.first_number,
+            position: place.position,
+            length: place.length,
+            appended: place.appended,
+            tags: place.tags,
+            reference: None,
+        })
     }
 
     /// States, changed times and undecided batches as they would be restated: for comparison.
@@ -239,7 +267,7 @@ impl Partition {
             tags: entry.facts.tags,
         };
         if entry.facts.transaction.0 != 0 {
-            let key = TransactionKey {
+            let key = TransactionId {
                 producer: entry.facts.producer,
                 epoch: entry.facts.epoch,
                 number: entry.facts.transaction,
@@ -301,7 +329,21 @@ impl Partition {
     /// The wheel's level begins again: what was armed and not confirmed is not waited for.
     pub fn wheel_began(&mut self, effects: &mut Vec<Effect>) {
         self.timers.armed = 0;
+        self.stored.hand_over_again();
         self.hand_over(effects);
+    }
+
+    /// Homes of the wheel do not read: everything that waits is handed over once more.
+    pub fn lost(&mut self, effects: &mut Vec<Effect>) {
+        self.stored.all_unarmed();
+        self.dirty = true;
+        self.hand_over(effects);
+    }
+
+    /// A round of the checkpoint takes this partition's rows; `marked` is the last one that was marked.
+    pub fn rows_due(&mut self, round: u64, marked: u64) {
+        self.timers.round = round;
+        self.dirty |= self.stored.marked(marked);
     }
 
     /// Hands chunks over whose alarms are not armed, as long as there is room (D5).
@@ -336,8 +378,7 @@ impl Partition {
                     }
                 }
             }
-            self.stored.armed(first);
-            self.dirty = true;
+            self.stored.armed(first, self.timers.round);
             let position = match self.stored.place(first) {
                 Lookup::Known(place) => place.position,
                 Lookup::Load(_) | Lookup::Nothing => LogPosition(0),
@@ -540,7 +581,7 @@ impl Partition {
 
     fn publish_transaction(
         &mut self,
-        key: TransactionKey,
+        key: TransactionId,
         entry: &AppliedEntry,
         effects: &mut Vec<Effect>,
     ) {
@@ -731,7 +772,7 @@ impl Partition {
             Lookup::Load(run) => self.wait_for_bodies(run, Waits::Seek(token, number), effects),
             Lookup::Known(Some(due)) => self.seek_time(token, number, due, effects),
             Lookup::Known(None) | Lookup::Nothing => {
-                self.seek(token, number, self.head.start_offset, effects);
+                self.seek_all(token, number, effects);
             }
         }
     }
@@ -747,12 +788,12 @@ impl Partition {
             Found::Batches(run, at) => {
                 let from = run.get(at).map(|place| place.first_offset);
                 let from = from.or_else(|| run.last().map(BatchPlace::end));
-                self.seek(token, number, from.unwrap_or_default(), effects);
+                self.seek(token, number, from.unwrap_or_default(), false, effects);
             }
             Found::Load(run) => {
                 self.wait_for_run(run, Waiting::SeekTime(token, number, time), effects);
             }
-            Found::Nothing => effects.push(Effect::Timer(token, TimerAnswer::NotFound)),
+            Found::Nothing => self.seek_all(token, number, effects),
         }
     }
 
@@ -761,6 +802,7 @@ impl Partition {
         token: Token,
         number: RecordNumber,
         mut from: Offset,
+        whole: bool,
         effects: &mut Vec<Effect>,
     ) {
         loop {
@@ -782,18 +824,36 @@ impl Partition {
                     }
                     let end = run.last().map_or(from, BatchPlace::end);
                     if end <= from {
-                        return effects.push(Effect::Timer(token, TimerAnswer::NotFound));
+                        return self.not_found(token, number, whole, effects);
                     }
                     from = end;
                 }
                 Found::Load(run) => {
-                    let waiting = Waiting::Seek(token, number, from);
+                    let waiting = Waiting::Seek(token, number, from, whole);
                     return self.wait_for_run(run, waiting, effects);
                 }
-                Found::Nothing => {
-                    return effects.push(Effect::Timer(token, TimerAnswer::NotFound));
-                }
+                Found::Nothing => return self.not_found(token, number, whole, effects),
             }
+        }
+    }
+
+    /// Looks through all there is: where the clock was set back between the moment a record was due and
+    /// its publication, the log's times do not tell where that is.
+    fn seek_all(&mut self, token: Token, number: RecordNumber, effects: &mut Vec<Effect>) {
+        self.seek(token, number, self.head.start_offset, true, effects);
+    }
+
+    fn not_found(
+        &mut self,
+        token: Token,
+        number: RecordNumber,
+        whole: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        if whole {
+            effects.push(Effect::Timer(token, TimerAnswer::NotFound));
+        } else {
+            self.seek_all(token, number, effects);
         }
     }
 
@@ -925,12 +985,12 @@ pub fn alarms_of(entry: &AppliedEntry) -> Vec<Alarm> {
 /// The entry by which a coordinator publishes what a transaction stored in a partition: `immediate` is
 /// how many of those records are not delayed.
 #[must_use]
-pub fn publish_transaction_draft(key: TransactionKey, immediate: u32) -> Draft {
+pub fn publish_transaction_draft(key: TransactionId, immediate: u32) -> Draft {
     Publication::Transaction(key).draft(immediate)
 }
 
 /// The entry by which a coordinator drops what a transaction stored in a partition.
 #[must_use]
-pub fn discard_transaction_draft(key: TransactionKey) -> Draft {
+pub fn discard_transaction_draft(key: TransactionId) -> Draft {
     state(&Delta::TransactionDropped(key))
 }

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use self::delayed::{TimerAnswer, Timers};
 use self::index::{BatchPlace, Found, Index};
 use self::producers::{ProducerTable, StoredBatch, Verdict};
-use self::publication::{Publication, TransactionKey};
+use self::publication::Publication;
 use self::stored::{Lookup, Override, StoredPlace, Table};
 use super::alarm::{self, Alarm};
 use super::body::Body;
@@ -40,6 +40,7 @@ use super::entry::{AppliedEntry, Draft, EntryKind, PayloadFacts};
 use super::id::{LogPosition, Offset, OwnerId, OwnerSequence, ProducerId, RecordNumber, Token};
 use super::rejection::Rejection;
 use super::time::WallMs;
+use super::transaction::TransactionId;
 
 /// Index entries one answer to a read carries at most.
 pub const READ_BATCHES_MAX: usize = 256;
@@ -207,7 +208,7 @@ pub enum Delta {
         due: WallMs,
     },
     /// A transaction was rolled back: what it stored here is dropped.
-    TransactionDropped(TransactionKey),
+    TransactionDropped(TransactionId),
 }
 
 /// The applied counters: the head row.
@@ -227,8 +228,9 @@ pub struct Head {
 enum Waiting {
     Read(Read),
     Lookup(Token, WallMs),
-    /// Who asks for the offset of a record that was published: behind this offset it is looked for.
-    Seek(Token, RecordNumber, Offset),
+    /// Who asks for the offset of a record that was published: behind this offset it is looked for; whether
+    /// that is all there is.
+    Seek(Token, RecordNumber, Offset, bool),
     /// The same from a time on.
     SeekTime(Token, RecordNumber, WallMs),
 }
@@ -466,15 +468,15 @@ impl Partition {
                     Some(why),
                     Waiting::Read(Read { token, .. })
                     | Waiting::Lookup(token, _)
-                    | Waiting::Seek(token, _, _)
+                    | Waiting::Seek(token, ..)
                     | Waiting::SeekTime(token, _, _),
                 ) => effects.push(Effect::Refuse(token, why.clone())),
                 (None, Waiting::Read(read)) => self.read(read, effects),
                 (None, Waiting::Lookup(token, time)) => {
                     self.lookup(token, ReadFrom::Time(time), effects);
                 }
-                (None, Waiting::Seek(token, number, from)) => {
-                    self.seek(token, number, from, effects);
+                (None, Waiting::Seek(token, number, from, whole)) => {
+                    self.seek(token, number, from, whole, effects);
                 }
                 (None, Waiting::SeekTime(token, number, time)) => {
                     self.seek_time(token, number, time, effects);

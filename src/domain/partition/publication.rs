@@ -31,35 +31,13 @@ use crate::domain::id::{
     LogPosition, Offset, ProducerEpoch, ProducerId, RecordNumber, TransactionNumber,
 };
 use crate::domain::time::WallMs;
+use crate::domain::transaction::TransactionId;
 
 const RECORDS: u8 = 1;
 const TRANSACTION: u8 = 2;
 const DUE: u8 = 1;
 const PLACE: u8 = 2;
 const TAGS: u8 = 4;
-
-/// Names the transaction a half batch belongs to, within its partition.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Default,
-    serde::Serialize,
-    serde::Deserialize,
-)]
-pub struct TransactionKey {
-    /// The producer.
-    pub producer: ProducerId,
-    /// Its epoch.
-    pub epoch: ProducerEpoch,
-    /// Its number of the transaction.
-    pub number: TransactionNumber,
-}
 
 /// Where records lie that get an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +75,7 @@ pub enum Publication {
     /// These records, in this order.
     Records(Vec<PublishRun>),
     /// What this transaction stored here.
-    Transaction(TransactionKey),
+    Transaction(TransactionId),
 }
 
 impl Publication {
@@ -131,7 +109,7 @@ impl Publication {
                 let producer = ProducerId(reader.word()?);
                 let (epoch, rest) = reader.0.split_first_chunk::<4>()?;
                 reader.0 = rest;
-                Self::Transaction(TransactionKey {
+                Self::Transaction(TransactionId {
                     producer,
                     epoch: ProducerEpoch(u32::from_le_bytes(*epoch)),
                     number: TransactionNumber(reader.word()?),
@@ -326,7 +304,7 @@ mod tests {
             hex(&Publication::Records(vec![run(300, 1, 0), run(301, 2, 9)])),
             "0102d804010380a0abfef962808080804092210764b090abfef962000207000092210764000900000000000000"
         );
-        let key = TransactionKey {
+        let key = TransactionId {
             producer: ProducerId(5),
             epoch: ProducerEpoch(2),
             number: TransactionNumber(77),

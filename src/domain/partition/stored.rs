@@ -42,9 +42,9 @@ pub use self::bodies::StoredPlace;
 use self::bodies::{Open, decode_bodies, encode_bodies};
 use self::chunk::Chunk;
 pub use self::chunk::{Override, State};
-use super::publication::TransactionKey;
 use crate::domain::id::{LogPosition, Offset, RecordNumber};
 use crate::domain::time::WallMs;
+use crate::domain::transaction::TransactionId;
 
 /// Record numbers of a chunk of states: a row of about 1 kB where they are mixed, less where not.
 pub const CHUNK_NUMBERS: u64 = 4096;
@@ -103,6 +103,8 @@ pub(super) struct Table {
     chunks: BTreeMap<u64, Chunk>,
     runs: BTreeMap<RecordNumber, Bodies>,
     open: BTreeMap<RecordNumber, Open>,
+    /// The same by transaction: a hundred thousand may be open while one is decided.
+    by_transaction: BTreeSet<(TransactionId, RecordNumber)>,
     /// Records of open batches.
     undecided: u64,
     waiting: u64,
@@ -214,7 +216,7 @@ impl Table {
     }
 
     /// A batch of a transaction: its records wait for the decision.
-    pub(super) fn push_open(&mut self, key: TransactionKey, place: StoredPlace, deliveries: Bytes) {
+    pub(super) fn push_open(&mut self, key: TransactionId, place: StoredPlace, deliveries: Bytes) {
         let undecided = vec![i64::MIN; usize::try_from(place.count).unwrap_or(0)];
         // A restored row knows what was decided: its records are settled already.
         let known = self.state(place.first_number).is_some();
@@ -229,25 +231,35 @@ impl Table {
             place,
             deliveries,
         };
+        self.by_transaction.insert((key, place.first_number));
         self.open.insert(place.first_number, open);
     }
 
     /// The open batches of a transaction, in the order stored; they are open no more.
-    pub(super) fn close(&mut self, key: TransactionKey) -> Vec<Open> {
-        let of_it: Vec<RecordNumber> = self
-            .open
-            .iter()
-            .filter(|(_, open)| open.key == key)
-            .map(|(first, _)| *first)
-            .collect();
+    pub(super) fn close(&mut self, key: TransactionId) -> Vec<Open> {
+        let of_it: Vec<RecordNumber> = self.firsts(key).collect();
         of_it
             .iter()
             .filter_map(|first| self.close_batch(*first))
             .collect()
     }
 
+    fn firsts(&self, key: TransactionId) -> impl Iterator<Item = RecordNumber> {
+        let all = RecordNumber(0)..=RecordNumber(u64::MAX);
+        self.by_transaction
+            .range((key, *all.start())..=(key, *all.end()))
+            .map(|(_, first)| *first)
+    }
+
+    /// Where the first open batch of a transaction lies.
+    pub(super) fn first_open(&self, key: TransactionId) -> Option<StoredPlace> {
+        let first = self.firsts(key).next()?;
+        self.open.get(&first).map(|open| open.place)
+    }
+
     fn close_batch(&mut self, first: RecordNumber) -> Option<Open> {
         let open = self.open.remove(&first)?;
+        self.by_transaction.remove(&(open.key, first));
         self.undecided = self.undecided.saturating_sub(u64::from(open.place.count));
         self.dirty_open.remove(&first);
         self.gone.push(Gone::Open(first));
@@ -255,7 +267,7 @@ impl Table {
     }
 
     /// What is open, for whoever has to know after a restart: transaction, first number and records.
-    pub(super) fn open(&self) -> impl Iterator<Item = (TransactionKey, RecordNumber, u32)> {
+    pub(super) fn open(&self) -> impl Iterator<Item = (TransactionId, RecordNumber, u32)> {
         self.open
             .values()
             .map(|open| (open.key, open.place.first_number, open.place.count))
@@ -507,6 +519,8 @@ impl Table {
             return false;
         };
         self.undecided += u64::from(open.place.count);
+        self.by_transaction
+            .insert((open.key, open.place.first_number));
         self.open.insert(open.place.first_number, open);
         true
     }
@@ -629,13 +643,45 @@ impl Table {
         let last = end.0.saturating_sub(1).max(first.0) / CHUNK_NUMBERS;
         for (_, chunk) in self.chunks.range_mut(first.0 / CHUNK_NUMBERS..=last) {
             chunk.unarmed = true;
+            chunk.handed = None;
             chunk.dirty = true;
         }
     }
 
+    /// No alarm of those that wait can be relied on.
+    pub(super) fn all_unarmed(&mut self) {
+        for chunk in self.chunks.values_mut().filter(|chunk| chunk.waiting > 0) {
+            chunk.unarmed = true;
+            chunk.handed = None;
+            chunk.dirty = true;
+        }
+    }
+
+    /// What was handed over and is not safe yet may have been lost.
+    pub(super) fn hand_over_again(&mut self) {
+        for chunk in self.chunks.values_mut() {
+            chunk.handed = None;
+        }
+    }
+
+    /// What was handed over before a round that is marked by now is safe. Whether there is any.
+    pub(super) fn marked(&mut self, marked: u64) -> bool {
+        let mut safe = false;
+        for chunk in self.chunks.values_mut() {
+            if chunk.handed.is_some_and(|round| marked > round) {
+                chunk.handed = None;
+                chunk.unarmed = false;
+                chunk.dirty = true;
+                safe = true;
+            }
+        }
+        safe
+    }
+
     /// How many chunks have alarms to hand over.
     pub(super) fn unarmed_chunks(&self) -> usize {
-        self.chunks.values().filter(|chunk| chunk.unarmed).count()
+        let unarmed = |chunk: &&Chunk| chunk.unarmed && chunk.handed.is_none();
+        self.chunks.values().filter(unarmed).count()
     }
 
     /// The numbers of the first chunk that has alarms to hand over.
@@ -643,7 +689,7 @@ impl Table {
         let id = self
             .chunks
             .iter()
-            .find(|(_, chunk)| chunk.unarmed)
+            .find(|(_, chunk)| chunk.unarmed && chunk.handed.is_none())
             .map(|(id, _)| *id)?;
         Some((
             RecordNumber(id.saturating_mul(CHUNK_NUMBERS)),
@@ -651,11 +697,10 @@ impl Table {
         ))
     }
 
-    /// The chunk that starts here has been handed over.
-    pub(super) fn armed(&mut self, first: RecordNumber) {
+    /// The chunk that starts here has been handed over, in `round` or the one after it.
+    pub(super) fn armed(&mut self, first: RecordNumber, round: u64) {
         if let Some(chunk) = self.chunks.get_mut(&(first.0 / CHUNK_NUMBERS)) {
-            chunk.unarmed = false;
-            chunk.dirty = true;
+            chunk.handed = Some(round);
         }
     }
 

@@ -27,6 +27,10 @@ enum Step {
     Delete {
         name: usize,
     },
+    Group {
+        name: usize,
+        delete: bool,
+    },
     OpenProducers {
         count: usize,
     },
@@ -63,7 +67,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => create,
         4 => alter,
-        4 => name.prop_map(|name| Step::Delete { name }),
+        4 => name.clone().prop_map(|name| Step::Delete { name }),
+        4 => (name, any::<bool>()).prop_map(|(name, delete)| Step::Group { name, delete }),
         3 => (1usize..1500).prop_map(|count| Step::OpenProducers { count }),
         8 => (1usize..4).prop_map(|runs| Step::Flush { runs }),
         1 => Just(Step::Refuse),
@@ -100,6 +105,9 @@ impl World {
             | Command::Alter { name, .. }
             | Command::Delete { name } => name.clone(),
             Command::OpenProducer => String::new(),
+            Command::OpenGroup { name, .. } | Command::DeleteGroup { name } => {
+                format!("group:{name}")
+            }
         };
         self.open.insert(token, name);
         let mut effects = Vec::new();
@@ -127,6 +135,18 @@ impl World {
                     self.answer(token);
                 }
                 Effect::Dropped(ranges) => assert!(!ranges.is_empty()),
+                Effect::Changed(_) => {}
+                Effect::Group(token, group) => {
+                    let name = self.answer(token);
+                    assert_eq!(
+                        name,
+                        format!("group:{}", group.name),
+                        "D3: the answer is to the question"
+                    );
+                }
+                Effect::GroupDeleted(token) => {
+                    self.answer(token);
+                }
             }
         }
     }
@@ -187,7 +207,16 @@ impl World {
                 }
             }
             Delta::Deleted(id) => self.topics.retain(|_, topic| topic.id != id),
-            Delta::ProducersBelow(_) => {}
+            Delta::ProducersBelow(_) | Delta::GroupDeleted(_) => {}
+            Delta::Group(group) => {
+                let range = group.range();
+                let is_taken = |(used, _): &(OwnerRange, TopicId)| used.contains(range.first);
+                assert!(
+                    !self.used_owners.iter().any(is_taken),
+                    "D1: an owner id is given twice"
+                );
+                self.used_owners.push((range, TopicId(0)));
+            }
         }
     }
 
@@ -200,6 +229,7 @@ impl World {
             } => {
                 let config = TopicConfig {
                     keyed,
+                    levels: LANES_MAX,
                     ..TopicConfig::default()
                 };
                 self.handle(Command::Create {
@@ -226,6 +256,14 @@ impl World {
             Step::Delete { name } => {
                 self.handle(Command::Delete {
                     name: NAMES[name].into(),
+                });
+            }
+            Step::Group { name, delete } => {
+                let name = format!("group-{name}");
+                self.handle(if delete {
+                    Command::DeleteGroup { name }
+                } else {
+                    Command::OpenGroup { name, create: true }
                 });
             }
             Step::OpenProducers { count } => {
@@ -421,6 +459,7 @@ fn rows_deltas_and_snapshots_are_written_as_ever() {
             flush: Flush::Async,
             retention_ms: Some(86_400_000),
             retention_bytes: None,
+            levels: 1,
         },
     };
     let head = Head {
@@ -439,6 +478,22 @@ fn rows_deltas_and_snapshots_are_written_as_ever() {
         "81a5546f7069639503a66f726465727305929200cd04009204cd048094c2a54173796e63ce05265c00c0",
     );
     is_written_as(&Delta::Deleted(TopicId(3)), "81a744656c6574656403");
+    let group = Group {
+        id: GroupId(1344),
+        name: "billing".into(),
+    };
+    is_written_as(
+        &Delta::Group(group.clone()),
+        "81a547726f757092cd0540a762696c6c696e67",
+    );
+    is_written_as(
+        &Delta::GroupDeleted(group.id),
+        "81ac47726f757044656c65746564cd0540",
+    );
+    is_written_as(
+        &Snapshot::Group(group),
+        "81a547726f757092cd0540a762696c6c696e67",
+    );
     is_written_as(
         &Delta::ProducersBelow(ProducerId(2001)),
         "81ae50726f64756365727342656c6f77cd07d1",
@@ -451,6 +506,7 @@ fn rows_deltas_and_snapshots_are_written_as_ever() {
         &Snapshot::Head {
             head,
             topics: vec![TopicId(3)],
+            groups: Vec::new(),
         },
         "81a44865616492940c04cd04a0cd07d19103",
     );
@@ -461,4 +517,61 @@ fn rows_deltas_and_snapshots_are_written_as_ever() {
         },
         "92cd0400cca0",
     );
+}
+
+#[test]
+fn a_topic_with_one_priority_level_is_written_as_before_there_were_any() {
+    let one = TopicConfig::default();
+    let many = TopicConfig {
+        levels: 32,
+        ..TopicConfig::default()
+    };
+    let (old, new) = (
+        rmp_serde::to_vec(&one).unwrap(),
+        rmp_serde::to_vec(&many).unwrap(),
+    );
+    assert_eq!(old, b"\x94\xc3\xa4Sync\xc0\xc0");
+    assert_eq!(new, b"\x95\xc3\xa4Sync\xc0\xc0\x20");
+    assert_eq!(rmp_serde::from_slice::<TopicConfig>(&old).unwrap(), one);
+    assert_eq!(rmp_serde::from_slice::<TopicConfig>(&new).unwrap(), many);
+}
+
+#[test]
+fn a_topic_has_as_many_lanes_as_it_has_levels_and_no_more_than_may_be() {
+    let mut effects = Vec::new();
+    let mut directory = Topics::default();
+    for (partitions, levels) in [(1, 0), (1, 33), (10_000, 7)] {
+        let config = TopicConfig {
+            levels,
+            ..TopicConfig::default()
+        };
+        let command = Command::Create {
+            name: "t".into(),
+            partitions,
+            config,
+        };
+        directory.handle(Token(1), command, &mut effects);
+        assert!(
+            matches!(
+                effects.pop(),
+                Some(Effect::Refuse(_, Rejection::InvalidConfig(_)))
+            ),
+            "{partitions} {levels}"
+        );
+    }
+    let topic = Topic {
+        id: TopicId(1),
+        name: "t".into(),
+        partitions: 2,
+        owners: vec![(0, OwnerId(2000))],
+        config: TopicConfig {
+            levels: 3,
+            ..TopicConfig::default()
+        },
+    };
+    assert_eq!(
+        topic.owner(PartitionIndex(1), Lane(2)),
+        Some(OwnerId(2000 + 32 + 2))
+    );
+    assert_eq!(topic.owner(PartitionIndex(1), Lane(3)), None);
 }

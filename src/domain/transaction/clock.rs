@@ -42,8 +42,10 @@ impl Coordinator {
         let partition = transaction
             .participants
             .iter()
-            .find(|one| matches!(one.part, Part::Records { .. }))
-            .map(|one| one.owner);
+            .find_map(|one| match one.part {
+                Part::Records { partition, .. } => Some(partition),
+                Part::Attached => None,
+            });
         let group = self
             .sessions
             .get(&id.producer)

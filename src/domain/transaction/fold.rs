@@ -100,10 +100,11 @@ impl Coordinator {
             .or_insert_with(|| Transaction::new(wall, immunity_ms, MonotonicMs(u64::MAX)));
         if transaction.batches == 0 {
             transaction.begun = wall;
+            transaction.born = self.head.sequence;
         }
         transaction.batches = transaction.batches.saturating_add(1);
         transaction.take_in(participant);
-        self.dirty.open.insert(id);
+        self.dirty.open.insert(transaction.born, id);
     }
 
     fn apply_decided(
@@ -116,7 +117,7 @@ impl Coordinator {
     ) {
         if let Some(transaction) = self.open.remove(&id) {
             self.deadlines.remove(&(transaction.deadline, id));
-            self.dirty.open.insert(id);
+            self.dirty.open.insert(transaction.born, id);
             for token in transaction.waiting.into_iter().flat_map(|tokens| *tokens) {
                 effects.push(Effect::Ended(token, decision, by));
             }

@@ -32,7 +32,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::state::{By, Decision, NotATransaction, State, TransactionId};
 use super::entry::{AppliedEntry, Draft, EntryKind};
-use super::id::{OwnerId, OwnerSequence, ProducerEpoch, ProducerId, Token, TransactionNumber};
+use super::id::{
+    OwnerId, OwnerSequence, PartitionId, ProducerEpoch, ProducerId, Token, TransactionNumber,
+};
 use super::rejection::Rejection;
 use super::time::{MonotonicMs, Now, WallMs};
 
@@ -138,6 +140,8 @@ pub struct Participant {
 pub enum Part {
     /// A partition holds records of it.
     Records {
+        /// Which partition it is.
+        partition: PartitionId,
         /// All of them.
         records: u32,
         /// Those that are published at the commit; the others are delayed.
@@ -217,6 +221,8 @@ pub struct Session {
 /// An open transaction: its row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenRow {
+    /// The coordinator's sequence of its first registration: the id of its row.
+    pub born: OwnerSequence,
     /// When its first registration was appended.
     pub begun: WallMs,
     /// See [`Registration`].
@@ -272,7 +278,7 @@ pub enum Effect {
         /// The transaction.
         id: TransactionId,
         /// Where its first half lies.
-        partition: Option<OwnerId>,
+        partition: Option<PartitionId>,
     },
 }
 
@@ -290,6 +296,7 @@ enum Phase {
 #[derive(Debug, Clone)]
 struct Transaction {
     phase: Phase,
+    born: OwnerSequence,
     begun: WallMs,
     immunity_ms: Option<u32>,
     batches: u32,
@@ -394,6 +401,12 @@ impl Coordinator {
         self.head
     }
 
+    /// Rows it has.
+    #[must_use]
+    pub fn row_count(&self) -> u64 {
+        (1 + self.sessions.len() + self.open.len() + self.finished.len()) as u64
+    }
+
     /// When [`Coordinator::tick`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<MonotonicMs> {
@@ -431,6 +444,7 @@ impl Transaction {
     fn new(begun: WallMs, immunity_ms: Option<u32>, deadline: MonotonicMs) -> Self {
         Self {
             phase: Phase::Open,
+            born: OwnerSequence(0),
             begun,
             immunity_ms,
             batches: 0,
@@ -454,12 +468,16 @@ impl Transaction {
         match (known, new.part) {
             (
                 Some(Participant {
-                    part: Part::Records { records, immediate },
+                    part:
+                        Part::Records {
+                            records, immediate, ..
+                        },
                     ..
                 }),
                 Part::Records {
                     records: more,
                     immediate: now,
+                    ..
                 },
             ) => {
                 *records = records.saturating_add(more);

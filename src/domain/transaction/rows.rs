@@ -4,14 +4,14 @@
 //! |---|---|---|
 //! | head | - | the applied counters |
 //! | session | producer id | names, epoch, the last decisions |
-//! | open | transaction id | when it began, whom it touches |
+//! | open | sequence of its first registration | which, when it began, whom it touches |
 //! | finished | sequence of the decision | who decided what |
 //!
 //! All are positional MessagePack. A snapshot is chunks of rows, each with the range of ids it speaks for:
 //! what lies in that range and is not in the chunk is gone. So a coordinator with a hundred thousand open
 //! transactions restates itself in entries that stay below a snapshot's megabyte.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -34,8 +34,8 @@ pub enum RowId {
     Head,
     /// A session.
     Session(ProducerId),
-    /// An open transaction.
-    Open(TransactionId),
+    /// An open transaction, by the sequence of its first registration.
+    Open(OwnerSequence),
     /// A finished one.
     Finished(OwnerSequence),
 }
@@ -54,7 +54,7 @@ pub struct RowChange {
 pub struct Dirty {
     pub(super) head: bool,
     pub(super) sessions: BTreeSet<ProducerId>,
-    pub(super) open: BTreeSet<TransactionId>,
+    pub(super) open: BTreeMap<OwnerSequence, TransactionId>,
     pub(super) finished: BTreeSet<OwnerSequence>,
 }
 
@@ -111,6 +111,7 @@ fn draft<T: Serialize>(kind: EntryKind, body: &T) -> Draft {
 impl From<&Transaction> for OpenRow {
     fn from(one: &Transaction) -> Self {
         Self {
+            born: one.born,
             begun: one.begun,
             immunity_ms: one.immunity_ms,
             batches: one.batches,
@@ -123,6 +124,7 @@ impl From<OpenRow> for Transaction {
     fn from(row: OpenRow) -> Self {
         Self {
             phase: Phase::Open,
+            born: row.born,
             begun: row.begun,
             immunity_ms: row.immunity_ms,
             batches: row.batches,
@@ -171,15 +173,14 @@ impl Coordinator {
             id: RowId::Session(id),
             value: self.sessions.get(&id).map(encode),
         }));
-        // A transaction that is only let through, with nothing stored, has no row.
-        changes.extend(dirty.open.into_iter().map(|id| {
+        changes.extend(dirty.open.into_iter().map(|(born, id)| {
             RowChange {
-                id: RowId::Open(id),
+                id: RowId::Open(born),
                 value: self
                     .open
                     .get(&id)
-                    .filter(|one| one.batches > 0)
-                    .map(|one| encode(&OpenRow::from(one))),
+                    .filter(|one| one.born == born && one.batches > 0)
+                    .map(|one| encode(&(id, OpenRow::from(one)))),
             }
         }));
         changes.extend(dirty.finished.into_iter().map(|at| RowChange {
@@ -200,9 +201,11 @@ impl Coordinator {
             RowId::Session(id) => {
                 rmp_serde::from_slice(value).map(|session| self.put_session(id, session))
             }
-            RowId::Open(id) => rmp_serde::from_slice::<OpenRow>(value).map(|row| {
-                self.open.insert(id, row.into());
-            }),
+            RowId::Open(_) => {
+                rmp_serde::from_slice::<(TransactionId, OpenRow)>(value).map(|(id, row)| {
+                    self.open.insert(id, row.into());
+                })
+            }
             RowId::Finished(at) => rmp_serde::from_slice(value).map(|one| {
                 self.finished.insert(at, one);
             }),
@@ -329,19 +332,21 @@ impl Coordinator {
             .open
             .range(from..=to)
             .filter(|(id, one)| !named.contains(id) && one.batches > 0)
-            .map(|(id, one)| (*id, one.deadline))
+            .map(|(id, one)| (*id, one.deadline, one.born))
             .collect();
-        for (id, deadline) in old {
+        for (id, deadline, born) in old {
             self.deadlines.remove(&(deadline, id));
             self.open.remove(&id);
-            self.dirty.open.insert(id);
+            self.dirty.open.insert(born, id);
         }
         for (id, row) in rows {
             let known = self.open.entry(id).or_insert_with(|| row.clone().into());
+            self.dirty.open.insert(known.born, id);
+            known.born = row.born;
             known.begun = row.begun;
             known.batches = row.batches;
             known.participants = row.participants;
-            self.dirty.open.insert(id);
+            self.dirty.open.insert(known.born, id);
         }
     }
 }

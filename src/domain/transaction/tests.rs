@@ -10,6 +10,14 @@ use crate::domain::id::{LogIndex, LogPosition, Offset, RecordNumber, Term};
 
 const OWNER: OwnerId = OwnerId(16);
 
+fn partition() -> PartitionId {
+    PartitionId {
+        topic: crate::domain::id::TopicId(4),
+        partition: crate::domain::id::PartitionIndex(1),
+        lane: crate::domain::id::Lane(0),
+    }
+}
+
 fn limits() -> Limits {
     Limits {
         open_per_session_max: 4,
@@ -127,6 +135,7 @@ impl Rig {
             if let Part::Records {
                 records: all,
                 immediate,
+                ..
             } = registration.participant.part
             {
                 let sum = records.entry(registration.participant.owner).or_default();
@@ -136,7 +145,9 @@ impl Rig {
         let named: BTreeMap<OwnerId, (u32, u32)> = participants
             .iter()
             .filter_map(|one| match one.part {
-                Part::Records { records, immediate } => Some((one.owner, (records, immediate))),
+                Part::Records {
+                    records, immediate, ..
+                } => Some((one.owner, (records, immediate))),
                 Part::Attached => None,
             })
             .collect();
@@ -157,6 +168,7 @@ impl Rig {
             participant: Participant {
                 owner: OwnerId(2_000 + owner),
                 part: Part::Records {
+                    partition: partition(),
                     records: 3,
                     immediate: 2,
                 },
@@ -693,6 +705,7 @@ fn deltas_and_snapshots_have_the_bytes_they_always_had() {
         participant: Participant {
             owner: OwnerId(1_024),
             part: Part::Records {
+                partition: partition(),
                 records: 3,
                 immediate: 2,
             },

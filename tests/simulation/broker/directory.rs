@@ -125,6 +125,10 @@ impl House {
                 topics::Effect::Topic(token, topic) => self.answers(token, Answer::Topic(topic)),
                 topics::Effect::Producer(token, id) => self.answers(token, Answer::Producer(id)),
                 topics::Effect::Refuse(token, why) => self.answers(token, Answer::Refused(why)),
+                // This simulation asks for no groups; topics are watched by groups alone.
+                topics::Effect::Group(..)
+                | topics::Effect::GroupDeleted(_)
+                | topics::Effect::Changed(_) => {}
                 topics::Effect::Dropped(ranges) => {
                     let gone: Vec<_> = self.shells.keys().copied().collect();
                     let is_gone = |owner: &OwnerId| ranges.iter().any(|r| r.contains(*owner));

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::{LogPosition, ProducerEpoch, ProducerId, RecordNumber, TransactionNumber};
 use crate::domain::partition::packed::{Reader, Writer};
-use crate::domain::partition::publication::{PublishPlace, TransactionKey};
+use crate::domain::partition::publication::PublishPlace;
 use crate::domain::time::WallMs;
+use crate::domain::transaction::TransactionId;
 
 const VERSION: u8 = 1;
 const TAGS: u8 = 4;
@@ -56,7 +57,7 @@ impl StoredPlace {
 /// A batch of a transaction that is not decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::domain::partition) struct Open {
-    pub(in crate::domain::partition) key: TransactionKey,
+    pub(in crate::domain::partition) key: TransactionId,
     pub(in crate::domain::partition) place: StoredPlace,
     pub(in crate::domain::partition) deliveries: Bytes,
 }
@@ -154,7 +155,7 @@ impl Open {
         if reader.byte()? != VERSION {
             return None;
         }
-        let key = TransactionKey {
+        let key = TransactionId {
             producer: ProducerId(reader.number()?),
             epoch: ProducerEpoch(reader.short()?),
             number: TransactionNumber(reader.number()?),

@@ -65,6 +65,9 @@ pub(in crate::domain::partition) struct Chunk {
     pub(super) answer_end: Offset,
     /// Alarms of some that wait must still be handed over.
     pub(super) unarmed: bool,
+    /// They have been, in this round of the checkpoint or the one after it: the row says so only once that
+    /// is marked, for until then the wheel may have no home for them.
+    pub(super) handed: Option<u64>,
     pub(super) dirty: bool,
 }
 
@@ -77,6 +80,7 @@ impl Default for Chunk {
             published_end: Offset(0),
             answer_end: Offset(0),
             unarmed: false,
+            handed: None,
             dirty: false,
         }
     }

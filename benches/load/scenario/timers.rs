@@ -1,0 +1,519 @@
+//! Delayed records: how fast they are taken, how late they come, what waiting for them costs.
+//!
+//! Every value begins with its number, so that a record lost, doubled or early shows as such. Lateness is
+//! counted to the consumer's hands: the wall clock there against the due time, on one machine.
+
+use std::collections::VecDeque;
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::try_join_all;
+use waterwheel::client::{Ack, PendingRun, Record, Start, TimerState};
+use waterwheel::domain::time::WallMs;
+
+use crate::load::broker::{Broker, Home};
+use crate::load::clients::{self, PATIENCE};
+use crate::load::crew::{Line, muster};
+use crate::load::latency::Latencies;
+use crate::load::report::Samples;
+use crate::load::{Bench, Outcome};
+
+/// Partitions, producers, consumers.
+const STREAMS: usize = 4;
+/// Records of one batch.
+const RUN: u64 = 100;
+/// Batches on their way per producer.
+const RUNS_OPEN: usize = 16;
+/// Cancellations on their way per client.
+const ASKED_OPEN: usize = 128;
+const TOPIC: &str = "timers";
+const SECOND_MS: i64 = 1_000;
+const HOUR_MS: i64 = 3_600_000;
+const MEGABYTE: f64 = 1e6;
+
+fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(0))
+}
+
+fn now_ms() -> i64 {
+    now_us() / 1_000
+}
+
+/// When each of a stream's records is due: spread over a window without any order.
+#[derive(Debug, Clone, Copy)]
+struct Spread {
+    from_ms: i64,
+    window_ms: i64,
+}
+
+impl Spread {
+    fn due(self, stream: usize, number: u64) -> i64 {
+        // The multiplier of SplitMix64: a bijection that leaves no order.
+        let mixed = (number + 1)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .wrapping_add(stream as u64)
+            .rotate_left(29)
+            .wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let window = self.window_ms.max(1).unsigned_abs();
+        self.from_ms + i64::try_from((mixed >> 20) % window).unwrap_or(0)
+    }
+}
+
+/// What arming came to.
+struct Armed {
+    took: Duration,
+    /// The first and the last tenth, in records a second.
+    first: f64,
+    last: f64,
+}
+
+/// Durably sends `each` delayed records per stream.
+fn arm(home: &Home, each: u64, value_bytes: usize, spread: Spread) -> Outcome<Armed> {
+    let line = Line::of(STREAMS);
+    let within = PATIENCE * 20;
+    let members = muster(STREAMS, within, |stream| {
+        let line = line.clone();
+        async move {
+            let client = clients::connect(home).await?;
+            let producer = client
+                .producer(TOPIC)
+                .ack(Ack::Durable)
+                .batch_bytes(100 * (value_bytes + 48))
+                .buffer_bytes(8 << 20)
+                .linger(Duration::from_millis(2))
+                .open()
+                .await?;
+            line.wait().await;
+            let begun = Instant::now();
+            let mut marks = vec![Duration::ZERO];
+            let mut open: VecDeque<PendingRun> = VecDeque::new();
+            let mut sent = 0;
+            while sent < each {
+                let run = RUN.min(each - sent);
+                let records = (sent..sent + run).map(|number| {
+                    let due = WallMs(spread.due(stream, number));
+                    Record::new(value(number, value_bytes)).deliver_at(due)
+                });
+                open.push_back(
+                    producer
+                        .enqueue_run(u32::try_from(stream)?, records)
+                        .await?,
+                );
+                sent += run;
+                while open.len() > RUNS_OPEN
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.wait().await?;
+                }
+                if sent * 10 / each >= marks.len() as u64 {
+                    marks.push(begun.elapsed());
+                }
+            }
+            for run in open {
+                run.wait().await?;
+            }
+            Ok((marks, begun.elapsed()))
+        }
+    })?;
+    let slowest = |of: &dyn Fn(&(Vec<Duration>, Duration)) -> Duration| {
+        members
+            .iter()
+            .map(of)
+            .max()
+            .unwrap_or_default()
+            .as_secs_f64()
+    };
+    let tenth = each as f64 * STREAMS as f64 / 10.0;
+    let at = |marks: &[Duration], place: usize| marks.get(place).copied().unwrap_or_default();
+    Ok(Armed {
+        took: Duration::from_secs_f64(slowest(&|member| member.1)),
+        first: tenth / slowest(&|member| at(&member.0, 1)).max(1e-9),
+        last: tenth / slowest(&|member| member.1.saturating_sub(at(&member.0, 9))).max(1e-9),
+    })
+}
+
+fn value(number: u64, bytes: usize) -> Bytes {
+    let mut value = BytesMut::with_capacity(bytes);
+    value.put_u64_le(number);
+    value.resize(bytes.max(8), 0x5a);
+    value.freeze()
+}
+
+/// What the consumers saw.
+struct Fired {
+    lateness: Latencies,
+    early: u64,
+    latest_us: i64,
+}
+
+/// Reads until every stream has given `each` records; each exactly once, none early.
+fn take(home: &Home, each: u64, within: Duration) -> Outcome<Fired> {
+    let members = muster(STREAMS, within, |stream| async move {
+        let client = clients::connect(home).await?;
+        let mut reader = client
+            .reader(TOPIC)
+            .partition(u32::try_from(stream)?)
+            .from(Start::Earliest)
+            .open()
+            .await?;
+        let mut seen = vec![0_u64; usize::try_from(each / 64 + 1)?];
+        let (mut lateness, mut early, mut latest_us, mut taken) = (Latencies::new()?, 0, 0, 0);
+        while taken < each {
+            let deliveries = reader.next_deliveries().await?.ok_or("the reader ended")?;
+            let now = now_us();
+            for delivery in &deliveries {
+                let number = delivery
+                    .value
+                    .first_chunk()
+                    .map(|bytes| u64::from_le_bytes(*bytes));
+                let number = number.ok_or("a value is cut short")?;
+                let due_ms = delivery.due_ms.ok_or("a record has no due time")?;
+                let word = seen
+                    .get_mut(usize::try_from(number / 64)?)
+                    .ok_or("a foreign record")?;
+                if *word >> (number % 64) & 1 == 1 {
+                    return Err(format!("record {number} of stream {stream} came twice").into());
+                }
+                *word |= 1 << (number % 64);
+                let late_us = now - due_ms * 1_000;
+                let fired_early = delivery.fired_ms.is_none_or(|fired| fired < due_ms);
+                early += u64::from(late_us < 0 || fired_early);
+                latest_us = latest_us.max(late_us);
+                lateness.record(Duration::from_micros(late_us.max(0).unsigned_abs()));
+                taken += 1;
+            }
+        }
+        Ok(Fired {
+            lateness,
+            early,
+            latest_us,
+        })
+    })?;
+    let mut all = Fired {
+        lateness: Latencies::new()?,
+        early: 0,
+        latest_us: 0,
+    };
+    for member in members {
+        all.lateness.merge(&member.lateness)?;
+        all.early += member.early;
+        all.latest_us = all.latest_us.max(member.latest_us);
+    }
+    Ok(all)
+}
+
+fn fresh(bench: &Bench, name: &str) -> Outcome<Broker> {
+    let broker = Broker::fresh(bench, name)?;
+    clients::create_topic(broker.home(), TOPIC, u32::try_from(STREAMS)?)?;
+    Ok(broker)
+}
+
+/// 10 million timers over a day: accepted how fast, at which memory; then `kill -9`.
+pub(crate) fn accept(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
+    let each = bench.size(2_500_000, 5_000);
+    samples.note("100 B values, batches of 100, durable, due at random over 24 h; first and last: tenths of all");
+    samples.note(match which("redis-server") {
+        true => "a Redis sorted set with polling: a server is installed, but this harness has no client for it: not measured",
+        false => "a Redis sorted set with polling: not measured, no redis-server is installed",
+    });
+    for run in 0..bench.runs {
+        let broker = fresh(bench, &format!("accept-{run}"))?;
+        sleep(bench.size(Duration::from_secs(2), Duration::from_millis(50)));
+        let idle = broker.resident_bytes()? as f64;
+        let spread = Spread {
+            from_ms: now_ms() + HOUR_MS,
+            window_ms: 24 * HOUR_MS,
+        };
+        let armed = arm(broker.home(), each, 100, spread)?;
+        let all = each as f64 * STREAMS as f64;
+        samples.add(
+            "timers accepted a second",
+            all / armed.took.as_secs_f64(),
+            "/s",
+        );
+        samples.add("last tenth over first", armed.last / armed.first, "");
+        sleep(bench.size(Duration::from_secs(10), Duration::from_millis(50)));
+        let waiting = (broker.resident_bytes()? as f64 - idle) / MEGABYTE;
+        samples.add("RSS above idle, all waiting", waiting, "MB");
+        let broker = serve_again(broker, samples)?;
+        samples.add(
+            "RSS, all waiting, after kill -9",
+            broker.resident_bytes()? as f64 / MEGABYTE,
+            "MB",
+        );
+        drop(broker);
+    }
+    Ok(())
+}
+
+/// `kill -9` with all of them waiting, and one due every 100 ms: until the first durable acknowledgement,
+/// and until the first one that fires after the start is in somebody's hands.
+fn serve_again(broker: Broker, samples: &mut Samples) -> Outcome<Broker> {
+    let home = broker.home();
+    clients::create_topic(home, "beacon", 1)?;
+    muster(1, PATIENCE, |_| async {
+        let client = clients::connect(home).await?;
+        let producer = client.producer("beacon").ack(Ack::Durable).open().await?;
+        let from = now_ms() + 2 * SECOND_MS;
+        let records = (0..600).map(|n| Record::new("beacon").deliver_at(WallMs(from + n * 100)));
+        producer.enqueue_run(0, records).await?.wait().await?;
+        Ok(())
+    })?;
+    sleep(Duration::from_secs(3));
+    let home = broker.kill()?;
+    let (begun, begun_ms) = (Instant::now(), now_ms());
+    let broker = Home {
+        ready_within: PATIENCE * 2,
+        ..home
+    }
+    .start()?;
+    let home = broker.home();
+    let served = muster(1, PATIENCE, |_| async {
+        let client = clients::connect(home).await?;
+        let producer = client
+            .producer("beacon")
+            .ack(Ack::Durable)
+            .linger(Duration::ZERO)
+            .open()
+            .await?;
+        producer.send_to(0, Record::new("serving?")).await?;
+        let acknowledged = begun.elapsed();
+        let mut reader = clients::open_reader(&client, "beacon", 0).await?;
+        loop {
+            let deliveries = reader.next_deliveries().await?.ok_or("the reader ended")?;
+            if deliveries
+                .iter()
+                .any(|delivery| delivery.fired_ms.is_some_and(|at| at >= begun_ms))
+            {
+                return Ok((acknowledged, begun.elapsed()));
+            }
+        }
+    })?;
+    for (acknowledged, fired) in served {
+        samples.add(
+            "kill -9: first durable acknowledgement",
+            acknowledged.as_secs_f64(),
+            "s",
+        );
+        samples.add("kill -9: first due fire", fired.as_secs_f64(), "s");
+    }
+    Ok(broker)
+}
+
+/// Killed in the middle of its fires: each comes once, none early.
+pub(crate) fn killed(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
+    let each = bench.size(250_000, 1_000);
+    for run in 0..bench.runs {
+        let broker = fresh(bench, &format!("killed-{run}"))?;
+        let lead = bench.size(15 * SECOND_MS, SECOND_MS);
+        let window_ms = bench.size(20 * SECOND_MS, SECOND_MS);
+        let spread = Spread {
+            from_ms: now_ms() + lead,
+            window_ms,
+        };
+        arm(broker.home(), each, 1_000, spread)?;
+        let middle = spread.from_ms + window_ms / 2 - now_ms();
+        sleep(Duration::from_millis(middle.max(0).unsigned_abs()));
+        let broker = broker.kill()?.start()?;
+        let fired = take(broker.home(), each, PATIENCE * 3)?;
+        samples.add("killed in the middle: early", fired.early as f64, "");
+        samples.add(
+            "killed in the middle: fires, each once",
+            fired.lateness.len() as f64,
+            "",
+        );
+    }
+    Ok(())
+}
+
+/// Timers of the next half minute.
+pub(crate) fn near(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
+    samples.note("near: 1 kB values, armed within 10 s, due spread over the 20 s after that");
+    for run in 0..bench.runs {
+        for rate in [20_000_u64, 50_000] {
+            let broker = fresh(bench, &format!("near-{rate}-{run}"))?;
+            let each = bench.size(rate * 20, 2_000) / STREAMS as u64;
+            let spread = Spread {
+                from_ms: now_ms() + bench.size(10 * SECOND_MS, SECOND_MS),
+                window_ms: bench.size(20 * SECOND_MS, SECOND_MS),
+            };
+            let fired = arm_and_take(&broker, each, spread)?;
+            lateness(samples, &format!("near, {rate} fires/s"), &fired);
+        }
+    }
+    Ok(())
+}
+
+/// Readers wait before the first timer is armed.
+fn arm_and_take(broker: &Broker, each: u64, spread: Spread) -> Outcome<Fired> {
+    let home = broker.home();
+    scope(|scope| {
+        let taking = scope.spawn(|| take(home, each, PATIENCE * 15));
+        arm(home, each, 1_000, spread)?;
+        taking.join().map_err(|_| "a consumer panicked")?
+    })
+}
+
+fn lateness(samples: &mut Samples, name: &str, fired: &Fired) {
+    samples.add(
+        format!("{name}: lateness p50"),
+        fired.lateness.p50_us() / 1e3,
+        "ms",
+    );
+    samples.add(
+        format!("{name}: lateness p99"),
+        fired.lateness.p99_us() / 1e3,
+        "ms",
+    );
+    samples.add(format!("{name}: early"), fired.early as f64, "");
+}
+
+/// 10 million written in no order, due over the ten minutes after a restart.
+pub(crate) fn far(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
+    let each = bench.size(2_500_000, 2_000);
+    samples.note("far: 1 kB values, due uniformly over 10 minutes after a restart; reads: read calls of the process");
+    for run in 0..bench.runs {
+        let broker = fresh(bench, &format!("far-{run}"))?;
+        let from_ms = now_ms() + bench.size(240 * SECOND_MS, 4 * SECOND_MS);
+        let window_ms = bench.size(600 * SECOND_MS, 2 * SECOND_MS);
+        arm(broker.home(), each, 1_000, Spread { from_ms, window_ms })?;
+        let broker = broker.stop()?.start()?;
+        let before = broker.usage()?;
+        let fired = take(broker.home(), each, PATIENCE * 16)?;
+        let reads = broker.usage()?.since(before).read_calls;
+        lateness(samples, "far", &fired);
+        samples.add(
+            "far: reads per fire",
+            reads as f64 / fired.lateness.len() as f64,
+            "",
+        );
+        samples.add("far: RSS", broker.resident_bytes()? as f64 / MEGABYTE, "MB");
+    }
+    Ok(())
+}
+
+/// 100 000 at once, and within a second.
+pub(crate) fn burst(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
+    let each = bench.size(100_000, 1_000) / STREAMS as u64;
+    for run in 0..bench.runs {
+        for (name, window_ms) in [
+            ("in the same millisecond", 1),
+            ("within one second", SECOND_MS),
+        ] {
+            let broker = fresh(bench, &format!("burst-{window_ms}-{run}"))?;
+            let from_ms = now_ms() + bench.size(8 * SECOND_MS, SECOND_MS);
+            let fired = arm_and_take(&broker, each, Spread { from_ms, window_ms })?;
+            let last = fired.latest_us as f64 / 1e6;
+            samples.add(format!("100 000 {name}: the last one"), last, "s late");
+            samples.add(format!("100 000 {name}: early"), fired.early as f64, "");
+        }
+    }
+    Ok(())
+}
+
+/// Cancelled one by one by their handles; then most of what waits, and what that leaves in memory.
+pub(crate) fn cancel(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
+    samples.note("cancel: 100 B values due at random over 24 h; handles as the broker lists them");
+    for run in 0..bench.runs {
+        let broker = fresh(bench, &format!("cancel-{run}"))?;
+        let idle = broker.resident_bytes()? as f64;
+        let each = bench.size(250_000, 2_000);
+        let spread = Spread {
+            from_ms: now_ms() + HOUR_MS,
+            window_ms: 24 * HOUR_MS,
+        };
+        arm(broker.home(), each, 100, spread)?;
+        let (cancelled, took) = cancel_some(broker.home(), each * STREAMS as u64 / 5)?;
+        samples.add(
+            "cancellations a second, 1 million waiting",
+            cancelled as f64 / took.as_secs_f64(),
+            "/s",
+        );
+        if run == 0 {
+            // Once: it takes minutes.
+            let each = bench.size(2_250_000, 2_000);
+            arm(broker.home(), each, 100, spread)?;
+            cancel_some(broker.home(), each * STREAMS as u64 * 9 / 10)?;
+            sleep(bench.size(Duration::from_secs(10), Duration::from_millis(50)));
+            let above = (broker.resident_bytes()? as f64 - idle) / MEGABYTE;
+            samples.add("RSS above idle, 9 of 10 million cancelled", above, "MB");
+        }
+    }
+    Ok(())
+}
+
+/// Cancels the next `most` that wait: how many, in which time. One client lists, all of them cancel.
+fn cancel_some(home: &Home, most: u64) -> Outcome<(u64, Duration)> {
+    let members = muster(1, PATIENCE * 20, |_| async {
+        let clients = try_join_all((0..STREAMS).map(|_| clients::connect(home))).await?;
+        let timers: Vec<_> = clients.iter().map(|client| client.timers()).collect();
+        let lister = timers.first().ok_or("no client")?;
+        let mut list = lister.list(TOPIC).page_size(1_000);
+        let (begun, mut cancelled) = (Instant::now(), 0);
+        while cancelled < most {
+            let Some(page) = list.page().await? else {
+                break;
+            };
+            for some in page.timers.chunks(STREAMS * ASKED_OPEN) {
+                let asked = some.iter().zip(timers.iter().cycle());
+                let asked = asked.map(|(timer, timers)| timers.cancel(&timer.handle));
+                for state in try_join_all(asked).await? {
+                    if !matches!(state, TimerState::Cancelled) {
+                        return Err(format!("a waiting timer was answered {state:?}").into());
+                    }
+                    cancelled += 1;
+                }
+            }
+        }
+        Ok((cancelled, begun.elapsed()))
+    })?;
+    members
+        .into_iter()
+        .next()
+        .ok_or_else(|| "nobody cancelled".into())
+}
+
+/// What the levels count: one timer ten minutes ahead, one an hour.
+pub(crate) fn levels(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
+    samples.note("levels: wake-ups of all levels while one timer waits, an hour ahead, for a while; the whole hour is a counted test by a virtual clock");
+    let broker = fresh(bench, "levels")?;
+    let home = broker.home();
+    let counted = muster(1, PATIENCE * 2, |_| async {
+        let client = clients::connect(home).await?;
+        let producer = client.producer(TOPIC).ack(Ack::Durable).open().await?;
+        for ahead in [600, 3_600] {
+            let span = Duration::from_secs(ahead);
+            producer
+                .send_to(0, Record::new("ahead").deliver_after(span))
+                .await?;
+        }
+        tokio::time::sleep(bench.size(Duration::from_secs(30), Duration::from_millis(500))).await;
+        let status = client.status(true).await?;
+        let wheel = status
+            .actors
+            .into_iter()
+            .filter(|actor| actor.kind == "wheel");
+        Ok(wheel
+            .filter(|actor| actor.name.starts_with("wall"))
+            .collect::<Vec<_>>())
+    })?;
+    for actors in counted {
+        let wakes: u64 = actors.iter().map(|actor| actor.wake_ups).sum();
+        samples.add("wake-ups of all levels", wakes as f64, "");
+        for (level, actor) in actors.iter().enumerate() {
+            samples.add(
+                format!("level {level}: overflow up"),
+                actor.overflow_up as f64,
+                "",
+            );
+        }
+    }
+    Ok(())
+}
+
+fn which(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}

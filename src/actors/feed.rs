@@ -1,0 +1,552 @@
+//! Feeds: tasks beside a group's actor that find records for it.
+//!
+//! One search of one cursor is one task: it asks the partition for batches, waiting there without a timer
+//! where there are none, looks at their record directories (and where a filter needs it at their bodies),
+//! and tells the group what it found. It ends with that; the group asks again as its members' credit
+//! goes. Whole batches that nobody wants one by one are not even read. A search the group has no use for
+//! any more is dropped; the partition then forgets whoever waited.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "of many answers and refusals a few are told apart"
+)]
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::directory::{DirectoryActor, Do as DirectoryDo, List, Locate};
+use super::group::GroupActor;
+use super::partition::{Lookup, PartitionActor, Read};
+use super::reply::{Answer, ReplyTo};
+use super::{House, Link};
+use crate::domain::batch::{BatchBuilder, BatchStamp, BatchView, Compression, Slot};
+use crate::domain::body::Body;
+use crate::domain::entry::{Draft, EntryKind};
+use crate::domain::filter::{Filter, Subject, Verdict};
+use crate::domain::group::command::{CursorNumber, DeadLetter, Feed, Offered, OfferedRecord};
+use crate::domain::group::dead::Copied;
+use crate::domain::group::subscription::Start;
+use crate::domain::id::{Lane, Offset, OwnerId, PartitionId, PartitionIndex};
+use crate::domain::key::partition_of;
+use crate::domain::partition::index::BatchPlace;
+use crate::domain::partition::{Bounds, ReadAnswer, ReadFrom};
+use crate::domain::record::{Record, RecordBody};
+use crate::domain::rejection::Rejection;
+use crate::domain::topics::{Command, TopicConfig};
+use crate::log::ReadError;
+
+/// Between two attempts at something that passes.
+const AGAIN: Duration = Duration::from_millis(20);
+/// Attempts before a question is given up.
+const TRIES: u32 = 100;
+
+/// What a task found.
+#[derive(Debug)]
+pub enum Found {
+    /// Records.
+    Offered {
+        /// For which cursor.
+        cursor: CursorNumber,
+        /// Which search.
+        round: u64,
+        /// Consecutive batches.
+        batches: Vec<Offered>,
+        /// The end of the partition.
+        high_watermark: Offset,
+    },
+    /// What was looked for is gone: the partition begins here.
+    Trimmed {
+        /// For which cursor.
+        cursor: CursorNumber,
+        /// The first offset there is.
+        start: Offset,
+    },
+    /// Nothing this time.
+    Nothing {
+        /// For which cursor.
+        cursor: CursorNumber,
+        /// Which search.
+        round: u64,
+    },
+    /// One record's batch; none where it is gone.
+    Fetched {
+        /// For which cursor.
+        cursor: CursorNumber,
+        /// Which record.
+        offset: Offset,
+        /// Its batch.
+        batch: Option<Offered>,
+    },
+    /// A place.
+    Looked {
+        /// For what.
+        job: u64,
+        /// Which.
+        place: PartitionId,
+        /// Where it stands.
+        found: Result<Bounds, Rejection>,
+    },
+    /// A dead letter was made, or not.
+    Copied {
+        /// Of which cursor.
+        cursor: CursorNumber,
+        /// Of which record.
+        offset: Offset,
+        /// What came of it.
+        copied: Copied,
+    },
+}
+
+/// What a task needs.
+#[derive(Debug, Clone)]
+pub struct Feeder {
+    /// The standing actors.
+    pub house: House,
+    /// Finds partitions.
+    pub directory: Link<DirectoryActor>,
+    /// Whom it tells.
+    pub group: Link<GroupActor>,
+}
+
+/// Why records could not be had.
+enum Missed {
+    /// They are gone: the partition begins here.
+    Trimmed(Offset),
+    /// They cannot be read.
+    Unreadable,
+    /// The topic is gone, or the broker is.
+    Gone,
+}
+
+impl Feeder {
+    /// Finds records from an offset on.
+    pub async fn feed(self, feed: Feed) {
+        let (cursor, round) = (feed.cursor, feed.round);
+        let found = match self.find(&feed).await {
+            Ok((batches, high_watermark)) => Found::Offered {
+                cursor,
+                round,
+                batches,
+                high_watermark,
+            },
+            Err(Missed::Trimmed(start)) => Found::Trimmed { cursor, start },
+            Err(Missed::Unreadable) => Found::Nothing { cursor, round },
+            // The directory says so too, and the group asks no more.
+            Err(Missed::Gone) => return,
+        };
+        self.group.tell(found);
+    }
+
+    /// Finds the batch of one record.
+    pub async fn fetch(self, feed: Feed) {
+        let (cursor, offset) = (feed.cursor, feed.from);
+        let batch = match self.batches(feed.place, offset, 1, false).await {
+            Ok(answer) => answer.batches.first().map(|batch| Offered {
+                batch: *batch,
+                from: batch.first_offset,
+                records: None,
+            }),
+            Err(Missed::Gone) => return,
+            Err(Missed::Trimmed(_) | Missed::Unreadable) => None,
+        };
+        let batch = batch
+            .filter(|offered| (offered.batch.first_offset..offered.batch.end()).contains(&offset));
+        self.group.tell(Found::Fetched {
+            cursor,
+            offset,
+            batch,
+        });
+    }
+
+    /// Finds where a place stands.
+    pub async fn look_up(self, job: u64, place: PartitionId, start: Start) {
+        let from = match start {
+            Start::Earliest => ReadFrom::Earliest,
+            Start::Latest => ReadFrom::Latest,
+            Start::Time(time) => ReadFrom::Time(time),
+            Start::Offset(offset) => ReadFrom::Offset(offset),
+        };
+        let mut found = self.bounds(place, from).await;
+        if let (Err(Rejection::OffsetOutOfRange { start, end }), Start::Offset(offset)) =
+            (&found, start_of(&start))
+        {
+            let offset = offset.clamp(*start, *end);
+            found = self
+                .bounds(place, ReadFrom::Earliest)
+                .await
+                .map(|bounds| Bounds { offset, ..bounds });
+        }
+        self.group.tell(Found::Looked { job, place, found });
+    }
+
+    async fn bounds(&self, place: PartitionId, from: ReadFrom) -> Result<Bounds, Rejection> {
+        for _ in 0..TRIES {
+            let partition = self.partition(place).await?;
+            let (reply, mut answer) = question();
+            partition.tell(Lookup { from, reply });
+            match first(&mut answer).await {
+                Answer::Bounds(bounds) => return Ok(bounds),
+                Answer::Refused(Rejection::Retry) => tokio::time::sleep(AGAIN).await,
+                Answer::Refused(rejection) => return Err(rejection),
+                _ => return Err(Rejection::Retry),
+            }
+        }
+        Err(Rejection::Retry)
+    }
+
+    async fn partition(&self, place: PartitionId) -> Result<Link<PartitionActor>, Rejection> {
+        let PartitionId {
+            topic,
+            partition,
+            lane,
+        } = place;
+        let (reply, mut answer) = question();
+        self.directory.tell(Locate {
+            topic,
+            partition,
+            lane,
+            reply,
+        });
+        match first(&mut answer).await {
+            Answer::Partition(_, link) => Ok(link),
+            Answer::Refused(rejection) => Err(rejection),
+            _ => Err(Rejection::Retry),
+        }
+    }
+
+    /// Batches from an offset on; where there are none, when there are.
+    async fn batches(
+        &self,
+        place: PartitionId,
+        from: Offset,
+        bytes_max: u64,
+        wait: bool,
+    ) -> Result<ReadAnswer, Missed> {
+        let mut tries = 0;
+        loop {
+            let refused = match self.partition(place).await {
+                Ok(partition) => {
+                    let (reply, mut answer) = question();
+                    partition.tell(Read {
+                        from,
+                        bytes_max,
+                        wait,
+                        reply,
+                    });
+                    match first(&mut answer).await {
+                        Answer::Batches(answer) if !answer.batches.is_empty() => return Ok(answer),
+                        Answer::Batches(_) => return Err(Missed::Unreadable),
+                        Answer::Refused(rejection) => rejection,
+                        _ => Rejection::Retry,
+                    }
+                }
+                Err(rejection) => rejection,
+            };
+            match refused {
+                Rejection::OffsetOutOfRange { start, .. } if from < start => {
+                    return Err(Missed::Trimmed(start));
+                }
+                Rejection::UnknownTopic
+                | Rejection::PartitionOutOfRange { .. }
+                | Rejection::ShuttingDown => return Err(Missed::Gone),
+                // A partition that is being made again, stopped, or damaged in its views.
+                _ => {
+                    tries += 1;
+                    if tries > TRIES && !wait {
+                        return Err(Missed::Unreadable);
+                    }
+                    let pause = AGAIN * tries.min(50);
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    async fn find(&self, feed: &Feed) -> Result<(Vec<Offered>, Offset), Missed> {
+        let answer = self
+            .batches(feed.place, feed.from, feed.bytes_max, true)
+            .await?;
+        let high_watermark = answer.high_watermark;
+        let filter = if feed.filter.is_empty() {
+            None
+        } else {
+            // It was checked when the subscription was made.
+            Filter::parse(&feed.filter)
+                .ok()
+                .filter(|filter| !filter.is_everything())
+        };
+        let mut offered = Vec::with_capacity(answer.batches.len());
+        for batch in answer.batches {
+            let from = feed.from.max(batch.first_offset);
+            let skips = filter
+                .as_ref()
+                .is_some_and(|filter| !filter.may_match(batch.tags));
+            let records = if skips {
+                Some(Vec::new())
+            } else if feed.keys || filter.is_some() {
+                match self.body(&batch).await {
+                    Ok(body) => Some(choose(&batch, from, &body, filter.as_ref())),
+                    Err(Missed::Trimmed(start)) if offered.is_empty() => {
+                        return Err(Missed::Trimmed(start));
+                    }
+                    // Retention took it meanwhile, or the disk is damaged: whoever delivers it says so.
+                    Err(_) => None,
+                }
+            } else {
+                None
+            };
+            offered.push(Offered {
+                batch,
+                from,
+                records,
+            });
+        }
+        Ok((offered, high_watermark))
+    }
+
+    /// A batch's bytes, from the cache of the log's tail or read.
+    async fn body(&self, batch: &BatchPlace) -> Result<Body, Missed> {
+        if let Some(body) = self.house.cache.lookup(batch.position) {
+            return Ok(body);
+        }
+        let (done, answer) = oneshot::channel();
+        self.house.pool.submit(
+            vec![batch.place()],
+            Box::new(move |entries| {
+                let _ = done.send(entries);
+            }),
+        );
+        let read = answer.await.map_err(|_| Missed::Gone)?;
+        match read.into_iter().next() {
+            Some(Ok(entry)) => Ok(entry.body.into()),
+            Some(Err(ReadError::Gone { .. })) => Err(Missed::Trimmed(batch.end())),
+            Some(Err(_)) | None => Err(Missed::Unreadable),
+        }
+    }
+
+    // ---- dead letters ---------------------------------------------------------------------------
+
+    /// Copies a record into the dead-letter topic: as entries, for the group to tie to its settlement.
+    pub async fn bury(self, letter: DeadLetter, group: String) {
+        let (cursor, offset) = (letter.cursor, letter.offset);
+        let copied = self.copy(&letter, &group).await;
+        self.group.tell(Found::Copied {
+            cursor,
+            offset,
+            copied,
+        });
+    }
+
+    async fn copy(&self, letter: &DeadLetter, group: &str) -> Copied {
+        let batch = match self.batches(letter.place, letter.offset, 1, false).await {
+            Ok(answer) => answer
+                .batches
+                .first()
+                .copied()
+                .filter(|batch| (batch.first_offset..batch.end()).contains(&letter.offset)),
+            Err(Missed::Gone) => return Copied::Later,
+            Err(Missed::Trimmed(_) | Missed::Unreadable) => None,
+        };
+        let Some(batch) = batch else {
+            return Copied::Lost;
+        };
+        let body = match self.body(&batch).await {
+            Ok(body) => body,
+            Err(Missed::Gone) => return Copied::Later,
+            Err(Missed::Trimmed(_) | Missed::Unreadable) => return Copied::Lost,
+        };
+        let Some((slot, record)) = record_at(&batch, letter.offset, &body) else {
+            return Copied::Lost;
+        };
+        let name = letter
+            .to
+            .clone()
+            .unwrap_or_else(|| format!("{group}.dead-letters"));
+        let Some((owner, source)) = self.dead_letter_owner(&name, letter, slot.key_hash).await
+        else {
+            return Copied::Later;
+        };
+        let copy = dead_record(letter, group, &source, &slot, record);
+        let mut builder = BatchBuilder::new(usize::MAX, Compression::None);
+        let pushed = builder.push(&copy, copy.id.unwrap_or_default(), slot.timestamp);
+        let batch = builder.finish(BatchStamp::default());
+        let Some(batch) = batch.filter(|_| pushed.is_ok()) else {
+            return Copied::Lost;
+        };
+        let Some(facts) = crate::domain::batch::facts(&batch) else {
+            return Copied::Lost;
+        };
+        let draft = Draft {
+            kind: EntryKind::Payload,
+            numbers: 1,
+            offsets: 1,
+            body: batch.into(),
+            facts,
+        };
+        tracing::info!(
+            target: "waterwheel::group",
+            group, topic = source, partition = letter.place.partition.0, offset = letter.offset.0,
+            attempts = letter.attempts, reason = letter.reason, to = name, "dead-lettered"
+        );
+        Copied::To(vec![(owner, draft)])
+    }
+
+    /// The owner a dead letter goes to, and the name of the topic it comes from. The topic is made if it
+    /// is not there.
+    async fn dead_letter_owner(
+        &self,
+        name: &str,
+        letter: &DeadLetter,
+        key_hash: u64,
+    ) -> Option<(OwnerId, String)> {
+        let (reply, mut answer) = question();
+        self.directory.tell(List {
+            names: Vec::new(),
+            reply,
+        });
+        let Answer::Topics(topics, _) = first(&mut answer).await else {
+            return None;
+        };
+        let source = topics
+            .iter()
+            .find(|topic| topic.id == letter.place.topic)
+            .map(|topic| topic.name.clone())?;
+        let Some(topic) = topics.iter().find(|topic| topic.name == name) else {
+            let (reply, mut answer) = question();
+            self.directory.tell(DirectoryDo {
+                command: Command::Create {
+                    name: name.to_owned(),
+                    partitions: 1,
+                    config: TopicConfig::default(),
+                },
+                reply,
+            });
+            let _ = first(&mut answer).await;
+            return None;
+        };
+        if topic.id == letter.place.topic {
+            tracing::error!(target: "waterwheel::group", topic = name, "a dead letter of the dead-letter topic itself stays where it is");
+            return None;
+        }
+        let partition = if key_hash == 0 {
+            PartitionIndex(0)
+        } else {
+            partition_of(key_hash, topic.partitions)
+        };
+        Some((topic.owner(partition, Lane::ZERO)?, source))
+    }
+}
+
+fn start_of(start: &Start) -> Start {
+    *start
+}
+
+/// The records of a batch from an offset on that pass the filter, with their keys.
+fn choose(
+    batch: &BatchPlace,
+    from: Offset,
+    body: &Body,
+    filter: Option<&Filter>,
+) -> Vec<OfferedRecord> {
+    let Ok(view) = BatchView::parse_structure(&body.to_bytes()) else {
+        return Vec::new();
+    };
+    let slots: Vec<(usize, Slot)> = (0..batch.count)
+        .map(|skip| batch.record(skip))
+        .filter_map(|at| Some((at, view.slot(at)?)))
+        .collect();
+    let needs_bodies = filter.is_some_and(|filter| {
+        slots
+            .iter()
+            .any(|(_, slot)| filter.decide(slot) == Verdict::Open)
+    });
+    let bodies: Vec<Option<RecordBody>> = if needs_bodies {
+        let opened = view.bodies().into_iter().flatten();
+        opened
+            .map(|body| RecordBody::decode(&body.ok()?.1).ok())
+            .collect()
+    } else {
+        Vec::new()
+    };
+    (batch.first_offset.0..)
+        .zip(slots.iter())
+        .filter(|(offset, _)| *offset >= from.0)
+        .filter(
+            |(_, (at, slot))| match filter.map(|filter| (filter, filter.decide(slot))) {
+                None | Some((_, Verdict::Yes)) => true,
+                Some((_, Verdict::No)) => false,
+                Some((filter, Verdict::Open)) => bodies
+                    .get(*at)
+                    .and_then(Option::as_ref)
+                    .is_some_and(|body| filter.matches(&Subject::new(slot, body))),
+            },
+        )
+        .map(|(offset, (_, slot))| OfferedRecord {
+            offset: Offset(offset),
+            key_hash: slot.key_hash,
+        })
+        .collect()
+}
+
+/// One record of a batch.
+fn record_at(batch: &BatchPlace, offset: Offset, body: &Body) -> Option<(Slot, RecordBody)> {
+    let view = BatchView::parse_structure(&body.to_bytes()).ok()?;
+    let skip = u32::try_from(offset.0.checked_sub(batch.first_offset.0)?).ok()?;
+    let at = batch.record(skip);
+    let slot = view.slot(at)?;
+    let (_, body) = view.bodies().ok()?.nth(at)?.ok()?;
+    Some((slot, RecordBody::decode(&body).ok()?))
+}
+
+/// The copy: as it was, with where it came from and why it is here.
+fn dead_record(
+    letter: &DeadLetter,
+    group: &str,
+    source: &str,
+    slot: &Slot,
+    body: RecordBody,
+) -> Record {
+    let mut record = Record::new(body.value)
+        .id(body.id)
+        .timestamp(slot.timestamp);
+    if let Some(key) = body.key {
+        record = record.key(key);
+    }
+    if let Some(tag) = body.tag {
+        record = record.tag(tag);
+    }
+    for (name, value) in body.headers {
+        if !name.as_str().starts_with(DEAD_HEADER) {
+            record = record.header(name, value);
+        }
+    }
+    let facts = [
+        ("group", group.to_owned()),
+        ("reason", letter.reason.clone()),
+        ("attempts", letter.attempts.to_string()),
+        ("topic", source.to_owned()),
+        ("partition", letter.place.partition.to_string()),
+        ("lane", letter.place.lane.to_string()),
+        ("offset", letter.offset.to_string()),
+    ];
+    for (name, value) in facts {
+        record = record.header(format!("{DEAD_HEADER}{name}"), value.into_bytes());
+    }
+    record
+}
+
+/// How the headers of a dead letter begin that say where it came from and why.
+pub const DEAD_HEADER: &str = "waterwheel-dead-";
+
+fn question() -> (ReplyTo, mpsc::UnboundedReceiver<super::reply::Mail>) {
+    let (tx, rx) = mpsc::unbounded_channel();
+    (ReplyTo::new(tx, 0), rx)
+}
+
+async fn first(answer: &mut mpsc::UnboundedReceiver<super::reply::Mail>) -> Answer {
+    answer
+        .recv()
+        .await
+        .map_or(Answer::Refused(Rejection::Retry), |mail| mail.answer)
+}

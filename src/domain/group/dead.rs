@@ -1,0 +1,133 @@
+//! Dead letters: a record that was delivered as often as it may be is copied to another topic, in one tied
+//! run with its settlement, so that it is there or here, and never both.
+
+use super::command::{CursorNumber, DeadLetter, Effect};
+use super::delta::{Delta, Progress, Why};
+use super::settle::Asked;
+use super::{Group, Timer};
+use crate::domain::entry::Draft;
+use crate::domain::id::{Offset, OwnerId};
+use crate::domain::time::{MonotonicMs, Now};
+
+/// Dead letters on their way at a time.
+const BURYING_MAX: usize = 64;
+/// Between two attempts at one that cannot be written now.
+const AGAIN_MS: u64 = 1000;
+
+/// What became of an attempt to copy a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Copied {
+    /// The entries that put it into the dead-letter topic.
+    To(Vec<(OwnerId, Draft)>),
+    /// It cannot be read any more.
+    Lost,
+    /// Not now: no topic yet, no room.
+    Later,
+}
+
+impl Group {
+    /// A record has been delivered as often as it may be: it is listed as dead, durably, first.
+    pub(super) fn condemn(&mut self, number: CursorNumber, offset: u64) {
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        cursor.ready.remove(offset, offset + 1);
+        let attempts = cursor.attempts(offset);
+        let reason = match cursor.listed.get(&offset).map(|listed| &listed.why) {
+            Some(Why::Retry { reason, .. } | Why::Dead { reason }) => reason.clone(),
+            Some(Why::Attached(_) | Why::Held) | None => {
+                "its member was lost every time".to_owned()
+            }
+        };
+        self.list_record(
+            number,
+            offset,
+            attempts,
+            Why::Dead { reason },
+            &mut Vec::new(),
+        );
+    }
+
+    /// Asks for the next dead letters to be copied.
+    pub(super) fn bury(&mut self, effects: &mut Vec<Effect>) {
+        while self.burying.len() < BURYING_MAX {
+            let Some((number, offset)) = self.dying.pop_first() else {
+                return;
+            };
+            let Some(cursor) = self.cursors.get(&number) else {
+                continue;
+            };
+            let Some(listed) = cursor.listed.get(&offset) else {
+                continue;
+            };
+            let (Why::Dead { reason } | Why::Retry { reason, .. }) = &listed.why else {
+                continue;
+            };
+            let to = self
+                .spec_of(number)
+                .and_then(|spec| spec.retry.dead_letter_topic.clone());
+            effects.push(Effect::DeadLetter(DeadLetter {
+                cursor: number,
+                place: cursor.place,
+                offset: Offset(offset),
+                to,
+                attempts: listed.attempts,
+                reason: reason.clone(),
+            }));
+            self.burying.insert((number, offset));
+        }
+    }
+
+    /// A record was copied, or was not: the answer to [`Effect::DeadLetter`].
+    pub fn dead_letter(
+        &mut self,
+        now: Now,
+        number: CursorNumber,
+        offset: Offset,
+        copied: Copied,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.now = now;
+        let listed = self
+            .cursors
+            .get(&number)
+            .is_some_and(|cursor| cursor.listed.contains_key(&offset.0));
+        if !self.burying.contains(&(number, offset.0)) || !listed {
+            // Reset, or decided otherwise, meanwhile.
+            self.burying.remove(&(number, offset.0));
+            return self.finish(effects);
+        }
+        let durable = self
+            .cursors
+            .get(&number)
+            .is_some_and(|cursor| cursor.durable);
+        let progress = Progress {
+            cursor: number,
+            settled: vec![(offset, 1)],
+            dead_lettered: u64::from(matches!(copied, Copied::To(_))),
+            expired: u64::from(matches!(copied, Copied::Lost)),
+            ..Progress::default()
+        };
+        match copied {
+            Copied::To(drafts) if durable => {
+                self.persist(
+                    drafts,
+                    &Delta::Progress(vec![progress]),
+                    Asked::default(),
+                    effects,
+                );
+            }
+            // A nameless broadcast member leaves nothing behind.
+            Copied::To(_) | Copied::Lost if !durable => self.apply_progress(&progress, effects),
+            Copied::To(_) | Copied::Lost => {
+                let delta = Delta::Progress(vec![progress]);
+                self.persist(Vec::new(), &delta, Asked::default(), effects);
+            }
+            Copied::Later => {
+                let due = MonotonicMs(self.now.monotonic.0.saturating_add(AGAIN_MS));
+                self.timers.insert((due, Timer::Retry(number, offset.0)));
+            }
+        }
+        self.finish(effects);
+    }
+}

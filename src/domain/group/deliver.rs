@@ -1,0 +1,501 @@
+//! Leasing: who gets what is ready.
+
+use super::command::{CursorNumber, Effect, Feed, Lease, MemberEvent, Settle};
+use super::cursor::Cursor;
+use super::delta::{Listed, Why};
+use super::ranges::RangeSet;
+use super::subscription::{Mode, Poison};
+use super::{Group, Held, Timer};
+use crate::domain::id::{LeaseId, MemberId, Offset, TopicId};
+use crate::domain::time::MonotonicMs;
+
+/// Records one member is leased at a time while others wait beside it.
+const TURN_RECORDS: u64 = 64;
+/// With fewer ready than this, more are looked for.
+const READY_LOW: u64 = 1024;
+/// Bytes one search brings, about.
+const FEED_BYTES: u64 = 1 << 20;
+/// Records listed at once because their window is full of them.
+const LISTED_AT_ONCE: usize = 1024;
+/// Settled ranges all cursors may have together: they must fit a snapshot.
+const SETTLED_RANGES_MAX: usize = 100_000;
+
+/// What came of an attempt to lease.
+enum Leased {
+    /// Something was leased, or put aside: try again.
+    Progress,
+    /// This cursor has nothing for now.
+    Nothing,
+}
+
+impl Group {
+    /// Puts a cursor where it belongs in its pool, after anything about it changed.
+    pub(super) fn sort_into_pool(&mut self, number: CursorNumber) {
+        let Some((topic, key)) = self.pool_of(number) else {
+            return;
+        };
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        let Some(subscription) = self.subscriptions.get_mut(&topic) else {
+            return;
+        };
+        let open = !cursor.resetting && cursor.drain.is_none();
+        let is_exclusive = is_ordered(subscription.spec.mode);
+        let can = open && !cursor.ready.is_empty() && !(is_exclusive && is_blocked(cursor));
+        let lane = cursor.place.lane;
+        let pool = subscription.pools.entry(key).or_default();
+        if can {
+            let since = *cursor.ready_since.get_or_insert(self.now.monotonic);
+            pool.put(number, lane, since);
+        } else {
+            cursor.ready_since = None;
+            pool.take(number);
+        }
+        let more = open && cursor.feeding && cursor.ready.is_empty();
+        pool.coming(number, lane, more && cursor.next < cursor.high_watermark);
+        if open && !cursor.feeding {
+            pool.hungry.insert(number);
+        } else {
+            pool.hungry.remove(&number);
+        }
+        if !pool.turn.is_empty() {
+            self.stirred.insert((topic, key));
+        }
+    }
+
+    /// Leases what is ready to whoever has credit, and looks for more.
+    pub(super) fn deliver(&mut self, topic: TopicId, key: MemberId, effects: &mut Vec<Effect>) {
+        let Some(mode) = self.subscriptions.get(&topic).map(|s| s.spec.mode) else {
+            return;
+        };
+        while let Some((member, is_alone)) = self.whose_turn(topic, key) {
+            if self.is_full(mode) {
+                break;
+            }
+            let (now, ageing_ms) = (self.now.monotonic, self.limits.ageing_ms);
+            let Some(pool) = self
+                .subscriptions
+                .get_mut(&topic)
+                .and_then(|subscription| subscription.pools.get_mut(&key))
+            else {
+                break;
+            };
+            let Some(number) = pool.next(now, ageing_ms) else {
+                break;
+            };
+            let records_max = if is_alone { u64::MAX } else { TURN_RECORDS };
+            let leased = self.lease(number, member, mode, records_max, effects);
+            if let Some(pool) = self
+                .subscriptions
+                .get_mut(&topic)
+                .and_then(|subscription| subscription.pools.get_mut(&key))
+            {
+                match leased {
+                    Leased::Progress => pool.served(number, now),
+                    Leased::Nothing => pool.take(number),
+                }
+                pool.turn.rotate_left(1);
+            }
+            if let Some(cursor) = self.cursors.get_mut(&number) {
+                cursor.ready_since = Some(now);
+            }
+            if matches!(leased, Leased::Progress) {
+                self.sort_into_pool(number);
+            }
+        }
+        self.stirred.remove(&(topic, key));
+        self.look_for_more(topic, key, effects);
+    }
+
+    /// Whose turn it is, and whether nobody waits beside it. Who has no credit leaves the line.
+    fn whose_turn(&mut self, topic: TopicId, key: MemberId) -> Option<(MemberId, bool)> {
+        let pool = self.subscriptions.get_mut(&topic)?.pools.get_mut(&key)?;
+        while let Some(id) = pool.turn.front().copied() {
+            let grant = self
+                .members
+                .get_mut(&id)
+                .and_then(|member| member.topics.get_mut(&topic));
+            match grant {
+                Some(grant) if grant.is_open() => return Some((id, pool.turn.len() == 1)),
+                Some(grant) => grant.in_turn = false,
+                None => {}
+            }
+            pool.turn.pop_front();
+        }
+        None
+    }
+
+    /// Whether leasing one more record by itself might need more room in the list than there is.
+    pub(super) fn is_full(&self, mode: Mode) -> bool {
+        let singly = if is_ordered(mode) {
+            0
+        } else {
+            self.leased_singly
+        };
+        self.listed + singly + self.pending.listed() >= u64::from(self.limits.listed_max)
+            || self.listed_bytes >= self.limits.snapshot_bytes_max / 2
+    }
+
+    fn lease(
+        &mut self,
+        number: CursorNumber,
+        member: MemberId,
+        mode: Mode,
+        records_max: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Leased {
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return Leased::Nothing;
+        };
+        let Some((from, to)) = cursor.ready.first() else {
+            return Leased::Nothing;
+        };
+        let topic = cursor.place.topic;
+        let Some(batch) = cursor.batch_of(from).map(|batch| batch.place) else {
+            cursor.ready.remove(from, from + 1);
+            cursor.fetching.insert(from);
+            self.fetch(number, from, effects);
+            return Leased::Progress;
+        };
+        let attempts = cursor.attempts(from);
+        let Some(spec) = self.subscriptions.get(&topic).map(|s| &s.spec) else {
+            return Leased::Nothing;
+        };
+        let blocks = mode == Mode::Exclusive && spec.retry.poison == Poison::Block;
+        if attempts >= spec.retry.attempts_max && !blocks {
+            self.condemn(number, from);
+            return Leased::Progress;
+        }
+        let lease_ms = spec.lease_ms;
+        let end = run_end(cursor, from, to.min(batch.end().0), attempts);
+        let per_record = batch.bytes().div_ceil(u64::from(batch.count.max(1))).max(1);
+        let Some(holder) = self.members.get_mut(&member) else {
+            return Leased::Nothing;
+        };
+        let settle = holder.settle;
+        let Some(grant) = holder.topics.get_mut(&topic) else {
+            return Leased::Nothing;
+        };
+        let by_bytes = if is_ordered(mode) {
+            u64::MAX
+        } else {
+            u64::try_from(grant.bytes).unwrap_or(0).div_ceil(per_record)
+        };
+        let count = (end - from)
+            .min(records_max)
+            .min(grant.records)
+            .min(by_bytes)
+            .max(1);
+        let cost = count.saturating_mul(per_record);
+        grant.records -= count.min(grant.records);
+        grant.bytes = grant
+            .bytes
+            .saturating_sub(i64::try_from(cost).unwrap_or(i64::MAX));
+        let id = LeaseId(self.next_lease);
+        self.next_lease += 1;
+        cursor.ready.remove(from, from + count);
+        let lease = Lease {
+            id,
+            place: cursor.place,
+            batch,
+            first: Offset(from),
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+            bytes: cost,
+            attempt: attempts.saturating_add(1),
+            generation: cursor.generation,
+            lease_ms: if settle == Settle::OnDelivery {
+                0
+            } else {
+                lease_ms
+            },
+        };
+        if settle == Settle::OnDelivery {
+            self.settle_range(number, from, from + count);
+            self.pending.deliver(member, lease);
+            return Leased::Progress;
+        }
+        self.hold(number, member, &lease, lease_ms);
+        if !is_ordered(mode) {
+            self.leased_singly += count;
+        }
+        self.outbox.entry(member).or_default().push(lease);
+        Leased::Progress
+    }
+
+    fn hold(&mut self, number: CursorNumber, member: MemberId, lease: &Lease, lease_ms: u64) {
+        let deadline = MonotonicMs(self.now.monotonic.0.saturating_add(lease_ms));
+        let (from, to) = (lease.first.0, lease.first.0 + u64::from(lease.count));
+        self.timers.insert((deadline, Timer::Lease(lease.id)));
+        let held = Held {
+            cursor: number,
+            member,
+            first: from,
+            open: RangeSet::from_iter([(from, to)]),
+            attempt: lease.attempt,
+            deadline,
+        };
+        self.leases.insert(lease.id, held);
+        if let Some(cursor) = self.cursors.get_mut(&number) {
+            cursor.leases.insert((from, lease.id));
+            cursor.leased.insert(from, to);
+        }
+        if let Some(holder) = self.members.get_mut(&member) {
+            holder.leases.insert(lease.id);
+        }
+    }
+
+    fn fetch(&mut self, number: CursorNumber, offset: u64, effects: &mut Vec<Effect>) {
+        let Some(cursor) = self.cursors.get(&number) else {
+            return;
+        };
+        let filter = "".into();
+        effects.push(Effect::Fetch(Feed {
+            cursor: number,
+            round: cursor.round,
+            place: cursor.place,
+            from: Offset(offset),
+            bytes_max: 1,
+            filter,
+            keys: false,
+        }));
+    }
+
+    /// Looks for more where somebody could take it and little is ready.
+    fn look_for_more(&mut self, topic: TopicId, key: MemberId, effects: &mut Vec<Effect>) {
+        if self.whose_turn(topic, key).is_none() {
+            return;
+        }
+        let Some(subscription) = self.subscriptions.get(&topic) else {
+            return;
+        };
+        let mode = subscription.spec.mode;
+        if self.is_full(mode) || self.settled_ranges() > SETTLED_RANGES_MAX {
+            return;
+        }
+        let Some(pool) = subscription.pools.get(&key) else {
+            return;
+        };
+        let hungry: Vec<CursorNumber> = pool.hungry.iter().copied().collect();
+        let filter: std::sync::Arc<str> = subscription.spec.filter.as_str().into();
+        let window_max = self.limits.window_max;
+        for number in hungry {
+            let Some(cursor) = self.cursors.get_mut(&number) else {
+                continue;
+            };
+            if cursor.ready.len() >= READY_LOW {
+                continue;
+            }
+            if !is_ordered(mode) && cursor.window.len() >= window_max {
+                if cursor.ready.is_empty() {
+                    self.list_waiting(number);
+                }
+                continue;
+            }
+            cursor.feeding = true;
+            cursor.round += 1;
+            effects.push(Effect::Feed(Feed {
+                cursor: number,
+                round: cursor.round,
+                place: cursor.place,
+                from: Offset(cursor.next),
+                bytes_max: FEED_BYTES,
+                filter: std::sync::Arc::clone(&filter),
+                keys: mode == Mode::KeyOrdered,
+            }));
+            let (lane, coming) = (
+                cursor.place.lane,
+                cursor.next < cursor.high_watermark && cursor.ready.is_empty(),
+            );
+            if let Some(pool) = self
+                .subscriptions
+                .get_mut(&topic)
+                .and_then(|subscription| subscription.pools.get_mut(&key))
+            {
+                pool.hungry.remove(&number);
+                pool.coming(number, lane, coming);
+            }
+        }
+    }
+
+    fn settled_ranges(&self) -> usize {
+        self.rows.settled_ranges
+    }
+
+    /// The window is full of records that wait behind their keys: they are listed, so that others can be
+    /// looked at.
+    fn list_waiting(&mut self, number: CursorNumber) {
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        let room = u64::from(self.limits.listed_max)
+            .saturating_sub(self.listed + self.leased_singly + self.pending.listed());
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        for offset in cursor.waiting_in_window(LISTED_AT_ONCE.min(room)) {
+            let listed = Listed {
+                key_hash: cursor.key_of(offset),
+                attempts: cursor.attempts(offset),
+                why: Why::Held,
+            };
+            cursor.deciding.insert(offset, offset + 1);
+            self.pending.list(number, offset, listed);
+        }
+    }
+
+    // ---- giving back ----------------------------------------------------------------------------
+
+    /// Everything a member holds is ready again. Where `counted`, it has been delivered once more.
+    pub(super) fn give_back_of(&mut self, id: MemberId, counted: bool, effects: &mut Vec<Effect>) {
+        self.outbox.remove(&id);
+        let leases: Vec<LeaseId> = self
+            .members
+            .get(&id)
+            .map(|member| member.leases.iter().copied().collect())
+            .unwrap_or_default();
+        for lease in leases {
+            self.give_back(lease, counted);
+        }
+        let _ = effects;
+    }
+
+    /// Everything leased of a cursor is ready again, and its members are told.
+    pub(super) fn give_back_all(
+        &mut self,
+        number: CursorNumber,
+        counted: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.give_back_from(number, 0, counted, effects);
+    }
+
+    /// The same for leases that begin at or behind an offset.
+    pub(super) fn give_back_from(
+        &mut self,
+        number: CursorNumber,
+        from: u64,
+        counted: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(cursor) = self.cursors.get(&number) else {
+            return;
+        };
+        let mut lost: std::collections::BTreeMap<MemberId, Vec<LeaseId>> =
+            std::collections::BTreeMap::new();
+        for (_, id) in cursor.leases.range((from, LeaseId(0))..) {
+            if let Some(held) = self.leases.get(id) {
+                lost.entry(held.member).or_default().push(*id);
+            }
+        }
+        for (member, leases) in lost {
+            for lease in &leases {
+                self.give_back(*lease, counted);
+            }
+            self.tell_lost(member, leases, effects);
+        }
+    }
+
+    /// A lease that was not told yet is taken back without a word.
+    pub(super) fn tell_lost(
+        &mut self,
+        member: MemberId,
+        mut leases: Vec<LeaseId>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(waiting) = self.outbox.get_mut(&member) {
+            waiting.retain(|lease| {
+                let is_lost = leases.contains(&lease.id);
+                leases.retain(|id| *id != lease.id);
+                !is_lost
+            });
+        }
+        if !leases.is_empty() {
+            effects.push(Effect::Tell(member, MemberEvent::Lost(leases)));
+        }
+    }
+
+    /// What is open of a lease is ready again.
+    pub(super) fn give_back(&mut self, id: LeaseId, counted: bool) {
+        let Some(held) = self.end_lease(id) else {
+            return;
+        };
+        let Some(cursor) = self.cursors.get_mut(&held.cursor) else {
+            return;
+        };
+        for (from, to) in held.open.iter() {
+            if counted {
+                for offset in from..to {
+                    cursor.returned.insert(offset, held.attempt);
+                }
+            }
+            cursor.ready.insert(from, to);
+            // A listed one is not in the window, where its batch would be kept.
+        }
+        self.touched.insert(held.cursor);
+    }
+
+    /// A lease is over; what is open of it is the caller's business.
+    pub(super) fn end_lease(&mut self, id: LeaseId) -> Option<Held> {
+        let held = self.leases.remove(&id)?;
+        self.timers.remove(&(held.deadline, Timer::Lease(id)));
+        let mut ordered = false;
+        if let Some(cursor) = self.cursors.get_mut(&held.cursor) {
+            cursor.leases.remove(&(held.first, id));
+            for (from, to) in held.open.iter() {
+                cursor.leased.remove(from, to);
+            }
+            ordered = self
+                .subscriptions
+                .get(&cursor.place.topic)
+                .is_some_and(|subscription| is_ordered(subscription.spec.mode));
+            self.touched.insert(held.cursor);
+        }
+        if !ordered {
+            self.leased_singly = self.leased_singly.saturating_sub(held.open.len());
+        }
+        if let Some(member) = self.members.get_mut(&held.member) {
+            member.leases.remove(&id);
+        }
+        Some(held)
+    }
+
+    /// Anybody waiting in a pool may be served now: the list has room again.
+    pub(super) fn stir_all(&mut self) {
+        for (topic, subscription) in &self.subscriptions {
+            for key in subscription.pools.keys() {
+                self.stirred.insert((*topic, *key));
+            }
+        }
+    }
+}
+
+/// Modes in which a cursor is one member's, in order.
+pub(super) fn is_ordered(mode: Mode) -> bool {
+    matches!(mode, Mode::Exclusive | Mode::Broadcast)
+}
+
+/// In order: nothing is leased past a record that waits for its next attempt (G3).
+fn is_blocked(cursor: &Cursor) -> bool {
+    let Some((first, _)) = cursor.ready.first() else {
+        return false;
+    };
+    let waits = cursor.listed.range(..first).any(|(offset, listed)| {
+        !matches!(listed.why, Why::Attached(_)) && !cursor.leased.contains(*offset)
+    });
+    // What is about to be listed, or fetched, waits as well.
+    waits
+        || cursor
+            .fetching
+            .first()
+            .is_some_and(|offset| *offset < first)
+        || cursor.deciding_listed_below(first)
+}
+
+/// How far a run of records at the same attempt goes.
+fn run_end(cursor: &Cursor, from: u64, end: u64, attempts: u16) -> u64 {
+    if attempts > 0 || cursor.listed.contains_key(&from) {
+        return from + 1;
+    }
+    let listed = cursor.listed.range(from..end).next().map(|(at, _)| *at);
+    let returned = cursor.returned.range(from..end).next().map(|(at, _)| *at);
+    [listed, returned].into_iter().flatten().fold(end, u64::min)
+}

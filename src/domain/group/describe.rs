@@ -1,0 +1,58 @@
+//! The group as it stands, for people.
+
+use super::Group;
+use super::command::{Description, MemberStatus, PlaceStatus};
+use super::cursor::Cursor;
+use super::delta::{Listed, Why};
+use crate::domain::id::Offset;
+
+impl Group {
+    pub(super) fn describe(&self) -> Description {
+        let members = self.members.iter().map(|(id, member)| MemberStatus {
+            id: *id,
+            name: member.name.clone(),
+            topics: member.topics.keys().copied().collect(),
+            leased: member
+                .leases
+                .iter()
+                .filter_map(|lease| self.leases.get(lease))
+                .map(|held| held.open.len())
+                .sum(),
+            away: member.away,
+        });
+        Description {
+            subscriptions: self
+                .subscriptions
+                .values()
+                .map(|s| s.spec.clone())
+                .collect(),
+            members: members.collect(),
+            places: self
+                .cursors
+                .values()
+                .map(|cursor| self.status(cursor))
+                .collect(),
+        }
+    }
+
+    fn status(&self, cursor: &Cursor) -> PlaceStatus {
+        let count = |kind: fn(&Why) -> bool| {
+            let of_kind = |listed: &&Listed| kind(&listed.why);
+            cursor.listed.values().filter(of_kind).count() as u64
+        };
+        PlaceStatus {
+            place: cursor.place,
+            member: cursor.member.clone(),
+            assigned: cursor.assigned,
+            floor: Offset(cursor.floor_or_zero()),
+            settled_above: cursor.settled.len(),
+            retrying: count(|why| matches!(why, Why::Retry { .. } | Why::Dead { .. })),
+            attached: count(|why| matches!(why, Why::Attached(_))),
+            held: count(|why| matches!(why, Why::Held)),
+            leased: cursor.leased.len(),
+            expired: cursor.expired,
+            dead_lettered: cursor.dead_lettered,
+            high_watermark: Offset(cursor.high_watermark.max(cursor.floor_or_zero())),
+        }
+    }
+}

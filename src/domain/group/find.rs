@@ -1,0 +1,272 @@
+//! Records found: into the window, and from there to whoever may have them.
+
+use super::command::{CursorNumber, Effect, Offered};
+use super::delta::Why;
+use super::subscription::{Mode, Poison};
+use super::{Group, Timer};
+use crate::domain::id::Offset;
+use crate::domain::time::{MonotonicMs, Now};
+
+impl Group {
+    /// What a search found: consecutive batches from where it was asked for, and the end of the partition.
+    /// A search that was replaced meanwhile is void.
+    pub fn offered(
+        &mut self,
+        now: Now,
+        number: CursorNumber,
+        round: u64,
+        batches: &[Offered],
+        high_watermark: Offset,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.now = now;
+        let keyed = self.mode_of(number) == Some(Mode::KeyOrdered);
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        if cursor.round != round || !cursor.feeding {
+            return;
+        }
+        cursor.feeding = false;
+        cursor.high_watermark = cursor.high_watermark.max(high_watermark.0);
+        for offered in batches {
+            self.take_in(number, offered, keyed);
+        }
+        self.touched.insert(number);
+        self.finish(effects);
+    }
+
+    fn take_in(&mut self, number: CursorNumber, offered: &Offered, keyed: bool) {
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        let mut queued = Vec::new();
+        if offered.from.0 > cursor.next {
+            // Damage took what lies between: it is not there to be consumed.
+            let lost = cursor
+                .settled
+                .gaps(cursor.next.max(cursor.floor_or_zero()), offered.from.0);
+            for (from, to) in lost {
+                cursor.deciding.insert(from, to);
+                self.pending.settle(number, from, to);
+                self.pending.expire(number, to - from);
+            }
+            cursor.next = offered.from.0;
+        }
+        let taken = cursor.take_in(offered);
+        let mut listed = taken.listed.into_iter().peekable();
+        for (from, to) in taken.fresh {
+            if !keyed {
+                cursor.ready.insert(from, to);
+                continue;
+            }
+            for offset in from..to {
+                // G3: a listed record stands in the line of its key before what comes behind it.
+                while let Some(earlier) = listed.next_if(|earlier| *earlier < offset) {
+                    cursor.queue(earlier);
+                    queued.push(earlier);
+                }
+                if cursor.queue(offset) {
+                    cursor.ready.insert(offset, offset + 1);
+                }
+            }
+        }
+        queued.extend(listed);
+        let durable = cursor.durable;
+        for (from, to) in taken.filtered {
+            if durable {
+                cursor.deciding.insert(from, to);
+                self.pending.settle(number, from, to);
+            } else {
+                cursor.floor.get_or_insert(from);
+                cursor.settled.insert(from, to);
+                cursor.advance();
+            }
+        }
+        for offset in queued {
+            self.activate(number, offset);
+        }
+    }
+
+    /// A listed record's turn has come, as far as looking from the floor up goes: it stands in the line of
+    /// its key, and what it waits for decides.
+    pub(super) fn activate(&mut self, number: CursorNumber, offset: u64) {
+        let Some(spec) = self.spec_of(number) else {
+            return;
+        };
+        let (attempts_max, blocks) = (
+            spec.retry.attempts_max,
+            spec.mode == Mode::Exclusive && spec.retry.poison == Poison::Block,
+        );
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        self.touched.insert(number);
+        // What is not looked at yet may hide an earlier record of the same key.
+        if offset >= cursor.next.max(cursor.floor_or_zero()) || !cursor.queue(offset) {
+            return;
+        }
+        let Some(listed) = cursor.listed.get(&offset) else {
+            return;
+        };
+        if cursor.leased.contains(offset) || cursor.deciding.contains(offset) {
+            return;
+        }
+        match &listed.why {
+            Why::Attached(_) => {}
+            Why::Dead { .. } => {
+                self.dying.insert((number, offset));
+            }
+            Why::Retry { .. } if listed.attempts >= attempts_max && !blocks => {
+                self.dying.insert((number, offset));
+            }
+            Why::Retry { since, span_ms, .. } => {
+                let passed = u64::try_from(self.now.wall.0.saturating_sub(since.0)).unwrap_or(0);
+                let left = span_ms.saturating_sub(passed);
+                if left == 0 {
+                    cursor.ready.insert(offset, offset + 1);
+                } else {
+                    let due = MonotonicMs(self.now.monotonic.0.saturating_add(left));
+                    self.timers.insert((due, Timer::Retry(number, offset)));
+                }
+            }
+            Why::Held => {
+                cursor.ready.insert(offset, offset + 1);
+            }
+        }
+    }
+
+    /// A listed record's wait is over.
+    pub(super) fn retry_due(&mut self, number: CursorNumber, offset: u64) {
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        let waits = cursor
+            .listed
+            .get(&offset)
+            .is_some_and(|listed| matches!(listed.why, Why::Retry { .. }));
+        let is_free = !cursor.deciding.contains(offset)
+            && !cursor.leased.contains(offset)
+            && offset < cursor.next.max(cursor.floor_or_zero());
+        if waits && is_free && cursor.is_head(offset) {
+            cursor.ready.insert(offset, offset + 1);
+            self.touched.insert(number);
+        }
+        if self.burying.contains(&(number, offset)) {
+            self.burying.remove(&(number, offset));
+            self.dying.insert((number, offset));
+        }
+    }
+
+    /// The batch of one record that was asked for with [`Effect::Fetch`]; none where it cannot be read any
+    /// more: it is counted as expired.
+    pub fn fetched(
+        &mut self,
+        now: Now,
+        number: CursorNumber,
+        offset: Offset,
+        batch: Option<&Offered>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.now = now;
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        if !cursor.fetching.remove(&offset.0) {
+            return;
+        }
+        match batch {
+            Some(offered) => {
+                let first = offered.batch.first_offset.0;
+                cursor
+                    .batches
+                    .entry(first)
+                    .or_insert_with(|| super::cursor::WindowBatch {
+                        place: offered.batch,
+                        keys: Vec::new(),
+                    });
+                cursor.ready.insert(offset.0, offset.0 + 1);
+            }
+            None => {
+                self.settle_range(number, offset.0, offset.0 + 1);
+                self.pending.expire(number, 1);
+            }
+        }
+        self.touched.insert(number);
+        self.finish(effects);
+    }
+
+    /// Retention has taken everything below `start`: what was not consumed of it never will be. Leased
+    /// records may still be settled, attached ones are never taken.
+    pub fn trimmed(
+        &mut self,
+        now: Now,
+        number: CursorNumber,
+        start: Offset,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.now = now;
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        if cursor.feeding && cursor.next < start.0 {
+            cursor.feeding = false;
+            cursor.next = start.0;
+        }
+        let is_new = cursor.floor.is_none();
+        let from = cursor.floor_or_zero();
+        let mut gone: super::RangeSet = cursor.settled.gaps(from, start.0).into_iter().collect();
+        for (offset, listed) in cursor.listed.range(..start.0) {
+            if !matches!(listed.why, Why::Attached(_)) {
+                gone.insert(*offset, offset + 1);
+            } else {
+                gone.remove(*offset, offset + 1);
+            }
+        }
+        for (a, b) in cursor.leased.within(0, start.0) {
+            gone.remove(a, b);
+        }
+        for (a, b) in cursor.deciding.within(0, start.0) {
+            gone.remove(a, b);
+        }
+        cursor.ready.remove(0, start.0);
+        let expired = gone.len();
+        let durable = cursor.durable;
+        for (a, b) in gone.iter().collect::<Vec<_>>() {
+            if durable {
+                self.settle_range(number, a, b);
+            } else {
+                let progress = super::delta::Progress {
+                    cursor: number,
+                    settled: vec![(Offset(a), b - a)],
+                    ..super::delta::Progress::default()
+                };
+                self.apply_progress(&progress, effects);
+            }
+        }
+        // A subscription that begins at the first record there is has lost nothing by what was before.
+        if expired > 0 && !is_new {
+            self.pending.expire(number, expired);
+        }
+        self.touched.insert(number);
+        self.finish(effects);
+    }
+
+    /// A search came to nothing, through no fault of the records: it is begun again.
+    pub fn not_found(
+        &mut self,
+        now: Now,
+        number: CursorNumber,
+        round: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.now = now;
+        if let Some(cursor) = self.cursors.get_mut(&number)
+            && cursor.round == round
+        {
+            cursor.feeding = false;
+            self.touched.insert(number);
+        }
+        self.finish(effects);
+    }
+}

@@ -1,0 +1,4 @@
+//! Groups against a naive model: every mode, with members that come, go, crash, refuse and are slow.
+
+mod modes;
+mod rig;

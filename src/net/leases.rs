@@ -1,0 +1,477 @@
+//! What a member hears, on its way out: leased records are read, cut where the lease is not of the whole
+//! batch, and written in the order of what happened.
+//!
+//! One half takes events and fetches bodies, the other writes; one group of [`GROUP_BYTES`] is fetched while
+//! the one before is on its way. So a member that does not read holds two groups and the connection's send
+//! window, whatever it was leased: leases that wait here are places, not bodies.
+
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use super::member::Local;
+use super::reader::{self, Stop};
+use super::refusal::refused;
+use super::session::Session;
+use crate::actors::Link;
+use crate::actors::group::{Do, GroupActor};
+use crate::actors::reply::ReplyTo;
+use crate::domain::batch::{BATCH_BYTES_CEILING, BatchError, Cut, Opened};
+use crate::domain::body::Body;
+use crate::domain::group::command::{Command, Lease, LeasedRange, MemberEvent, RetryAfter};
+use crate::domain::id::{LogPosition, MemberId};
+use crate::domain::partition::index::BatchPlace;
+use crate::transport::SendStream;
+use crate::wire::code::Refused;
+use crate::wire::consume::{
+    Assigned, LeaseHead, Leased, LeasesLost, RANGES_MAX, Revoked, Unsubscribed, Withdrawn,
+};
+use crate::wire::frame::{Header, encode};
+
+/// Bytes fetched together.
+const GROUP_BYTES: usize = 1024 * 1024;
+/// Events taken together.
+const EVENTS_MAX: usize = 256;
+/// Opened batches that are kept for the next lease of their records.
+const OPENED_MAX: usize = 4;
+/// Leases of one frame: more would not fit its header.
+const LEASES_MAX: usize = 1000;
+
+/// Frames on their way to the writing half.
+#[derive(Default)]
+struct Group {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Group {
+    fn frame<H: Header>(&mut self, header: &H, body: &Body) {
+        let mut head = BytesMut::with_capacity(96);
+        let encoded = encode(header, 0, body.len(), &mut head);
+        debug_assert!(encoded.is_ok(), "lists are bounded");
+        self.bytes += head.len() + body.len();
+        self.pieces.push(head.freeze());
+        self.pieces.extend_from_slice(body.pieces());
+    }
+
+    fn event<H: Header>(&mut self, header: &H) {
+        self.frame(header, &Body::default());
+    }
+}
+
+/// Delivers what a member hears until it ends; says why, unless the member left.
+pub(super) async fn deliver(
+    session: &Rc<Session>,
+    group: &Link<GroupActor>,
+    member: MemberId,
+    mut heard: UnboundedReceiver<MemberEvent>,
+    mut locals: UnboundedReceiver<Local>,
+    stream: &mut SendStream,
+) -> Option<Refused> {
+    let (groups, mut fetched) = mpsc::channel::<Group>(1);
+    let fetch = async {
+        let mut delivery = Delivery {
+            session,
+            actor: group,
+            member,
+            groups,
+            group: Group::default(),
+            opened: Vec::new(),
+        };
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        loop {
+            let local = tokio::select! {
+                biased;
+                count = heard.recv_many(&mut events, EVENTS_MAX) => {
+                    if count == 0 {
+                        // The group's actor is gone with all its members; a new one knows none.
+                        return Some(refused(&crate::domain::rejection::Rejection::Group(
+                            crate::domain::group::rejection::GroupRejection::UnknownMember,
+                        )));
+                    }
+                    None
+                }
+                local = locals.recv() => {
+                    // What was told before comes first.
+                    while let Ok(event) = heard.try_recv() {
+                        events.push(event);
+                    }
+                    Some(local)
+                }
+            };
+            for event in events.drain(..) {
+                match delivery.take(event).await {
+                    Ok(()) => {}
+                    Err(over) => return over.0,
+                }
+            }
+            match local {
+                None => {}
+                Some(Some(Local::Withdrawn(token))) => delivery.group.event(&Withdrawn { token }),
+                Some(Some(Local::End(why))) => {
+                    let _ = delivery.flush().await;
+                    return why;
+                }
+                Some(None) => return None,
+            }
+            if delivery.flush().await.is_err() {
+                return None;
+            }
+        }
+    };
+    let write = async {
+        while let Some(mut group) = fetched.recv().await {
+            if stream.write(&mut group.pieces).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::pin!(fetch, write);
+    tokio::select! {
+        end = &mut fetch => {
+            write.await;
+            end
+        }
+        () = &mut write => None,
+    }
+}
+
+/// It is over, and why.
+struct Over(Option<Refused>);
+
+struct Delivery<'a> {
+    session: &'a Rc<Session>,
+    actor: &'a Link<GroupActor>,
+    member: MemberId,
+    groups: mpsc::Sender<Group>,
+    group: Group,
+    /// The last batches that were cut, by where they lie.
+    opened: Vec<(LogPosition, Opened)>,
+}
+
+impl Delivery<'_> {
+    /// Hands over what has been put together.
+    async fn flush(&mut self) -> Result<(), Over> {
+        if self.group.pieces.is_empty() {
+            return Ok(());
+        }
+        let group = std::mem::take(&mut self.group);
+        self.groups.send(group).await.map_err(|_| Over(None))
+    }
+
+    async fn take(&mut self, event: MemberEvent) -> Result<(), Over> {
+        match event {
+            MemberEvent::Assigned { place, generation } => self.group.event(&Assigned {
+                topic: place.topic,
+                partition: place.partition,
+                lane: place.lane,
+                generation,
+            }),
+            MemberEvent::Revoked {
+                place,
+                generation,
+                drain_ms,
+            } => self.group.event(&Revoked {
+                topic: place.topic,
+                partition: place.partition,
+                lane: place.lane,
+                generation,
+                drain_ms,
+            }),
+            MemberEvent::Lost(leases) => {
+                for leases in leases.chunks(RANGES_MAX) {
+                    self.group.event(&LeasesLost {
+                        leases: leases.to_vec(),
+                    });
+                }
+            }
+            MemberEvent::Leased(leases) => self.leased(leases).await?,
+            MemberEvent::Unsubscribed { topic, why } => self.group.event(&Unsubscribed {
+                topic,
+                refused: refused(&why),
+            }),
+            MemberEvent::Ended(rejection) => {
+                let _ = self.flush().await;
+                return Err(Over(Some(refused(&rejection))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what is leased, as many batches at a time as make a group.
+    async fn leased(&mut self, leases: Vec<Lease>) -> Result<(), Over> {
+        let mut rest = leases.as_slice();
+        while !rest.is_empty() {
+            let (batches, taken) = next_batches(rest);
+            let (now, after) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
+            rest = after;
+            let bodies = self.bodies(&batches, now).await;
+            for run in now.chunk_by(is_together) {
+                let Some(first) = run.first() else { continue };
+                let body = batches
+                    .iter()
+                    .zip(&bodies)
+                    .find(|(batch, _)| batch.position == first.batch.position)
+                    .and_then(|(_, body)| body.as_ref());
+                // What cannot be read was refused already.
+                let Some(body) = body else { continue };
+                self.deliver(run, body);
+                if self.group.bytes >= GROUP_BYTES {
+                    self.flush().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The batches' bytes; none where they cannot be read, for which the leases are given back.
+    async fn bodies(&self, batches: &[BatchPlace], leases: &[Lease]) -> Vec<Option<Body>> {
+        let mut bodies = Vec::with_capacity(batches.len());
+        while let Some(left) = batches.get(bodies.len()..)
+            && let Some(batch) = left.first()
+        {
+            match reader::bodies(self.session, left).await {
+                Ok(read) => bodies.extend(read.into_iter().map(Some)),
+                Err(stop) => {
+                    let of_batch = leases
+                        .iter()
+                        .filter(|lease| lease.batch.position == batch.position);
+                    match stop {
+                        Stop::Passing(refused) => self.give_back(of_batch, refused.message),
+                        Stop::End(reason) => {
+                            self.unreadable(of_batch, &format!("{reason:?}"));
+                        }
+                    }
+                    bodies.push(None);
+                }
+            }
+        }
+        bodies
+    }
+
+    /// These could not be delivered this time: they come again, to whoever is next.
+    fn give_back<'a>(&self, leases: impl Iterator<Item = &'a Lease>, reason: String) {
+        let ranges: Vec<LeasedRange> = leases.map(range).collect();
+        tracing::warn!(target: "waterwheel::member", leases = ranges.len(), reason, "given back");
+        self.tell(Command::Refuse {
+            member: self.member,
+            ranges,
+            after: RetryAfter::Now,
+            reason,
+        });
+    }
+
+    /// These cannot be delivered ever.
+    fn unreadable<'a>(&self, leases: impl Iterator<Item = &'a Lease>, why: &str) {
+        for lease in leases {
+            tracing::warn!(
+                target: "waterwheel::member",
+                topic = lease.place.topic.0, partition = lease.place.partition.0,
+                offset = lease.first.0, count = lease.count, why, "cannot be read"
+            );
+            self.tell(Command::Unreadable {
+                member: self.member,
+                lease: lease.id,
+            });
+        }
+    }
+
+    fn tell(&self, command: Command) {
+        self.actor.tell(Do {
+            command,
+            events: None,
+            reply: ReplyTo::nobody(),
+        });
+    }
+
+    /// Puts leases of one batch into frames.
+    fn deliver(&mut self, run: &[Lease], body: &Body) {
+        for leases in run.chunks(LEASES_MAX) {
+            let Some(first) = leases.first() else {
+                continue;
+            };
+            let whole = is_nearly_whole(leases, &first.batch);
+            let mut head = head(first, leases);
+            let outcome = if whole {
+                head.base = Some(first.batch.first_offset);
+                self.group.frame(&head, body);
+                Ok(())
+            } else {
+                self.cut(leases, body)
+                    .map(|cut| self.group.frame(&head, &cut))
+            };
+            match outcome {
+                Ok(()) => tracing::trace!(
+                    target: "waterwheel::trace",
+                    offset = first.first.0, leases = leases.len(), attempt = first.attempt, "leased"
+                ),
+                Err(error) => self.unreadable(leases.iter(), &error.to_string()),
+            }
+        }
+    }
+
+    /// The leased records as a batch of their own.
+    fn cut(&mut self, leases: &[Lease], body: &Body) -> Result<Body, BatchError> {
+        let place = leases
+            .first()
+            .map(|lease| lease.batch)
+            .ok_or(BatchError::Directory)?;
+        let known = self.opened.iter().position(|(at, _)| *at == place.position);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let opened = Opened::open(body)?;
+                if self.opened.len() >= OPENED_MAX {
+                    self.opened.remove(0);
+                }
+                self.opened.push((place.position, opened));
+                self.opened.len() - 1
+            }
+        };
+        let (_, opened) = self.opened.get(at).ok_or(BatchError::Directory)?;
+        let mut cut = Cut::new(BATCH_BYTES_CEILING);
+        for lease in leases {
+            let from = lease.first.0.saturating_sub(place.first_offset.0);
+            let from = u32::try_from(from).map_err(|_| BatchError::Directory)?;
+            for skip in from..from.saturating_add(lease.count) {
+                if !cut.push(opened, place.record(skip))? {
+                    return Err(BatchError::TooLarge(cut.bytes() as u64));
+                }
+            }
+        }
+        cut.finish().ok_or(BatchError::Directory)
+    }
+}
+
+fn range(lease: &Lease) -> LeasedRange {
+    LeasedRange {
+        lease: lease.id,
+        first: lease.first,
+        count: lease.count,
+    }
+}
+
+/// Leases that go into one frame.
+fn is_together(a: &Lease, b: &Lease) -> bool {
+    a.batch.position == b.batch.position
+        && a.batch.first_offset == b.batch.first_offset
+        && a.place == b.place
+        && a.generation == b.generation
+        && a.first < b.first
+}
+
+/// Most of the batch is leased: cutting would cost more than the rest weighs. Of a payload that is only
+/// referred to, the rest is not the group's to see.
+fn is_nearly_whole(leases: &[Lease], batch: &BatchPlace) -> bool {
+    let leased: u64 = leases.iter().map(|lease| u64::from(lease.count)).sum();
+    batch.is_whole() && leased * 4 >= u64::from(batch.count) * 3
+}
+
+fn head(first: &Lease, leases: &[Lease]) -> Leased {
+    Leased {
+        topic: first.place.topic,
+        partition: first.place.partition,
+        lane: first.place.lane,
+        generation: first.generation,
+        appended: first.batch.appended,
+        base: None,
+        leases: leases
+            .iter()
+            .map(|lease| LeaseHead {
+                lease: lease.id,
+                first: lease.first,
+                count: lease.count,
+                attempt: lease.attempt,
+                lease_ms: lease.lease_ms,
+                bytes: lease.bytes,
+            })
+            .collect(),
+    }
+}
+
+/// The distinct batches of the first leases, up to a group's bytes, and how many leases that is.
+fn next_batches(leases: &[Lease]) -> (Vec<BatchPlace>, usize) {
+    let mut batches: Vec<BatchPlace> = Vec::new();
+    let mut bytes = 0;
+    for (index, lease) in leases.iter().enumerate() {
+        if batches
+            .iter()
+            .rev()
+            .take(16)
+            .any(|batch| batch.position == lease.batch.position)
+        {
+            continue;
+        }
+        let length = usize::try_from(lease.batch.length).unwrap_or(usize::MAX);
+        if !batches.is_empty() && bytes + length > GROUP_BYTES {
+            return (batches, index);
+        }
+        bytes += length;
+        batches.push(lease.batch);
+    }
+    (batches, leases.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::id::{
+        Generation, Lane, LeaseId, Offset, PartitionId, PartitionIndex, TopicId,
+    };
+
+    fn lease(id: u64, batch: u64, first: u64, count: u32, length: u32) -> Lease {
+        Lease {
+            id: LeaseId(id),
+            place: PartitionId {
+                topic: TopicId(1),
+                partition: PartitionIndex(0),
+                lane: Lane::ZERO,
+            },
+            batch: BatchPlace {
+                first_offset: Offset(batch * 10),
+                count: 10,
+                first_number: Default::default(),
+                position: LogPosition(batch * 1000),
+                length,
+                appended: Default::default(),
+                tags: 0,
+                reference: None,
+            },
+            first: Offset(first),
+            count,
+            attempt: 1,
+            generation: Generation(1),
+            lease_ms: 1000,
+            bytes: 1,
+        }
+    }
+
+    #[test]
+    fn batches_are_read_once_for_all_their_leases_and_a_group_at_a_time() {
+        let length = 600 * 1024;
+        let leases = [
+            lease(1, 0, 0, 2, length),
+            lease(2, 0, 5, 1, length),
+            lease(3, 1, 10, 10, length),
+            lease(4, 2, 20, 1, length),
+        ];
+        let (batches, taken) = next_batches(&leases);
+        assert_eq!((batches.len(), taken), (1, 2));
+        let (batches, taken) = next_batches(&leases[2..]);
+        assert_eq!((batches.len(), taken), (1, 1));
+        let runs: Vec<usize> = leases.chunk_by(is_together).map(<[_]>::len).collect();
+        assert_eq!(runs, [2, 1, 1]);
+    }
+
+    #[test]
+    fn a_batch_that_is_mostly_leased_goes_out_untouched() {
+        let place = lease(1, 0, 0, 10, 1).batch;
+        assert!(is_nearly_whole(&[lease(1, 0, 0, 10, 1)], &place));
+        assert!(is_nearly_whole(
+            &[lease(1, 0, 0, 4, 1), lease(2, 0, 5, 4, 1)],
+            &place
+        ));
+        assert!(!is_nearly_whole(&[lease(1, 0, 0, 7, 1)], &place));
+    }
+}

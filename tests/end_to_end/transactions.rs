@@ -1,0 +1,382 @@
+//! Transactions through the product's client: all or nothing, once, whatever is killed; half messages and
+//! the questions for their outcomes.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::FutureExt;
+use tokio::sync::Notify;
+use waterwheel::client::{
+    Client, Code, HalfMessage, LocalOutcome, LocalTransaction, Record, TopicConfig,
+    TransactionError, TransactionId,
+};
+use waterwheel::domain::transaction::{SHARDS, shard_owner};
+
+use crate::rig::{Rig, run};
+
+const TOPICS: [&str; 2] = ["orders", "points"];
+
+async fn topics(rig: &Rig) -> Client {
+    let client = rig.node.connect().await.unwrap();
+    for topic in TOPICS {
+        client.create_topic(topic, TopicConfig::new(2)).await.unwrap();
+    }
+    client
+}
+
+async fn values(client: &Client, topic: &str) -> Vec<String> {
+    let mut reader = client.reader(topic).until_end().open().await.unwrap();
+    let mut values = Vec::new();
+    while let Some(delivery) = reader.next().await {
+        values.push(String::from_utf8(delivery.unwrap().value.to_vec()).unwrap());
+    }
+    values.sort_unstable();
+    values
+}
+
+fn refused(error: TransactionError) -> Code {
+    match error {
+        TransactionError::Refused(refusal) => refusal.code,
+        other => panic!("not refused but {other}"),
+    }
+}
+
+#[test]
+fn a_committed_transaction_is_visible_in_every_topic_and_not_before() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = topics(&rig).await;
+        let producer = client.transactional_producer("till").open().await.unwrap();
+        let mut transaction = producer.transaction();
+        for n in 0..10 {
+            transaction
+                .send("orders", Record::new(format!("order {n}")).key(n.to_string()))
+                .await
+                .unwrap();
+        }
+        transaction
+            .send_to("points", 1, Record::new("10 points"))
+            .await
+            .unwrap();
+        transaction.flush().await.unwrap();
+        assert!(values(&client, "orders").await.is_empty(), "nothing is visible");
+        let open = client.describe_transaction(transaction.id()).await.unwrap();
+        assert_eq!(open.state, "open");
+        assert_eq!(open.participants.iter().map(|one| one.records).sum::<u32>(), 11);
+        transaction.commit().await.unwrap();
+        assert_eq!(values(&client, "orders").await.len(), 10);
+        assert_eq!(values(&client, "points").await, ["10 points"]);
+        // Ordinary records follow without a gap.
+        let plain = client.producer("points").open().await.unwrap();
+        let receipt = plain.send_to(1, Record::new("next")).await.unwrap();
+        assert_eq!(receipt.offset, Some(1));
+    });
+}
+
+#[test]
+fn what_is_rolled_back_dropped_or_failed_is_never_seen() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = topics(&rig).await;
+        let producer = client.transactional_producer("till").open().await.unwrap();
+        let mut rolled_back = producer.transaction();
+        rolled_back.send("orders", Record::new("one")).await.unwrap();
+        rolled_back.flush().await.unwrap();
+        rolled_back.rollback().await.unwrap();
+        let mut dropped = producer.transaction();
+        dropped.send("orders", Record::new("two")).await.unwrap();
+        dropped.flush().await.unwrap();
+        let id = dropped.id();
+        drop(dropped);
+        let closed: Result<(), TransactionError> = producer
+            .run(async |transaction| {
+                transaction.send("orders", Record::new("three")).await?;
+                transaction.flush().await?;
+                Err(TransactionError::Closed)
+            })
+            .await;
+        assert!(matches!(closed, Err(TransactionError::Closed)));
+        while client.describe_transaction(id).await.unwrap().state != "rolled-back" {
+            tokio::task::yield_now().await;
+        }
+        let seen: Result<u32, TransactionError> = producer
+            .run(async |transaction| {
+                transaction.send("orders", Record::new("four")).await?;
+                Ok(4)
+            })
+            .await;
+        assert_eq!(seen.unwrap(), 4);
+        assert_eq!(values(&client, "orders").await, ["four"]);
+    });
+}
+
+#[test]
+fn a_decision_survives_a_kill_and_what_was_open_is_decided_by_its_producer_afterwards() {
+    run(async {
+        let rig = Rig::start_with(|config| config.checkpoint_ms = 50).await;
+        let client = topics(&rig).await;
+        let producer = client.transactional_producer("till").open().await.unwrap();
+        let mut committed = producer.transaction();
+        committed.send("orders", Record::new("kept")).await.unwrap();
+        committed.commit().await.unwrap();
+        let mut open = producer.transaction();
+        open.send("orders", Record::new("open")).await.unwrap();
+        open.flush().await.unwrap();
+        let id = open.id();
+        std::mem::forget(open);
+        drop((producer, client));
+        let rig = rig
+            .kill_and_restart(|dir| std::fs::remove_dir_all(dir.join("views")).unwrap())
+            .await;
+        let client = rig.node.connect().await.unwrap();
+        assert_eq!(values(&client, "orders").await, ["kept"]);
+        assert_eq!(client.describe_transaction(id).await.unwrap().state, "open");
+        client.decide_transaction(id, true).await.unwrap();
+        let rig = rig.kill_and_restart(|_| {}).await;
+        let client = rig.node.connect().await.unwrap();
+        assert_eq!(values(&client, "orders").await, ["kept", "open"]);
+        let decided = client.describe_transaction(id).await.unwrap();
+        assert_eq!((decided.state.as_str(), decided.by.as_deref()), ("committed", Some("operator")));
+        let opposite = client.decide_transaction(id, false).await.unwrap_err();
+        assert_eq!(opposite.code(), "transaction-decided");
+        client.decide_transaction(id, true).await.unwrap();
+    });
+}
+
+#[test]
+fn a_new_session_of_an_id_fences_the_old_one_and_rolls_back_what_it_left() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = topics(&rig).await;
+        let old = client.transactional_producer("till").open().await.unwrap();
+        let mut left = old.transaction();
+        left.send("orders", Record::new("left")).await.unwrap();
+        left.flush().await.unwrap();
+        let new = client.transactional_producer("till").open().await.unwrap();
+        let late = left.commit().await.unwrap_err();
+        assert!(
+            matches!(refused(late), Code::TransactionDecided | Code::ProducerFenced),
+            "the decision stands"
+        );
+        let mut zombie = old.transaction();
+        zombie.send("orders", Record::new("zombie")).await.unwrap();
+        assert_eq!(refused(zombie.commit().await.unwrap_err()), Code::ProducerFenced);
+        let mut fresh = new.transaction();
+        fresh.send("orders", Record::new("fresh")).await.unwrap();
+        fresh.commit().await.unwrap();
+        assert_eq!(values(&client, "orders").await, ["fresh"]);
+    });
+}
+
+#[test]
+fn a_transaction_nobody_ends_is_rolled_back_by_time() {
+    run(async {
+        let rig = Rig::start_with(|config| config.transaction_duration_ms = 100).await;
+        let client = topics(&rig).await;
+        let producer = client.transactional_producer("till").open().await.unwrap();
+        let mut slow = producer.transaction();
+        slow.send("orders", Record::new("slow")).await.unwrap();
+        slow.flush().await.unwrap();
+        while client.describe_transaction(slow.id()).await.unwrap().state != "rolled-back" {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(refused(slow.commit().await.unwrap_err()), Code::TransactionDecided);
+        assert!(values(&client, "orders").await.is_empty());
+    });
+}
+
+#[test]
+fn limits_unknown_transactions_and_deleted_topics_have_their_own_codes() {
+    run(async {
+        let rig = Rig::start_with(|config| {
+            config.transactions_per_session_max = 2;
+            config.transaction_participants_max = 1;
+        })
+        .await;
+        let client = topics(&rig).await;
+        let producer = client.transactional_producer("till").timeout(Duration::from_millis(300));
+        let producer = producer.open().await.unwrap();
+        let mut wide = producer.transaction();
+        wide.send_to("orders", 0, Record::new("a")).await.unwrap();
+        wide.flush().await.unwrap();
+        wide.send_to("orders", 1, Record::new("b")).await.unwrap();
+        // A limit passes when others end, so that the client tries on until its time is over.
+        assert!(matches!(wide.commit().await, Err(TransactionError::TimedOut)));
+        let nobody = TransactionId::default();
+        let unknown = client.decide_transaction(nobody, true).await.unwrap_err();
+        assert_eq!(unknown.code(), "transaction-unknown");
+        let mut over_deleted = producer.transaction();
+        over_deleted.send_to("points", 0, Record::new("gone")).await.unwrap();
+        over_deleted.flush().await.unwrap();
+        client.delete_topic("points").await.unwrap();
+        over_deleted.commit().await.unwrap();
+        assert!(values(&client, "orders").await.is_empty());
+    });
+}
+
+/// A ledger of outcomes that two processes of a group would share: a database.
+#[derive(Clone, Default)]
+struct Till {
+    outcomes: Arc<Mutex<BTreeMap<TransactionId, LocalOutcome>>>,
+    executed: Arc<AtomicUsize>,
+    checked: Arc<Notify>,
+    silent: bool,
+}
+
+impl LocalTransaction for Till {
+    fn execute<'a>(&'a self, id: TransactionId, record: &'a Record) -> BoxFuture<'a, LocalOutcome> {
+        async move {
+            self.executed.fetch_add(1, Ordering::SeqCst);
+            let outcome = match record.value.as_ref() {
+                b"pay" | b"forget" => LocalOutcome::Commit,
+                b"panic" => panic!("the till breaks"),
+                _ => LocalOutcome::Rollback,
+            };
+            self.outcomes.lock().unwrap().insert(id, outcome);
+            // The database knows; the answer is lost.
+            if record.value.as_ref() == b"forget" { LocalOutcome::Unknown } else { outcome }
+        }
+        .boxed()
+    }
+
+    fn check<'a>(&'a self, half: &'a HalfMessage) -> BoxFuture<'a, LocalOutcome> {
+        async move {
+            assert_eq!(half.topic, "orders");
+            assert_eq!(half.records.len(), 1);
+            self.checked.notify_one();
+            let known = self.outcomes.lock().unwrap().get(&half.id).copied();
+            match known {
+                _ if self.silent => LocalOutcome::Unknown,
+                Some(outcome) => outcome,
+                None => LocalOutcome::Rollback,
+            }
+        }
+        .boxed()
+    }
+}
+
+async fn till(client: &Client, name: &str, till: &Till) -> waterwheel::client::TransactionalProducer {
+    let builder = client.transactional_producer(name).group("tills").local(till.clone());
+    builder.open().await.unwrap()
+}
+
+#[test]
+fn a_half_message_follows_its_local_transaction_and_is_asked_for_where_the_answer_is_lost() {
+    run(async {
+        let rig = Rig::start_with(|config| config.transaction_check_ms = 20).await;
+        let client = topics(&rig).await;
+        let book = Till::default();
+        let producer = till(&client, "till-1", &book).await;
+        let immunity = Duration::from_millis(10);
+        let send = |value: &'static str| producer.send_half_within("orders", Record::new(value), immunity);
+        assert_eq!(send("pay").await.unwrap(), LocalOutcome::Commit);
+        assert_eq!(send("cancel").await.unwrap(), LocalOutcome::Rollback);
+        assert_eq!(send("forget").await.unwrap(), LocalOutcome::Unknown);
+        assert_eq!(send("panic").await.unwrap(), LocalOutcome::Unknown);
+        while values(&client, "orders").await != ["forget", "pay"] {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(book.executed.load(Ordering::SeqCst), 4);
+    });
+}
+
+#[test]
+fn another_producer_of_the_group_answers_after_both_sides_were_killed() {
+    run(async {
+        let rig = Rig::start_with(|config| config.transaction_check_ms = 50).await;
+        let client = topics(&rig).await;
+        let book = Till::default();
+        let producer = till(&client, "till-1", &book).await;
+        let sent = producer.send_half_within("orders", Record::new("forget"), Duration::from_secs(1));
+        assert_eq!(sent.await.unwrap(), LocalOutcome::Unknown);
+        // The process that executed it is gone, the broker is killed, and another till takes over.
+        drop((producer, client));
+        let rig = rig.kill_and_restart(|_| {}).await;
+        let client = rig.node.connect().await.unwrap();
+        assert!(values(&client, "orders").await.is_empty());
+        let _other = till(&client, "till-2", &book).await;
+        while values(&client, "orders").await != ["forget"] {
+            tokio::task::yield_now().await;
+        }
+        let listed = client.transactions(None).await.unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0].by.as_deref(), Some("check-back"));
+    });
+}
+
+#[test]
+fn a_half_message_nobody_knows_of_expires_and_can_still_be_asked_for() {
+    run(async {
+        let rig = Rig::start_with(|config| {
+            config.transaction_check_ms = 10;
+            config.transaction_checks_max = 3;
+        })
+        .await;
+        let client = topics(&rig).await;
+        let book = Till { silent: true, ..Till::default() };
+        let producer = till(&client, "till-1", &book).await;
+        let sent = producer.send_half_within("orders", Record::new("forget"), Duration::from_millis(10));
+        assert_eq!(sent.await.unwrap(), LocalOutcome::Unknown);
+        book.checked.notified().await;
+        loop {
+            let listed = client.transactions(None).await.unwrap();
+            if listed[0].state == "rolled-back" {
+                assert_eq!(listed[0].by.as_deref(), Some("expiry"));
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert!(values(&client, "orders").await.is_empty());
+    });
+}
+
+#[test]
+fn an_unstored_half_message_executes_nothing() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = topics(&rig).await;
+        let book = Till::default();
+        let producer = till(&client, "till-1", &book).await;
+        let nowhere = producer.send_half("nowhere", Record::new("pay")).await.unwrap_err();
+        assert_eq!(refused(nowhere), Code::UnknownTopic);
+        assert_eq!(book.executed.load(Ordering::SeqCst), 0);
+    });
+}
+
+#[test]
+fn coordinators_that_fail_are_made_anew_and_every_transaction_is_still_all_or_nothing() {
+    run(async {
+        let rig = Rig::start_with(|config| config.checkpoint_ms = 50).await;
+        let client = topics(&rig).await;
+        let mut tasks = Vec::new();
+        for session in 0..4 {
+            let client = client.clone();
+            tasks.push(tokio::spawn(async move {
+                let name = format!("till-{session}");
+                let producer = client.transactional_producer(&name).open().await.unwrap();
+                for n in 0..30 {
+                    let mut transaction = producer.transaction();
+                    for topic in TOPICS {
+                        let record = Record::new(format!("{session}/{n}"));
+                        transaction.send(topic, record).await.unwrap();
+                    }
+                    transaction.commit().await.unwrap();
+                }
+            }));
+        }
+        for shard in 0..SHARDS {
+            let owner = shard_owner(shard);
+            rig.node.shared.directory.tell(waterwheel::actors::directory::FailOwner { owner });
+            tokio::task::yield_now().await;
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let (orders, points) = (values(&client, "orders").await, values(&client, "points").await);
+        assert_eq!(orders.len(), 120, "each once");
+        assert_eq!(orders, points, "all or nothing");
+    });
+}
