@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use waterwheel::client::{
-    Ack, HalfMessage, LocalOutcome, LocalTransaction, Record, TransactionId,
-};
+use waterwheel::client::{Ack, HalfMessage, LocalOutcome, LocalTransaction, Record, TransactionId};
 
 use crate::load::broker::{Broker, Home};
 use crate::load::clients::{self, PATIENCE};
@@ -166,7 +164,11 @@ pub(crate) fn small(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         samples.add("commit, p50", seen.commit.p50_us(), "us");
         samples.add("commit p99", seen.commit.p99_us(), "us");
         let single = plain.whole.p50_us().max(1.0);
-        samples.add("commit over a durable record, p50", seen.commit.p50_us() / single, "");
+        samples.add(
+            "commit over a durable record, p50",
+            seen.commit.p50_us() / single,
+            "",
+        );
         samples.add(
             "begin to committed over a durable record, p50",
             seen.whole.p50_us() / single,
@@ -294,7 +296,11 @@ pub(crate) fn pending(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         let waiting = each as f64 * STREAMS as f64;
         sleep(bench.size(SETTLE, Duration::from_millis(50)));
         let grown = (broker.resident_bytes()? as f64 - idle).max(0.0);
-        samples.add("whole broker's memory per half message", grown / waiting, "B");
+        samples.add(
+            "whole broker's memory per half message",
+            grown / waiting,
+            "B",
+        );
         let before = broker.usage()?;
         let begun = Instant::now();
         sleep(bench.size(Duration::from_secs(20), Duration::from_millis(200)));

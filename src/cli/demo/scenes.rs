@@ -71,7 +71,10 @@ pub(super) async fn transactions(client: &Client) -> Result<bool, CliError> {
         }
     }
     let took = began.elapsed();
-    let (payments, points) = (count(client, "payments").await?, count(client, "points").await?);
+    let (payments, points) = (
+        count(client, "payments").await?,
+        count(client, "points").await?,
+    );
     print(format_args!(
         "100 transactions over two topics in {} ms, every tenth rolled back: {payments} payments and {points} \
          credits are visible.",
