@@ -52,7 +52,7 @@ mod typed;
 use std::future::IntoFuture;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use connection::{ConnectLocal, ConnectOptions, Dialer, Pem};
@@ -197,6 +197,7 @@ impl IntoFuture for Connect {
             let hello = hello.ok_or_else(|| ConnectError::Local("no connection".to_owned()))?;
             Ok(Client {
                 board,
+                credit: Arc::default(),
                 hold: Arc::new(hold),
                 hello: Arc::new(hello),
                 timeout: self.timeout,
@@ -227,6 +228,8 @@ impl IntoFuture for Connect {
 #[derive(Debug, Clone)]
 pub struct Client {
     board: Switchboard,
+    /// What its readers may be sent: together no more than the broker lets one connection have.
+    credit: Arc<Mutex<u64>>,
     hold: Arc<Hold>,
     hello: Arc<HelloOk>,
     timeout: Duration,

@@ -5,7 +5,7 @@
 //! acknowledged: a reader's place is its own, and lost with it. Consumer groups are another matter.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::Client;
 use super::admin::Start;
 use super::delivery::{Delivery, DeliveryBatch};
 use super::error::{AdminError, ConsumeError};
+use super::link::lock;
 use super::partition_reader::{PartitionReader, ReaderPlan};
 use crate::domain::id::Lane;
 use crate::wire::reader::ReaderMode;
@@ -87,7 +88,7 @@ impl ReaderBuilder {
         self
     }
 
-    async fn plans(&self) -> Result<Vec<ReaderPlan>, ConsumeError> {
+    async fn plans(&self) -> Result<(Vec<ReaderPlan>, CreditShare), ConsumeError> {
         let topic = self
             .client
             .topic(&self.topic)
@@ -112,12 +113,12 @@ impl ReaderBuilder {
         let levels = topic.lanes.max(1);
         let readers = u64::from(partitions.end - partitions.start) * u64::from(levels);
         let readers = readers.max(1);
-        let share = self.client.limits().credit_bytes_max / readers;
-        let credit_bytes = self.credit_bytes.min(share).max(1);
+        let share = CreditShare::take(&self.client, self.credit_bytes.saturating_mul(readers));
+        let credit_bytes = (share.bytes / readers).max(1);
         let name: Arc<str> = Arc::from(topic.name.as_str());
         let lanes =
             partitions.flat_map(|partition| (0..levels).map(move |level| (partition, Lane(level))));
-        Ok(lanes
+        let plans = lanes
             .map(|(partition, lane)| ReaderPlan {
                 topic: topic.id,
                 name: Arc::clone(&name),
@@ -131,7 +132,8 @@ impl ReaderBuilder {
                 until_end: self.until_end,
                 timeout: self.timeout,
             })
-            .collect())
+            .collect();
+        Ok((plans, share))
     }
 
     /// Opens the reader: the broker starts sending.
@@ -140,7 +142,8 @@ impl ReaderBuilder {
     /// [`ConsumeError`]: no such topic, partition or offset, or no broker.
     pub async fn open(self) -> Result<Reader, ConsumeError> {
         let board = self.client.board();
-        let readers: Vec<PartitionReader> = stream::iter(self.plans().await?)
+        let (plans, share) = self.plans().await?;
+        let readers: Vec<PartitionReader> = stream::iter(plans)
             .map(|plan| PartitionReader::open(plan, board.clone()))
             .buffer_unordered(OPENING_MAX)
             .try_collect()
@@ -150,6 +153,7 @@ impl ReaderBuilder {
             partitions,
             current: None,
             held: None,
+            _share: share,
             _client: self.client,
         })
     }
@@ -167,7 +171,8 @@ impl ReaderBuilder {
         self.partition = Some(self.partition.unwrap_or(0));
         self.until_end = false;
         // The ordinary priority's is the first.
-        let plan = self.plans().await?.into_iter().next();
+        let (plans, _share) = self.plans().await?;
+        let plan = plans.into_iter().next();
         let Some(mut plan) = plan else {
             return Err(ConsumeError::Partition {
                 partition: 0,
@@ -199,6 +204,34 @@ impl ReaderBuilder {
             high_watermark: reader.high_watermark(),
             deliveries,
         })
+    }
+}
+
+/// A reader's part of what the readers of a client may be sent together; given back when it is dropped.
+struct CreditShare {
+    used: Arc<Mutex<u64>>,
+    bytes: u64,
+}
+
+impl CreditShare {
+    /// What is asked for, but never more than three quarters of what is left: there is some for the next.
+    fn take(client: &Client, wanted: u64) -> Self {
+        let used = Arc::clone(&client.credit);
+        let bytes = {
+            let mut used = lock(&used);
+            let free = client.limits().credit_bytes_max.saturating_sub(*used);
+            let bytes = wanted.min(free / 4 * 3);
+            *used = used.saturating_add(bytes);
+            bytes
+        };
+        Self { used, bytes }
+    }
+}
+
+impl Drop for CreditShare {
+    fn drop(&mut self) {
+        let mut used = lock(&self.used);
+        *used = used.saturating_sub(self.bytes);
     }
 }
 
@@ -265,6 +298,8 @@ pub struct Reader {
     current: Option<DeliveryBatch>,
     /// An error that came behind records that were returned first.
     held: Option<ConsumeError>,
+    /// Given back when the reader is dropped.
+    _share: CreditShare,
     /// Keeps the connection.
     _client: Client,
 }

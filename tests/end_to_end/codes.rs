@@ -10,10 +10,12 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use waterwheel::actors::directory::FailOwner;
 use waterwheel::config::Config;
-use waterwheel::domain::batch::BatchStamp;
+use waterwheel::domain::batch::{BatchBuilder, BatchStamp, Compression, Delivery};
 use waterwheel::domain::id::{
-    Offset, ProducerEpoch, ProducerId, ProducerSequence, TransactionNumber,
+    MessageId, Offset, ProducerEpoch, ProducerId, ProducerSequence, TransactionNumber,
 };
+use waterwheel::domain::record::Record;
+use waterwheel::domain::time::WallMs;
 use waterwheel::wire::code::{Code, Refused};
 use waterwheel::wire::frame::FrameKind;
 use waterwheel::wire::hello::Hello;
@@ -98,6 +100,9 @@ provocations! {
     Damaged => damaged,
     ShuttingDown => shutting_down,
     Internal => internal,
+    TooManyTimers => too_many_timers,
+    DelayTooLong => delay_too_long,
+    MixedDelivery => mixed_delivery,
     TransactionUnknown => transaction_unknown,
     TransactionDecided => transaction_decided,
     TransactionLimit => transaction_limit,
@@ -232,6 +237,35 @@ async fn transaction_limit() -> Code {
     let (session, header) = session(&mut stage).await;
     let second = half(session, 2, 1);
     code(stage.producer.stream.produce(header, second).await)
+}
+
+/// A batch whose records are delivered so.
+fn deliveries(of: &[Delivery]) -> Bytes {
+    let mut builder = BatchBuilder::new(usize::MAX, Compression::None);
+    for delivery in of {
+        let record = Record::new("later");
+        builder
+            .push_with(&record, MessageId::default(), WallMs(1), 0, *delivery)
+            .unwrap();
+    }
+    builder.finish(BatchStamp::default()).unwrap()
+}
+
+const HOUR: Delivery = Delivery::After(3_600_000);
+
+async fn too_many_timers() -> Code {
+    let mut stage = Stage::set_with(|config| config.timers_max = 1).await;
+    stage.produce(deliveries(&[HOUR, HOUR])).await
+}
+
+async fn delay_too_long() -> Code {
+    let mut stage = Stage::set_with(|config| config.delay_ms_max = 1_000).await;
+    stage.produce(deliveries(&[HOUR])).await
+}
+
+async fn mixed_delivery() -> Code {
+    let mut stage = Stage::set().await;
+    stage.produce(deliveries(&[HOUR, Delivery::Now])).await
 }
 
 async fn unknown_topic() -> Code {

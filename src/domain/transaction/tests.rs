@@ -721,7 +721,7 @@ fn deltas_and_snapshots_have_the_bytes_they_always_had() {
     let golden = [
         (
             rmp_serde::to_vec(&Delta::Registered(registration)).unwrap(),
-            "81aa52656769737465726564939307020992cd040081a75265636f726473920302cd1770",
+            "81aa52656769737465726564939307020992cd040081a75265636f72647393930401000302cd1770",
         ),
         (
             rmp_serde::to_vec(&Delta::Decided {
