@@ -35,10 +35,7 @@ fn with_topic<F: Future<Output = ()>>(config: TopicConfig, test: impl FnOnce(Cli
 }
 
 /// The same for a test that does something to the broker; it gives back the one it ends with.
-fn with_node<F: Future<Output = Node>>(
-    config: TopicConfig,
-    test: impl FnOnce(Node, Client) -> F,
-) {
+fn with_node<F: Future<Output = Node>>(config: TopicConfig, test: impl FnOnce(Node, Client) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -267,7 +264,11 @@ fn in_order_nothing_behind_a_refused_record_is_delivered_before_it_comes_again()
     with_topic(TopicConfig::new(1), |client| async move {
         // Several batches: what is behind lies in the same lease and in others.
         for from in [0, 10, 20] {
-            send(&client, (from..from + 10).map(|n| Record::new(n.to_string()))).await;
+            send(
+                &client,
+                (from..from + 10).map(|n| Record::new(n.to_string())),
+            )
+            .await;
         }
         let mut consumer = client
             .consumer("g")
@@ -351,7 +352,13 @@ fn a_filter_passes_what_it_says() {
         assert_eq!(error.code(), "invalid-filter");
         assert!(error.to_string().contains("at character 7"), "{error}");
         let error = client
-            .create_subscription("bad", Subscription { filter: "amount >>".to_owned(), ..Subscription::new(TOPIC) })
+            .create_subscription(
+                "bad",
+                Subscription {
+                    filter: "amount >>".to_owned(),
+                    ..Subscription::new(TOPIC)
+                },
+            )
             .await
             .unwrap_err();
         assert_eq!(error.code(), "invalid-filter");
@@ -608,7 +615,11 @@ fn what_is_published_by_reference_is_consumed_like_everything_else() {
                 .collect();
             // Every group is given the same records at the same offsets.
             assert_eq!(by_offset.len(), 30, "{mode:?}");
-            assert_eq!(by_offset.into_values().collect::<Vec<_>>(), seen, "{mode:?}");
+            assert_eq!(
+                by_offset.into_values().collect::<Vec<_>>(),
+                seen,
+                "{mode:?}"
+            );
         }
         seen.sort_unstable();
         assert_eq!(seen, (0..30).collect::<Vec<u32>>());
