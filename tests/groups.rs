@@ -260,6 +260,51 @@ fn what_is_refused_comes_again_and_in_the_end_is_put_aside() {
 }
 
 #[test]
+fn in_order_nothing_behind_a_refused_record_is_delivered_before_it_comes_again() {
+    with_topic(TopicConfig::new(1), |client| async move {
+        // Several batches: what is behind lies in the same lease and in others.
+        for from in [0, 10, 20] {
+            send(
+                &client,
+                (from..from + 10).map(|n| Record::new(n.to_string())),
+            )
+            .await;
+        }
+        let mut consumer = client
+            .consumer("g")
+            .topic(TOPIC)
+            .mode(Mode::Exclusive)
+            .prefetch(1 << 20, 30)
+            .open()
+            .await
+            .unwrap();
+        let held = consumer.next_batch(4, WAIT).await.unwrap();
+        assert_eq!(number(&held[0]), 0);
+        let mut order: Vec<(u32, u16)> = Vec::new();
+        for delivery in &held {
+            consumer.ack(delivery).await.unwrap();
+        }
+        let mut next = held.len() as u32;
+        while order.len() < 32 - held.len() {
+            let delivery = consumer.next().await.unwrap().unwrap();
+            order.push((number(&delivery), delivery.attempt));
+            assert_eq!(number(&delivery), next, "{order:?}");
+            if [5, 15].contains(&next) && delivery.attempt == 1 {
+                let span = Duration::from_millis(30);
+                drop(consumer.nack_after(&delivery, "not yet", span));
+                assert!(consumer.holds(&delivery));
+            } else {
+                drop(consumer.ack(&delivery));
+                next += 1;
+            }
+        }
+        consumer.close().await;
+        let description = client.describe_group("g").await.unwrap();
+        assert_eq!(description.lag(None), 0, "{description:?}");
+    });
+}
+
+#[test]
 fn a_filter_passes_what_it_says() {
     with_topic(TopicConfig::new(1), |client| async move {
         let tagged = |n: u32| {

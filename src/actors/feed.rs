@@ -41,6 +41,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// Attempts before a question is given up.
 const TRIES: u32 = 100;
 
+/// How long it is waited for how far a place goes: lower lanes wait for it too.
+const SURVEY: Duration = Duration::from_secs(1);
+
 /// What a task found.
 #[derive(Debug)]
 pub enum Found {
@@ -123,7 +126,13 @@ impl Feeder {
     /// Finds records from an offset on.
     pub async fn feed(self, feed: Feed) {
         let (cursor, round) = (feed.cursor, feed.round);
-        let found = match self.find(&feed).await {
+        let found = if feed.wait {
+            self.find(&feed).await
+        } else {
+            let in_time = tokio::time::timeout(SURVEY, self.find(&feed)).await;
+            in_time.unwrap_or(Err(Missed::Unreadable))
+        };
+        let found = match found {
             Ok((batches, high_watermark)) => Found::Offered {
                 cursor,
                 round,

@@ -191,7 +191,7 @@ impl ConsumerBuilder {
             subscriptions,
         } = membership::start(plan, self.client.board()).await?;
         Ok(Consumer {
-            settler: Settler::new(say.clone()),
+            settler: Settler::new(say.clone(), Arc::clone(&hand)),
             say,
             told,
             hand,
@@ -410,7 +410,7 @@ impl Consumer {
     pub fn holds(&self, delivery: &Delivery) -> bool {
         delivery
             .lease
-            .is_some_and(|tag| self.hand.holds(tag.session, tag.lease))
+            .is_some_and(|tag| self.hand.holds(tag, delivery.offset))
     }
 
     pub(super) fn hand(&self) -> Arc<Hand> {
@@ -475,10 +475,13 @@ impl Consumer {
                     Some(Taken::Record(delivery)) => {
                         // What was lost meanwhile is another's by now.
                         let holds = delivery.lease.is_some_and(|tag| {
-                            tag.is_settled || self.hand.holds(tag.session, tag.lease)
+                            tag.is_settled || self.hand.holds(tag, delivery.offset)
                         });
                         if holds {
                             return Poll::Ready(Some(Ok(*delivery)));
+                        }
+                        if let Some(tag) = delivery.lease {
+                            self.settler.pass_over(tag);
                         }
                         continue;
                     }

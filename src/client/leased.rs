@@ -20,9 +20,42 @@ pub(crate) struct LeaseTag {
     pub(crate) session: u64,
     pub(crate) lease: LeaseId,
     pub(crate) topic: TopicId,
+    pub(crate) partition: u32,
     pub(crate) lane: u8,
+    /// Records come in order: what is behind one that is refused is not the consumer's any more.
+    pub(crate) is_ordered: bool,
     /// Settled before it was delivered.
     pub(crate) is_settled: bool,
+}
+
+impl LeaseTag {
+    fn place(&self) -> Place {
+        (self.topic, self.partition, self.lane)
+    }
+}
+
+/// What a consumer has to know of a topic it consumes.
+#[derive(Debug, Clone)]
+pub(crate) struct Consumed {
+    pub(crate) name: Arc<str>,
+    /// Whether its records come in order, each partition to one member.
+    pub(crate) is_ordered: bool,
+}
+
+/// Topic, partition and lane.
+type Place = (TopicId, u32, u8);
+
+/// Refusals of one place that are remembered: of earlier ones nothing is left to be taken.
+const REFUSALS_MAX: usize = 64;
+
+/// What is known of a place whose records come in order.
+#[derive(Debug, Default)]
+struct Line {
+    /// The last lease that came.
+    newest: LeaseId,
+    /// Records that were refused, each with the last lease that had come by then: what these leases have
+    /// behind it was taken back, and comes again behind it.
+    refused: Vec<(u64, LeaseId)>,
 }
 
 /// What a consumer and its task know together of the leases that are in hand.
@@ -31,12 +64,47 @@ pub(crate) struct Hand {
     /// Counts the times the consumer joined; leases of earlier ones are void.
     session: AtomicU64,
     lost: Mutex<HashSet<LeaseId>>,
+    lines: Mutex<HashMap<Place, Line>>,
 }
 
 impl Hand {
     /// Whether a record is still the consumer's.
-    pub(crate) fn holds(&self, session: u64, lease: LeaseId) -> bool {
-        session == self.session() && !lock(&self.lost).contains(&lease)
+    pub(crate) fn holds(&self, tag: LeaseTag, offset: u64) -> bool {
+        if tag.session != self.session() || lock(&self.lost).contains(&tag.lease) {
+            return false;
+        }
+        if !tag.is_ordered {
+            return true;
+        }
+        let lines = lock(&self.lines);
+        let line = lines.get(&tag.place());
+        line.is_none_or(|line| {
+            let mut refused = line.refused.iter();
+            refused.all(|(at, newest)| offset <= *at || tag.lease > *newest)
+        })
+    }
+
+    /// A lease came.
+    pub(crate) fn came(&self, tag: LeaseTag) {
+        if tag.is_ordered {
+            let mut lines = lock(&self.lines);
+            let line = lines.entry(tag.place()).or_default();
+            line.newest = line.newest.max(tag.lease);
+        }
+    }
+
+    /// A record is refused: where they come in order, the consumer has nothing behind it any more.
+    pub(crate) fn refuse(&self, tag: LeaseTag, offset: u64) {
+        if !tag.is_ordered || !self.holds(tag, offset) {
+            return;
+        }
+        let mut lines = lock(&self.lines);
+        let line = lines.entry(tag.place()).or_default();
+        line.refused.retain(|(at, _)| *at < offset);
+        if line.refused.len() >= REFUSALS_MAX {
+            line.refused.remove(0);
+        }
+        line.refused.push((offset, line.newest));
     }
 
     pub(crate) fn session(&self) -> u64 {
@@ -46,6 +114,7 @@ impl Hand {
     /// All that is in hand is void.
     pub(crate) fn begin(&self) -> u64 {
         lock(&self.lost).clear();
+        lock(&self.lines).clear();
         self.session.fetch_add(1, Ordering::AcqRel) + 1
     }
 
@@ -58,7 +127,7 @@ impl Hand {
 /// Leased records of one place: an iterator of deliveries.
 #[derive(Debug)]
 pub(crate) struct LeasedBatch {
-    topic_name: Arc<str>,
+    topic: Consumed,
     session: u64,
     head: Leased,
     view: BatchView,
@@ -80,7 +149,7 @@ impl LeasedBatch {
     /// # Errors
     /// [`ConsumeError`] where it is damaged, or not what was announced.
     pub(crate) fn new(
-        topics: &HashMap<TopicId, Arc<str>>,
+        topics: &HashMap<TopicId, Consumed>,
         session: u64,
         head: Leased,
         body: &Bytes,
@@ -93,12 +162,12 @@ impl LeasedBatch {
         };
         let view = BatchView::parse(body).map_err(damaged)?;
         let bodies = view.bodies().map_err(damaged)?;
-        let topic_name = topics
+        let topic = topics
             .get(&head.topic)
             .cloned()
             .ok_or_else(|| ConsumeError::Protocol("records of a topic not asked for".into()))?;
         Ok(Self {
-            topic_name,
+            topic,
             session,
             head,
             view,
@@ -109,6 +178,11 @@ impl LeasedBatch {
 
     pub(crate) fn session(&self) -> u64 {
         self.session
+    }
+
+    /// Its leases.
+    pub(crate) fn tags(&self) -> impl Iterator<Item = LeaseTag> {
+        self.head.leases.iter().map(|lease| self.tag(lease))
     }
 
     /// The record that is next: its lease and offset.
@@ -129,7 +203,9 @@ impl LeasedBatch {
             session: self.session,
             lease: lease.lease,
             topic: self.head.topic,
+            partition: self.head.partition.0,
             lane: self.head.lane.0,
+            is_ordered: self.topic.is_ordered,
             is_settled: lease.lease_ms == 0,
         }
     }
@@ -171,7 +247,7 @@ impl LeasedBatch {
         Some(match decoded {
             Err(error) => Taken::Bad(tag, offset, error),
             Ok((index, body)) => Taken::Record(Box::new(Delivery {
-                topic: Arc::clone(&self.topic_name),
+                topic: Arc::clone(&self.topic.name),
                 partition,
                 offset,
                 time_ms: self.head.appended.0,

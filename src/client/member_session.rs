@@ -146,7 +146,10 @@ impl Session {
             .map(|lease| (lease.lease, lease.first, lease.count))
             .collect();
         match LeasedBatch::new(&keeper.topics, self.number, head, &frame.body) {
-            Ok(batch) => drop(keeper.tell.send(Told::Batch(Box::new(batch)))),
+            Ok(batch) => {
+                batch.tags().for_each(|tag| keeper.hand.came(tag));
+                let _ = keeper.tell.send(Told::Batch(Box::new(batch)));
+            }
             Err(error) => {
                 // It is not what its producer sent: it comes again, and in the end is put aside.
                 let ranges = leases

@@ -19,14 +19,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::credit::Credit;
 use super::error::ConsumeError;
-use super::leased::{Hand, LeaseTag, LeasedBatch};
+use super::leased::{Consumed, Hand, LeaseTag, LeasedBatch};
 use super::link::{Link, RequestError};
 use super::member_session::Session;
 use super::settle::SettleError;
 use super::switchboard::{Switchboard, next_link};
 use crate::domain::id::TopicId;
 use crate::wire::consume::{JoinGroup, Joined, LeaveGroup, RetryAfter};
-use crate::wire::group::Subscription;
+use crate::wire::group::{Mode, Subscription};
 
 /// Between two tries to join.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -146,7 +146,7 @@ pub(super) struct Keeper {
     pub(super) said: mpsc::UnboundedReceiver<Say>,
     pub(super) tell: mpsc::UnboundedSender<Told>,
     pub(super) hand: Arc<Hand>,
-    pub(super) topics: HashMap<TopicId, Arc<str>>,
+    pub(super) topics: HashMap<TopicId, Consumed>,
     /// What the pull that is under way wants.
     pub(super) wanted: u64,
 }
@@ -244,8 +244,11 @@ impl Keeper {
             .subscriptions
             .iter()
             .map(|subscription| {
-                let name: Arc<str> = Arc::from(subscription.topic.as_str());
-                (subscription.topic_id, name)
+                let consumed = Consumed {
+                    name: Arc::from(subscription.topic.as_str()),
+                    is_ordered: matches!(subscription.mode, Mode::Exclusive | Mode::Broadcast),
+                };
+                (subscription.topic_id, consumed)
             })
             .collect();
         let mut session = Session {

@@ -288,8 +288,11 @@ impl<H> Crew<H> {
         while let Some(delivery) = queue.recv().await {
             let is_held = delivery
                 .lease
-                .is_some_and(|tag| tag.is_settled || self.hand.holds(tag.session, tag.lease));
+                .is_some_and(|tag| tag.is_settled || self.hand.holds(tag, delivery.offset));
             if !is_held {
+                if let Some(tag) = delivery.lease {
+                    self.settler.pass_over(tag);
+                }
                 self.counts.lost.fetch_add(1, Ordering::Relaxed);
                 self.put(&delivery);
                 continue;

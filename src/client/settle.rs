@@ -1,6 +1,7 @@
 //! Acknowledging: what a consumer says of its records, and how that went.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::delivery::Delivery;
 use super::error::Refusal;
-use super::leased::LeaseTag;
+use super::leased::{Hand, LeaseTag};
 use super::membership::{Outcome, Say, Verdict};
 use crate::wire::code::Code;
 use crate::wire::consume::RetryAfter;
@@ -101,11 +102,12 @@ impl Settlement {
 #[derive(Debug, Clone)]
 pub struct Settler {
     say: mpsc::UnboundedSender<Say>,
+    hand: Arc<Hand>,
 }
 
 impl Settler {
-    pub(super) fn new(say: mpsc::UnboundedSender<Say>) -> Self {
-        Self { say }
+    pub(super) fn new(say: mpsc::UnboundedSender<Say>, hand: Arc<Hand>) -> Self {
+        Self { say, hand }
     }
 
     /// The record is consumed.
@@ -181,11 +183,14 @@ impl Settler {
 
     pub(super) fn settle(&self, delivery: &Delivery, verdict: Verdict) -> Settlement {
         let offset = delivery.offset;
-        self.with_lease(delivery, |tag, outcome| Say::Settle {
-            tag,
-            offset,
-            verdict,
-            outcome: Some(outcome),
+        self.with_lease(delivery, |tag, outcome| {
+            self.note(tag, offset, &verdict);
+            Say::Settle {
+                tag,
+                offset,
+                verdict,
+                outcome: Some(outcome),
+            }
         })
     }
 
@@ -196,7 +201,20 @@ impl Settler {
         }
     }
 
+    fn note(&self, tag: LeaseTag, offset: u64, verdict: &Verdict) {
+        match verdict {
+            Verdict::Consumed => {}
+            Verdict::Not(..) => self.hand.refuse(tag, offset),
+        }
+    }
+
+    /// A record that was taken back is not worked on: its credit is free again.
+    pub(super) fn pass_over(&self, tag: LeaseTag) {
+        let _ = self.say.send(Say::Taken(vec![tag]));
+    }
+
     pub(super) fn say_of(&self, tag: LeaseTag, offset: u64, verdict: Verdict) {
+        self.note(tag, offset, &verdict);
         let _ = self.say.send(Say::Settle {
             tag,
             offset,

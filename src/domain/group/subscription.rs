@@ -317,6 +317,14 @@ mod tests {
         bad(|spec| spec.retry.backoff = Backoff::Listed(vec![]));
         bad(|spec| spec.retry.backoff = Backoff::Listed(vec![1; 65]));
         bad(|spec| spec.retry.dead_letter_topic = Some("no/such".into()));
+        let unfinished = SubscriptionSpec {
+            filter: "amount > ".into(),
+            ..good.clone()
+        };
+        let Err(GroupRejection::InvalidFilter { position, .. }) = unfinished.check() else {
+            panic!("{unfinished:?}");
+        };
+        assert_eq!(position, 10);
         bad(|spec| spec.filter = "x".repeat(crate::domain::filter::FILTER_BYTES_MAX + 1));
     }
 }
