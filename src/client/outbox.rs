@@ -78,7 +78,8 @@ struct Batch {
 /// What a record's push came to.
 #[derive(Debug)]
 pub(crate) struct Pushed {
-    pub(crate) pending: Pending,
+    /// Its place in its batch.
+    pub(crate) index: u32,
     /// Something is there to do that was not before.
     pub(crate) wake: bool,
     /// It began a batch.
@@ -121,6 +122,8 @@ pub(crate) struct Outbox {
     /// Close whatever has gathered.
     hurry: bool,
     spare: Vec<BatchBuilder>,
+    /// Bytes of bodies and records of the last batch that was closed: room for the next is made at once.
+    usual: (usize, usize),
 }
 
 /// The first pause after a refusal that passes; doubled for each one that follows.
@@ -148,6 +151,7 @@ impl Outbox {
             pause: PAUSE_MIN,
             hurry: false,
             spare: Vec::new(),
+            usual: (0, 0),
         }
     }
 
@@ -165,14 +169,13 @@ impl Outbox {
             let index = open.builder.len();
             if open.builder.push(record, id, at).is_ok() {
                 open.charge += charge;
-                let pending = Pending::new(Arc::clone(&open.completion), index_of(index));
                 let full = open.builder.bytes() >= self.config.batch_bytes
                     || index + 1 >= BATCH_RECORDS_MAX;
                 if full {
                     self.full.extend(self.open.take());
                 }
                 return Ok(Pushed {
-                    pending,
+                    index: index_of(index),
                     wake: full,
                     began: false,
                 });
@@ -181,17 +184,22 @@ impl Outbox {
         }
         let mut gathered = self.gather(record, id, at, now())?;
         gathered.charge = charge;
-        let pending = Pending::new(Arc::clone(&gathered.completion), 0);
         if gathered.builder.bytes() >= self.config.batch_bytes {
             self.full.push_back(gathered);
         } else {
             self.open = Some(gathered);
         }
         Ok(Pushed {
-            pending,
+            index: 0,
             wake: true,
             began: true,
         })
+    }
+
+    /// Waits for the record that was pushed last.
+    pub(crate) fn pending(&self, pushed: &Pushed) -> Option<Pending> {
+        let newest = self.open.as_ref().or(self.full.back())?;
+        Some(Pending::new(Arc::clone(&newest.completion), pushed.index))
     }
 
     /// A new batch with its first record.
@@ -207,6 +215,8 @@ impl Outbox {
             .spare
             .pop()
             .unwrap_or_else(|| BatchBuilder::new(config.batch_bytes, config.compression));
+        let (body_bytes, records) = self.usual;
+        builder.reserve(body_bytes, records);
         if builder.push(record, id, at).is_err() {
             self.spare.push(builder);
             builder = BatchBuilder::new(config.batch_bytes_max, config.compression);
@@ -249,8 +259,12 @@ impl Outbox {
             first_sequence: ProducerSequence(self.next_sequence),
             transaction: TransactionNumber(0),
         };
+        let builder = &gathered.builder;
+        // A little more: records of one size are not all of one length.
+        let body_bytes = builder.body_bytes();
+        self.usual = (body_bytes + body_bytes / 64, builder.len() + 1);
         if self.config.ack != Ack::None {
-            self.next_sequence += gathered.builder.len() as u64;
+            self.next_sequence += builder.len() as u64;
         }
         Some(Closing { gathered, stamp })
     }

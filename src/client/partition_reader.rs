@@ -209,7 +209,7 @@ impl PartitionReader {
             offset: first,
             reason,
         };
-        let view = BatchView::parse(&frame.body).map_err(damaged)?;
+        let view = BatchView::parse_served(&frame.body).map_err(damaged)?;
         if view.header().count != deliver.count {
             return Err(ConsumeError::Protocol(format!(
                 "a batch of {} records was announced as one of {}",

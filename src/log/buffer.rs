@@ -68,7 +68,7 @@ pub(crate) struct BufferPool {
 /// Buffer sizes kept; anything longer is allocated for its one use.
 const CLASSES: [usize; 4] = [16 << 10, 64 << 10, 256 << 10, (1 << 20) + (64 << 10)];
 /// How many bytes of each class are kept for the next read.
-const KEPT_BYTES_PER_CLASS: usize = 4 << 20;
+const KEPT_BYTES_PER_CLASS: usize = 16 << 20;
 
 impl BufferPool {
     pub(crate) fn new() -> Self {
