@@ -20,7 +20,9 @@ use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
 use crate::actors::directory::DirectoryActor;
 use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
+use crate::actors::wheel::Wheel;
 use crate::actors::{Clock, CrashPoints, House, Link, Settings};
+use crate::client::Connect;
 use crate::config::Config;
 use crate::domain::commit::Commit;
 use crate::domain::id::{LogIndex, OwnerId};
@@ -28,6 +30,7 @@ use crate::domain::partition::Limits;
 use crate::domain::time::WallMs;
 use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
 use crate::net::endpoint::{EndpointOptions, NetError, endpoint};
+use crate::net::local::Connector;
 use crate::net::server;
 use crate::net::session::Shared;
 use crate::net::tls::Certificates;
@@ -83,6 +86,7 @@ pub enum StartError {
 pub struct Broker {
     local_addr: Option<SocketAddr>,
     endpoint: Option<quinn::Endpoint>,
+    connector: Arc<Connector>,
     shared: Arc<Shared>,
     stopping: watch::Sender<bool>,
     arbiters: Vec<Arbiter>,
@@ -223,11 +227,13 @@ impl Broker {
             stopping: stopped,
             started: Instant::now(),
         });
+        let connector = Arc::new(Connector::new(&shared, handles.clone()));
         let mut arbiters = workers;
         arbiters.extend([commit_arbiter, store_arbiter]);
         let mut broker = Self {
             local_addr: None,
             endpoint: None,
+            connector,
             shared,
             stopping,
             arbiters,
@@ -245,6 +251,38 @@ impl Broker {
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
+    }
+
+    /// A client in this process, for any tokio runtime: await it there. The same frames as over QUIC go
+    /// over memory, without a socket, certificates or encryption, so whatever a client can do it can.
+    ///
+    /// It does not keep the broker alive. When the broker stops, what the client is asked then fails as
+    /// unreachable, at once.
+    ///
+    /// ```
+    /// # actix_rt::System::new().block_on(async {
+    /// use waterwheel::client::{Record, TopicConfig};
+    /// # let data = tempfile::tempdir()?;
+    /// # let config = waterwheel::config::Config { data: data.path().into(), listen: None, ..Default::default() };
+    /// let broker = waterwheel::broker::Broker::start(config).await?;
+    /// let client = broker.client().await?;
+    /// client.create_topic("orders", TopicConfig::new(4)).await?;
+    /// let producer = client.producer("orders").open().await?;
+    /// producer.send(Record::new("42 roses")).await?;
+    /// broker.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn client(&self) -> Connect {
+        let connector = Arc::clone(&self.connector);
+        Connect::local(Arc::new(move || connector.connect()))
+    }
+
+    /// What connects clients in this process.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn connector(&self) -> &Arc<Connector> {
+        &self.connector
     }
 
     /// What sessions share: counters, actors.
@@ -276,6 +314,7 @@ impl Broker {
         let (reply, done) = oneshot::channel();
         self.shared.house.commit.tell(commit::Close { reply });
         let _ = tokio::time::timeout(LAST_WRITES, done).await;
+        self.connector.close();
         if let Some(endpoint) = &self.endpoint {
             endpoint.close(
                 quinn::VarInt::from_u32(u32::from(crate::wire::code::Code::ShuttingDown as u16)),
@@ -487,6 +526,7 @@ impl Standing<'_> {
             store,
             checkpoint,
             cleaner,
+            wheel: Wheel::default(),
             reader,
             cache: Arc::clone(&self.cache),
             registry: self.registry.clone(),

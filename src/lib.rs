@@ -10,4 +10,5 @@ pub mod log;
 pub mod net;
 pub mod recovery;
 pub mod store;
+pub mod transport;
 pub mod wire;

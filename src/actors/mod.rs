@@ -9,11 +9,13 @@ pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
 pub mod directory;
+pub mod group;
 pub mod load;
 pub mod partition;
 pub mod reply;
 pub mod stats;
 pub mod store;
+pub mod wheel;
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ use self::directory::DirectoryActor;
 use self::partition::PartitionActor;
 use self::stats::{ActorStats, Registry};
 use self::store::StoreActor;
+use self::wheel::{AlarmEvent, Wheel};
 use crate::domain::entry::AppliedEntry;
 use crate::domain::id::{Incarnation, OwnerId};
 use crate::domain::rejection::Rejection;
@@ -144,6 +147,14 @@ impl OwnerLink {
         }
     }
 
+    /// Says something of its alarms to the owner; kinds of owners without alarms are not told.
+    pub fn alarm(&self, event: AlarmEvent) {
+        match self {
+            Self::Directory(_) => {}
+            Self::Partition(link) => link.tell(event),
+        }
+    }
+
     /// Tells the owner.
     pub fn tell<M>(&self, message: M)
     where
@@ -169,6 +180,8 @@ pub struct House {
     pub checkpoint: Link<CheckpointActor>,
     /// What is recycled.
     pub cleaner: Link<CleanerActor>,
+    /// The alarm clock.
+    pub wheel: Wheel,
     /// Reads the log.
     pub reader: LogReader,
     /// The log's most recent payloads.

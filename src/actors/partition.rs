@@ -20,6 +20,7 @@ use super::load;
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::store::{LoadRun, Write};
+use super::wheel::{AlarmEvent, Returned};
 use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows};
 use crate::domain::body::Body;
 use crate::domain::commit::{Need, Receipt};
@@ -433,6 +434,23 @@ impl load::Begins for PartitionActor {
 
     fn begun(&mut self, author: Option<Author>) {
         self.author = author;
+    }
+}
+
+impl Handler<AlarmEvent> for PartitionActor {
+    type Result = ();
+
+    fn handle(&mut self, message: AlarmEvent, _: &mut Self::Context) {
+        self.stats.handled();
+        // Nothing of this partition is pending yet: what comes due is settled.
+        if let AlarmEvent::Due { clock, batch, .. } = message {
+            let returned = Returned {
+                owner: self.owner,
+                batch,
+                again_ms: None,
+            };
+            self.house.wheel.returned(clock, returned);
+        }
     }
 }
 

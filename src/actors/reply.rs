@@ -7,8 +7,10 @@
 use super::Link;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::group::{GroupActor, Known};
 use super::partition::PartitionActor;
 use crate::domain::commit::Receipt;
+use crate::domain::group::command;
 use crate::domain::id::{OwnerId, ProducerId};
 use crate::domain::partition::{Bounds, ReadAnswer};
 use crate::domain::rejection::Rejection;
@@ -39,6 +41,12 @@ pub enum Answer {
     Producer(ProducerId),
     /// The actor of a partition lane.
     Partition(OwnerId, Link<PartitionActor>),
+    /// The actor of a consumer group.
+    GroupActor(Known, Link<GroupActor>),
+    /// Consumer groups.
+    Groups(Vec<Known>),
+    /// What a consumer group answers.
+    Group(command::Answer),
     /// A refusal.
     Refused(Rejection),
 }

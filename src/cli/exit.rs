@@ -86,7 +86,8 @@ impl From<ConnectError> for CliError {
             error @ (ConnectError::CertificateFile { .. }
             | ConnectError::Tls { .. }
             | ConnectError::Unreachable { .. }
-            | ConnectError::Protocol { .. }) => Self::Unreachable(error.to_string()),
+            | ConnectError::Protocol { .. }
+            | ConnectError::Stopped) => Self::Unreachable(error.to_string()),
             error @ ConnectError::Local(_) => Self::Failed(error.to_string()),
         }
     }

@@ -1,4 +1,4 @@
-//! QUIC and TLS: the only file of the client that knows quinn and rustls.
+//! Connecting, over QUIC or in process: the only file of the client that knows quinn and rustls.
 //!
 //! In: where to connect and whom to trust. Out: a [`Transport`] whose streams carry frames. Everything
 //! here is forgotten when a connection ends; what has to be sent again is the business of whoever sent
@@ -17,6 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::error::ConnectError;
+use crate::transport::{Connection, ReceiveStream, SendStream};
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
 use crate::wire::{
     ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
@@ -112,9 +113,60 @@ impl ConnectOptions {
     }
 }
 
+/// Connects to the broker in this process; `None` once it has stopped.
+pub(crate) type ConnectLocal = Arc<dyn Fn() -> Option<Connection> + Send + Sync>;
+
 /// Dials one broker, as often as asked.
+pub(crate) enum Dialer {
+    /// Over QUIC.
+    Quic(Box<QuicDialer>),
+    /// In this process.
+    Local(ConnectLocal),
+}
+
+impl std::fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Dialer").field(&self.address()).finish()
+    }
+}
+
+impl Dialer {
+    /// Over QUIC: resolves the address, reads the certificates and opens a socket.
+    pub(crate) async fn quic(options: ConnectOptions) -> Result<Self, ConnectError> {
+        Ok(Self::Quic(Box::new(QuicDialer::new(options).await?)))
+    }
+
+    /// Whom it dials, for messages.
+    pub(crate) fn address(&self) -> &str {
+        match self {
+            Self::Quic(quic) => &quic.options.address,
+            Self::Local(_) => "the broker in this process",
+        }
+    }
+
+    /// One attempt. Dropping the future gives it up.
+    pub(crate) async fn dial(&self) -> Result<Transport, ConnectError> {
+        match self {
+            Self::Quic(quic) => quic.dial().await,
+            Self::Local(connect) => match connect() {
+                Some(connection) => Ok(Transport { connection }),
+                None => Err(ConnectError::Stopped),
+            },
+        }
+    }
+
+    /// Waits until the closing of closed connections has been sent.
+    pub(crate) async fn wait_idle(&self) {
+        match self {
+            Self::Quic(quic) => quic.endpoint.wait_idle().await,
+            Self::Local(_) => {}
+        }
+    }
+}
+
+/// Dials over QUIC.
 #[derive(Debug)]
-pub(crate) struct Dialer {
+pub(crate) struct QuicDialer {
     endpoint: quinn::Endpoint,
     options: ConnectOptions,
     /// The host's addresses of one family, taken in turn.
@@ -123,9 +175,9 @@ pub(crate) struct Dialer {
     server_name: String,
 }
 
-impl Dialer {
+impl QuicDialer {
     /// Resolves the address, reads the certificates and opens a socket.
-    pub(crate) async fn new(options: ConnectOptions) -> Result<Self, ConnectError> {
+    async fn new(options: ConnectOptions) -> Result<Self, ConnectError> {
         let bad_address = |reason: String| ConnectError::Address {
             address: options.address.clone(),
             reason,
@@ -176,13 +228,8 @@ impl Dialer {
         })
     }
 
-    /// Whom it dials, for messages.
-    pub(crate) fn address(&self) -> &str {
-        &self.options.address
-    }
-
-    /// One attempt: the handshake of QUIC and TLS. Dropping the future gives the attempt up.
-    pub(crate) async fn dial(&self) -> Result<Transport, ConnectError> {
+    /// One attempt: the handshake of QUIC and TLS.
+    async fn dial(&self) -> Result<Transport, ConnectError> {
         let bad_address = |reason: String| ConnectError::Address {
             address: self.options.address.clone(),
             reason,
@@ -195,14 +242,11 @@ impl Dialer {
             .connect(*remote, &self.server_name)
             .map_err(|error| bad_address(error.to_string()))?;
         match connecting.await {
-            Ok(connection) => Ok(Transport { connection }),
+            Ok(connection) => Ok(Transport {
+                connection: connection.into(),
+            }),
             Err(error) => Err(self.told_apart(&error)),
         }
-    }
-
-    /// Waits until the closing of closed connections has been sent.
-    pub(crate) async fn wait_idle(&self) {
-        self.endpoint.wait_idle().await;
     }
 
     fn told_apart(&self, error: &quinn::ConnectionError) -> ConnectError {
@@ -320,7 +364,7 @@ pub(crate) enum StreamError {
 /// An established connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Transport {
-    connection: quinn::Connection,
+    connection: Connection,
 }
 
 impl Transport {
@@ -345,18 +389,17 @@ impl Transport {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.connection.close_reason().is_some()
+        self.connection.ended().is_some()
     }
 
     /// Closes it at once; what was written and not acknowledged is lost.
     pub(crate) fn close(&self, reason: &str) {
-        self.connection
-            .close(quinn::VarInt::from_u32(0), reason.as_bytes());
+        self.connection.close(0, reason);
     }
 
-    /// How many datagrams have come: changes while somebody is there.
-    pub(crate) fn heard(&self) -> u64 {
-        self.connection.stats().udp_rx.datagrams
+    /// Changes while somebody is there; none where silence means nothing.
+    pub(crate) fn heard(&self) -> Option<u64> {
+        self.connection.heard()
     }
 }
 
@@ -366,32 +409,31 @@ fn lost(error: impl std::fmt::Display) -> StreamError {
 
 /// The sending half of a stream.
 #[derive(Debug)]
-pub(crate) struct FrameSender(quinn::SendStream);
+pub(crate) struct FrameSender(SendStream);
 
 impl FrameSender {
     /// Writes chunks without copying them; waits for room. Not to be cancelled but to give up the stream.
     pub(crate) async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
-        self.0.write_all_chunks(chunks).await.map_err(lost)
+        self.0.write(chunks).await.map_err(lost)
     }
 
     /// Says that nothing follows, and waits until the other end has all of it (or is gone).
     pub(crate) async fn finish(&mut self) {
-        if self.0.finish().is_ok() {
-            let _ = self.0.stopped().await;
-        }
+        self.0.finish();
+        self.0.stopped().await;
     }
 }
 
 /// The receiving half of a stream.
 #[derive(Debug)]
 pub(crate) struct FrameReceiver {
-    stream: quinn::RecvStream,
+    stream: ReceiveStream,
     decoder: FrameDecoder,
     pieces: VecDeque<Bytes>,
 }
 
 impl FrameReceiver {
-    fn new(stream: quinn::RecvStream, limits: FrameLimits) -> Self {
+    fn new(stream: ReceiveStream, limits: FrameLimits) -> Self {
         Self {
             stream,
             decoder: FrameDecoder::new(limits),
@@ -417,7 +459,7 @@ impl FrameReceiver {
                 }
             }
             let mut pieces = [const { Bytes::new() }; PIECES_MAX];
-            match self.stream.read_chunks(&mut pieces).await.map_err(lost)? {
+            match self.stream.read(&mut pieces).await.map_err(lost)? {
                 Some(count) => self.pieces.extend(pieces.into_iter().take(count)),
                 None if self.decoder.is_between_frames() => return Ok(None),
                 None => return Err(lost("the stream ended within a frame")),

@@ -91,6 +91,9 @@ pub enum ConnectError {
         /// What it did instead.
         reason: String,
     },
+    /// The broker in this process has stopped. Code `stopped`.
+    #[error("the broker in this process has stopped; start another and take its client")]
+    Stopped,
     /// There is no tokio runtime here, or it cannot open a socket. Code `local`.
     #[error("cannot open a UDP socket: {0}")]
     Local(String),
@@ -107,6 +110,7 @@ impl ConnectError {
             Self::Unreachable { .. } => "unreachable",
             Self::Refused(refusal) => refusal.code.name(),
             Self::Protocol { .. } => "protocol",
+            Self::Stopped => "stopped",
             Self::Local(_) => "local",
         }
     }
@@ -121,6 +125,7 @@ impl ConnectError {
             | Self::Address { .. }
             | Self::Tls { .. }
             | Self::Protocol { .. }
+            | Self::Stopped
             | Self::Local(_) => false,
         }
     }

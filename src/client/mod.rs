@@ -42,7 +42,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connection::{ConnectOptions, Dialer, Pem};
+use connection::{ConnectLocal, ConnectOptions, Dialer, Pem};
 use switchboard::Switchboard;
 
 pub use crate::domain::batch::Compression;
@@ -66,14 +66,35 @@ pub use reader::{Fetched, Reader, ReaderBuilder};
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// Configures a connection; made by [`Client::connect`], awaited to connect.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[must_use = "nothing happens before it is awaited"]
 pub struct Connect {
     options: ConnectOptions,
+    /// In this process, instead.
+    local: Option<ConnectLocal>,
     timeout: Duration,
 }
 
+impl std::fmt::Debug for Connect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connect")
+            .field("address", &self.options.address)
+            .field("local", &self.local.is_some())
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Connect {
+    /// To the broker in this process: addresses and certificates mean nothing then.
+    pub(crate) fn local(connect: ConnectLocal) -> Self {
+        Self {
+            options: ConnectOptions::new("in process"),
+            local: Some(connect),
+            timeout: TIMEOUT_DEFAULT,
+        }
+    }
+
     /// The certificate of the CA that vouches for the broker: a PEM file.
     pub fn ca_file(mut self, path: impl AsRef<Path>) -> Self {
         self.options.ca = Some(Pem::File(path.as_ref().to_owned()));
@@ -134,7 +155,10 @@ impl IntoFuture for Connect {
             if tokio::runtime::Handle::try_current().is_err() {
                 return Err(ConnectError::Local("there is no tokio runtime".to_owned()));
             }
-            let dialer = Arc::new(Dialer::new(self.options).await?);
+            let dialer = Arc::new(match self.local {
+                Some(connect) => Dialer::Local(connect),
+                None => Dialer::quic(self.options).await?,
+            });
             let board = switchboard::start(dialer, self.timeout).await?;
             let hello = board.borrow().as_ref().map(|link| link.hello().clone());
             let hello = hello.ok_or_else(|| ConnectError::Local("no connection".to_owned()))?;
@@ -160,6 +184,7 @@ impl Client {
     pub fn connect(address: &str) -> Connect {
         Connect {
             options: ConnectOptions::new(address),
+            local: None,
             timeout: TIMEOUT_DEFAULT,
         }
     }

@@ -116,11 +116,12 @@ struct Redialer {
 }
 
 impl Redialer {
-    /// Goes on until it succeeds, whatever happens.
-    async fn dial(&self) -> Link {
+    /// Goes on until it succeeds, whatever happens; none where there will never be a broker again.
+    async fn dial(&self) -> Option<Link> {
         loop {
             match dial_until_certain(&self.dialer, self.life, &mut None).await {
-                Ok(link) => return link,
+                Ok(link) => return Some(link),
+                Err(ConnectError::Stopped) => return None,
                 Err(error) => {
                     tracing::warn!(%error, "cannot connect again, trying on");
                     sleep(ATTEMPT_LIFE).await;
@@ -167,7 +168,10 @@ async fn keep(redialer: Redialer, board: watch::Sender<Option<Arc<Link>>>, first
                 board.send_replace(None);
                 tokio::select! {
                     () = board.closed() => return,
-                    next = redialer.dial() => next,
+                    next = redialer.dial() => match next {
+                        Some(next) => next,
+                        None => return,
+                    },
                 }
             }
         };
@@ -184,6 +188,9 @@ async fn keep(redialer: Redialer, board: watch::Sender<Option<Arc<Link>>>, first
 async fn overtake(redialer: &Redialer, link: &Link) -> Link {
     loop {
         let heard = link.transport().heard();
+        if heard.is_none() {
+            return std::future::pending().await;
+        }
         let silent = tokio::select! {
             () = link.until_expecting() => false,
             () = sleep(SILENCE) => link.transport().heard() == heard,
@@ -216,7 +223,7 @@ async fn while_suspicious(redialer: &Redialer, link: &Link, mut silent: bool) ->
             }
         };
         tokio::select! {
-            other = redialer.dial() => return Some(other),
+            other = redialer.dial() => return other,
             () = until_heard => (last, silent) = (Instant::now(), false),
         }
         heard = link.transport().heard();

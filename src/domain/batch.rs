@@ -50,12 +50,14 @@
 
 mod builder;
 mod compression;
+mod cut;
 mod header;
 mod pieces;
 mod view;
 
 pub use builder::{BatchBuilder, BatchFull, BatchStamp};
 pub use compression::Compression;
+pub use cut::{Cut, Opened};
 pub use header::{BatchHeader, Delivery, facts};
 pub use pieces::{CheckedBatch, check};
 pub use view::{BatchView, Bodies, Slot};

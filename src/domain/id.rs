@@ -86,6 +86,22 @@ number!(
     TransactionNumber(u64)
 );
 number!(
+    /// A consumer group, for ever: one made again under an old name is another.
+    GroupId(u64)
+);
+number!(
+    /// A member of a group, as long as its session lasts; never given to another.
+    MemberId(u64)
+);
+number!(
+    /// A lease of a group; never given twice.
+    LeaseId(u64)
+);
+number!(
+    /// Counts the assignments of one place of a subscription.
+    Generation(u64)
+);
+number!(
     /// Ties a command to its answer inside one actor.
     Token(u64)
 );

@@ -5,11 +5,14 @@
 //! Accepting and applying are two steps: `handle` decides whether a command is acceptable and asks for
 //! it to be persisted, `apply` is the only thing that changes what others can see, live and in recovery.
 
+pub mod alarm;
 pub mod batch;
 pub mod body;
 pub mod checksum;
 pub mod commit;
 pub mod entry;
+pub mod group;
+pub mod filter;
 pub mod id;
 pub mod key;
 pub mod ledger;
@@ -18,3 +21,4 @@ pub mod record;
 pub mod rejection;
 pub mod time;
 pub mod topics;
+pub mod transaction;

@@ -1,6 +1,8 @@
-//! Clients over QUIC: with `client/connection.rs` the only place that knows quinn and rustls.
+//! Clients over QUIC or in process: with `client/connection.rs` and `transport/` the only places that
+//! know quinn and rustls.
 
 pub mod endpoint;
+pub mod local;
 mod out;
 mod reader;
 mod refusal;

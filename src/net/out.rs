@@ -14,6 +14,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::refusal;
 use crate::actors::reply::{Answer, Mail, ReplyTo};
+use crate::transport::SendStream;
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{FrameClass, Header, encode};
 use crate::wire::produce::{Accepted, SendStatus, Stored};
@@ -137,7 +138,7 @@ impl Out {
 }
 
 /// Writes what leaves, until nothing more can or the client wants none.
-pub(super) async fn write(mut send: quinn::SendStream, mut leaving: Leaving) {
+pub(super) async fn write(mut send: SendStream, mut leaving: Leaving) {
     let mut batch = Vec::with_capacity(ANSWERS_AT_ONCE);
     let (mut mails_open, mut frames_open) = (true, true);
     while mails_open || frames_open {
@@ -166,7 +167,7 @@ pub(super) async fn write(mut send: quinn::SendStream, mut leaving: Leaving) {
             .map(|frame| frame.body.clone())
             .unwrap_or_default();
         let mut pieces = [out.freeze(), body];
-        if send.write_all_chunks(&mut pieces).await.is_err() {
+        if send.write(&mut pieces).await.is_err() {
             leaving.pace.is_gone.set(true);
             return leaving.pace.changed.notify_one();
         }
@@ -177,7 +178,7 @@ pub(super) async fn write(mut send: quinn::SendStream, mut leaving: Leaving) {
             .set(leaving.pace.open.get().saturating_sub(answers));
         leaving.pace.changed.notify_one();
     }
-    let _ = send.finish();
+    send.finish();
 }
 
 fn encode_mail(mail: Mail, out: &mut BytesMut) {
@@ -203,6 +204,9 @@ fn encode_mail(mail: Mail, out: &mut BytesMut) {
         | Answer::Topic(_)
         | Answer::Topics(..)
         | Answer::Producer(_)
+        | Answer::GroupActor(..)
+        | Answer::Groups(_)
+        | Answer::Group(_)
         | Answer::Partition(..) => Ok(()),
     };
     debug_assert!(encoded.is_ok(), "N3: answers to batches are small");

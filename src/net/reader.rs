@@ -35,6 +35,7 @@ use crate::domain::partition::ReadAnswer;
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
 use crate::log::ReadError;
+use crate::transport::{SendStream, StreamEnded};
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::encode;
 use crate::wire::reader::{
@@ -216,7 +217,7 @@ async fn run(
     );
     debug_assert!(opened.is_ok());
     // A stream the client refuses ends the reader as if it had closed it.
-    if stream.write_chunk(head.freeze()).await.is_err() {
+    if stream.write(&mut [head.freeze()]).await.is_err() {
         return Ok(());
     }
     let _attendance = session.shared.house.cache.attend();
@@ -243,18 +244,18 @@ async fn run(
     };
     let mut last = BytesMut::new();
     if encode(&end, 0, 0, &mut last).is_ok() {
-        let _ = stream.write_chunk(last.freeze()).await;
+        let _ = stream.write(&mut [last.freeze()]).await;
     }
-    let _ = stream.finish();
+    stream.finish();
     Ok(())
 }
 
 async fn write_group(
-    stream: &mut quinn::SendStream,
+    stream: &mut SendStream,
     reader: u64,
     mut next: Offset,
     group: Group,
-) -> Result<Offset, quinn::WriteError> {
+) -> Result<Offset, StreamEnded> {
     let mut pieces = Vec::with_capacity(group.bodies.len() * 2);
     let mut heads = BytesMut::with_capacity(group.bodies.len() * 64);
     for (batch, body) in group.answer.batches.iter().zip(group.bodies) {
@@ -274,7 +275,7 @@ async fn write_group(
         pieces.extend_from_slice(body.pieces());
         next = batch.end();
     }
-    stream.write_all_chunks(&mut pieces).await?;
+    stream.write(&mut pieces).await?;
     for batch in &group.answer.batches {
         tracing::trace!(
             target: "waterwheel::trace",

@@ -1,6 +1,7 @@
 //! What a machine's refusal is called on the wire.
 
 use crate::domain::batch::BatchError;
+use crate::domain::group::rejection::GroupRejection;
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::check_name;
 use crate::wire::code::{Code, Refused};
@@ -20,7 +21,11 @@ pub(super) fn refused(rejection: &Rejection) -> Refused {
         Rejection::PartitionOutOfRange { partitions } => refused.detail("partitions", partitions),
         Rejection::TooLarge { bytes_max } => refused.detail("bytes_max", bytes_max),
         Rejection::TooManyProducers { max } => refused.after_ms(1000).detail("max", max),
+        Rejection::Group(rejection) => group_detail(refused, rejection),
+        Rejection::TransactionDecided { stands } => refused.detail("stands", stands),
+        Rejection::TransactionLimit { max, .. } => refused.after_ms(1000).detail("max", max),
         Rejection::ProducerStateLost
+        | Rejection::TransactionUnknown
         | Rejection::Retry
         | Rejection::UnknownTopic
         | Rejection::TopicExists
@@ -54,7 +59,48 @@ fn code(rejection: &Rejection) -> Code {
         Rejection::OwnerStopped(_) => Code::OwnerStopped,
         Rejection::Damaged(_) => Code::Damaged,
         Rejection::TooLarge { .. } => Code::BatchTooLarge,
+        Rejection::TransactionUnknown => Code::TransactionUnknown,
+        Rejection::TransactionDecided { .. } => Code::TransactionDecided,
+        Rejection::TransactionLimit { .. } => Code::TransactionLimit,
         Rejection::ShuttingDown => Code::ShuttingDown,
+        Rejection::Group(rejection) => group_code(rejection),
+    }
+}
+
+fn group_detail(refused: Refused, rejection: &GroupRejection) -> Refused {
+    match rejection {
+        GroupRejection::InvalidFilter { position, .. } => refused.detail("position", position),
+        GroupRejection::TooManyMembers { max } | GroupRejection::ListFull { max } => {
+            refused.after_ms(1000).detail("max", max)
+        }
+        GroupRejection::GroupInUse { members } => refused.detail("members", members),
+        GroupRejection::UnknownGroup
+        | GroupRejection::UnknownSubscription
+        | GroupRejection::SubscriptionMismatch(_)
+        | GroupRejection::SubscriptionExists
+        | GroupRejection::UnknownMember
+        | GroupRejection::MemberFenced
+        | GroupRejection::UnknownLease
+        | GroupRejection::StaleGeneration
+        | GroupRejection::InvalidSubscription(_) => refused,
+    }
+}
+
+fn group_code(rejection: &GroupRejection) -> Code {
+    match rejection {
+        GroupRejection::UnknownGroup => Code::UnknownGroup,
+        GroupRejection::UnknownSubscription => Code::UnknownSubscription,
+        GroupRejection::SubscriptionMismatch(_) => Code::SubscriptionMismatch,
+        GroupRejection::SubscriptionExists => Code::SubscriptionExists,
+        GroupRejection::UnknownMember => Code::UnknownMember,
+        GroupRejection::MemberFenced => Code::MemberFenced,
+        GroupRejection::TooManyMembers { .. } => Code::TooManyMembers,
+        GroupRejection::UnknownLease => Code::UnknownLease,
+        GroupRejection::StaleGeneration => Code::StaleGeneration,
+        GroupRejection::InvalidFilter { .. } => Code::InvalidFilter,
+        GroupRejection::InvalidSubscription(_) => Code::InvalidSubscription,
+        GroupRejection::ListFull { .. } => Code::ListFull,
+        GroupRejection::GroupInUse { .. } => Code::GroupInUse,
     }
 }
 

@@ -1,6 +1,6 @@
 //! One client's connection: admission, decoding, routing. The only place that asks actors.
 //!
-//! A connection has bidirectional streams with requests and answers, and one unidirectional stream per
+//! Over QUIC or within the process, a connection has bidirectional streams with requests and answers, and one unidirectional stream per
 //! reader with deliveries. Each bidirectional stream is read by one task and written by another, so
 //! that answers leave as they come and requests never wait for them.
 //!
@@ -42,6 +42,7 @@ use crate::domain::body::Body;
 use crate::domain::id::{ClusterId, Lane, PartitionIndex, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::log::ReadPool;
+use crate::transport::{Connection, Ended, ReceiveStream, SendStream};
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{Frame, FrameClass, FrameError, FrameKind, FrameLimits};
 use crate::wire::hello::{Goodbye, Limits};
@@ -129,7 +130,7 @@ pub struct Session {
     /// What all share.
     pub(super) shared: Arc<Shared>,
     /// The connection.
-    pub(super) connection: quinn::Connection,
+    pub(super) connection: Connection,
     pub(super) greeted: Cell<bool>,
     /// The stream `Hello` came on: the broker's own words go there.
     pub(super) control: RefCell<Option<Out>>,
@@ -148,37 +149,63 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// Serves one connection to its end, on the arbiter it is called on: the driver is put there too.
+/// Serves one connection over QUIC to its end, on the arbiter it is called on: the driver is put there
+/// too.
 pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::Incoming) {
     let remote = incoming.remote_address();
     let span = tracing::info_span!(target: "waterwheel::session", "connection", %remote);
-    async move {
-        let open = shared.connections.fetch_add(1, Ordering::Relaxed);
-        let refuse = open >= shared.connections_max;
-        let outcome = accept(Arc::clone(&shared), &listening, incoming, refuse).await;
-        shared.connections.fetch_sub(1, Ordering::Relaxed);
-        match outcome {
-            Ok(reason) => tracing::debug!(target: "waterwheel::session", %reason, "closed"),
-            Err(reason) => tracing::info!(target: "waterwheel::session", %reason, "refused"),
-        }
-    }
-    .instrument(span)
-    .await;
+    let accepted = async move {
+        let connecting = listening
+            .admit(incoming)
+            .map_err(|error| error.to_string())?;
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
+            .await
+            .map_err(|_| "the handshake took too long".to_owned())?
+            .map(Connection::from)
+            .map_err(|error| error.to_string())
+    };
+    attend(shared, accepted).instrument(span).await;
 }
 
-async fn accept(
+/// Serves one connection within the process to its end, on the arbiter it is called on.
+pub(super) async fn serve_local(shared: Arc<Shared>, connection: Connection) {
+    let span =
+        tracing::info_span!(target: "waterwheel::session", "connection", remote = "in process");
+    attend(shared, std::future::ready(Ok(connection)))
+        .instrument(span)
+        .await;
+}
+
+/// Counts a connection from its first packet to its end.
+async fn attend(shared: Arc<Shared>, accepted: impl Future<Output = Result<Connection, String>>) {
+    let open = shared.connections.fetch_add(1, Ordering::Relaxed);
+    let counted = Counted(Arc::clone(&shared));
+    let refuse = open >= shared.connections_max;
+    let outcome = match accepted.await {
+        Ok(connection) => converse(shared, connection, refuse).await,
+        Err(reason) => Err(reason),
+    };
+    drop(counted);
+    match outcome {
+        Ok(reason) => tracing::debug!(target: "waterwheel::session", %reason, "closed"),
+        Err(reason) => tracing::info!(target: "waterwheel::session", %reason, "refused"),
+    }
+}
+
+/// A connection in the count.
+struct Counted(Arc<Shared>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn converse(
     shared: Arc<Shared>,
-    listening: &Listening,
-    incoming: quinn::Incoming,
+    connection: Connection,
     refuse: bool,
-) -> Result<quinn::ConnectionError, String> {
-    let connecting = listening
-        .admit(incoming)
-        .map_err(|error| error.to_string())?;
-    let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
-        .await
-        .map_err(|_| "the handshake took too long".to_owned())?
-        .map_err(|error| error.to_string())?;
+) -> Result<Ended, String> {
     if refuse {
         close(
             &connection,
@@ -230,11 +257,8 @@ fn arriving_bytes(shared: &Shared) -> usize {
 }
 
 /// Closes a connection with a code of ours.
-pub(super) fn close(connection: &quinn::Connection, code: Code, why: &str) {
-    connection.close(
-        quinn::VarInt::from_u32(u32::from(code as u16)),
-        why.as_bytes(),
-    );
+pub(super) fn close(connection: &Connection, code: Code, why: &str) {
+    connection.close(u32::from(code as u16), why);
 }
 
 impl Session {
@@ -244,7 +268,7 @@ impl Session {
         }
     }
 
-    fn open_stream(self: &Rc<Self>, send: quinn::SendStream, recv: quinn::RecvStream) {
+    fn open_stream(self: &Rc<Self>, send: SendStream, recv: ReceiveStream) {
         let (out, leaving) = out::out();
         actix_rt::spawn(out::write(send, leaving).in_current_span());
         let session = Rc::clone(self);
@@ -265,7 +289,7 @@ impl Session {
     /// Reads frames to the stream's end. An error is one the connection ends for.
     async fn read_stream(
         self: &Rc<Self>,
-        mut recv: quinn::RecvStream,
+        mut recv: ReceiveStream,
         out: &Out,
     ) -> Result<(), Refused> {
         let limit = usize::try_from(self.shared.limits.batch_bytes_max).unwrap_or(usize::MAX);
@@ -274,7 +298,7 @@ impl Session {
         let mut deadline = None;
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         loop {
-            let read = recv.read_chunks(&mut chunks);
+            let read = recv.read(&mut chunks);
             let read = match deadline {
                 None => read.await,
                 Some(deadline) => tokio::time::timeout_at(deadline, read).await.map_err(|_| {

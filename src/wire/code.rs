@@ -118,6 +118,38 @@ codes! {
     ShuttingDown = 32, "shutting-down", true;
     /// A fault in the broker; its log says more.
     Internal = 33, "internal", false;
+    /// No consumer group of that name or id.
+    UnknownGroup = 50, "unknown-group", false;
+    /// The group has no subscription to that topic.
+    UnknownSubscription = 51, "unknown-subscription", false;
+    /// The group's subscription has another mode or filter than was asked for.
+    SubscriptionMismatch = 52, "subscription-mismatch", false;
+    /// The group has a subscription to that topic already.
+    SubscriptionExists = 53, "subscription-exists", false;
+    /// Not a member of the group (any more): join again.
+    UnknownMember = 54, "unknown-member", true;
+    /// A later session joined under the same member name.
+    MemberFenced = 55, "member-fenced", false;
+    /// The group has as many members as it may.
+    TooManyMembers = 56, "too-many-members", true;
+    /// The lease is unknown, has expired, was given back, or is another member's.
+    UnknownLease = 57, "unknown-lease", false;
+    /// The partition has moved to another member since.
+    StaleGeneration = 58, "stale-generation", false;
+    /// The filter does not parse, or is too large.
+    InvalidFilter = 59, "invalid-filter", false;
+    /// A setting of the subscription is out of its bounds.
+    InvalidSubscription = 60, "invalid-subscription", false;
+    /// As many records of the subscription wait as may: some must be settled first.
+    ListFull = 61, "list-full", true;
+    /// The group cannot be removed while members are joined.
+    GroupInUse = 62, "group-in-use", true;
+    /// No such transaction, or not any more.
+    TransactionUnknown = 70, "transaction-unknown", false;
+    /// The transaction was decided otherwise, or before this came.
+    TransactionDecided = 71, "transaction-decided", false;
+    /// A bound on transactions is reached.
+    TransactionLimit = 72, "transaction-limit", true;
 }
 
 impl std::fmt::Display for Code {
@@ -189,10 +221,11 @@ mod tests {
         let names: BTreeSet<&str> = Code::ALL.iter().map(|code| code.name()).collect();
         assert_eq!(numbers.len(), Code::ALL.len());
         assert_eq!(names.len(), Code::ALL.len());
+        let blocks = (1..=33).chain(50..=62);
         assert_eq!(
             numbers,
-            (1..=33).collect(),
-            "a new code takes the next number"
+            blocks.collect(),
+            "a new code takes the next number of its block"
         );
         for code in Code::ALL {
             assert_eq!(Code::from_u16(*code as u16), Some(*code));

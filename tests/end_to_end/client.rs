@@ -12,6 +12,7 @@ use waterwheel::domain::id::{
 };
 use waterwheel::domain::record::{Record, RecordBody};
 use waterwheel::domain::time::WallMs;
+use waterwheel::transport::{Connection, Ended, ReceiveStream, SendStream};
 use waterwheel::wire::code::{Code, Refused};
 use waterwheel::wire::frame::{Frame, FrameDecoder, FrameKind, FrameLimits, Header, encode};
 use waterwheel::wire::hello::{Hello, HelloOk};
@@ -30,14 +31,14 @@ const CLIENT_FRAME_BYTES_MAX: usize = 16 << 20;
 
 /// A bidirectional stream, frame by frame.
 pub(crate) struct Stream {
-    pub(crate) send: quinn::SendStream,
+    pub(crate) send: SendStream,
     recv: FrameReader,
     next_correlation: u64,
     stash: VecDeque<Frame>,
 }
 
 impl Stream {
-    pub(crate) fn new(send: quinn::SendStream, recv: quinn::RecvStream) -> Self {
+    pub(crate) fn new(send: SendStream, recv: ReceiveStream) -> Self {
         let recv = FrameReader::new(recv);
         Self {
             send,
@@ -49,7 +50,7 @@ impl Stream {
 
     /// Sends bytes as they are; whether they arrive is the test's question.
     pub(crate) async fn raw(&mut self, bytes: &[u8]) {
-        let _ = self.send.write_all(bytes).await;
+        let _ = self.send.write(&mut [Bytes::copy_from_slice(bytes)]).await;
     }
 
     /// Sends a frame and returns its correlation id.
@@ -150,13 +151,13 @@ pub(crate) fn answer_of<A: Header>(frame: &Frame) -> Result<A, Refused> {
 
 /// Puts frames together.
 pub(crate) struct FrameReader {
-    recv: quinn::RecvStream,
+    recv: ReceiveStream,
     decoder: FrameDecoder,
     piece: Bytes,
 }
 
 impl FrameReader {
-    pub(crate) fn new(recv: quinn::RecvStream) -> Self {
+    pub(crate) fn new(recv: ReceiveStream) -> Self {
         let limits = FrameLimits {
             frame_bytes_max: CLIENT_FRAME_BYTES_MAX,
         };
@@ -176,8 +177,8 @@ impl FrameReader {
             {
                 return Some(frame);
             }
-            match self.recv.read_chunk(1 << 20, true).await {
-                Ok(Some(chunk)) => self.piece = chunk.bytes,
+            match self.recv.read(std::slice::from_mut(&mut self.piece)).await {
+                Ok(Some(_)) => {}
                 Ok(None) => {
                     assert!(
                         self.decoder.is_between_frames(),
@@ -193,19 +194,19 @@ impl FrameReader {
 
 /// A connection with its control stream.
 pub(crate) struct Client {
-    pub(crate) connection: quinn::Connection,
+    pub(crate) connection: Connection,
     pub(crate) control: Stream,
     pub(crate) hello: HelloOk,
     unclaimed: HashMap<u64, FrameReader>,
-    _endpoint: quinn::Endpoint,
+    _endpoint: Option<quinn::Endpoint>,
 }
 
 impl Client {
     /// Says hello on a connection.
     pub(crate) async fn greet(
-        endpoint: quinn::Endpoint,
-        connection: quinn::Connection,
-    ) -> Result<Self, quinn::ConnectionError> {
+        endpoint: Option<quinn::Endpoint>,
+        connection: Connection,
+    ) -> Result<Self, Ended> {
         let (send, recv) = connection.open_bi().await?;
         let mut control = Stream::new(send, recv);
         let correlation = control.request(&Hello::default(), Bytes::new()).await;
@@ -363,12 +364,11 @@ impl Client {
 }
 
 /// The code of a connection closed by the broker.
-pub(crate) fn close_code(error: &quinn::ConnectionError) -> Code {
-    let quinn::ConnectionError::ApplicationClosed(close) = error else {
-        panic!("not closed with a code: {error}");
+pub(crate) fn close_code(ended: &Ended) -> Code {
+    let Ended::ByPeer { code, .. } = ended else {
+        panic!("not closed with a code: {ended}");
     };
-    let number = u16::try_from(close.error_code.into_inner()).unwrap();
-    Code::from_u16(number).expect("a code of ours")
+    Code::from_u16(u16::try_from(*code).unwrap()).expect("a code of ours")
 }
 
 /// A reader that ends when what is there has been read.
@@ -437,7 +437,7 @@ impl Reader {
 
     /// Tells the broker to stop sending on this stream.
     pub(crate) fn refuse(&mut self) {
-        self.frames.recv.stop(0_u32.into()).unwrap();
+        self.frames.recv.stop();
     }
 
     pub(crate) async fn read_to_end(&mut self) -> (Vec<(Deliver, Bytes)>, ReaderEnd) {

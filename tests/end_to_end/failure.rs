@@ -10,7 +10,6 @@ use waterwheel::broker::StartError;
 use waterwheel::domain::batch::BatchStamp;
 use waterwheel::domain::id::{Offset, OwnerId};
 use waterwheel::wire::code::Code;
-use waterwheel::wire::hello::Ping;
 use waterwheel::wire::produce::Ack;
 use waterwheel::wire::topic::{At, PartitionInfo, TopicInfo};
 
@@ -461,31 +460,6 @@ fn a_bit_that_rotted_anywhere_in_the_views_changes_nothing() {
                 "{part} eighths into every file"
             );
         }
-    });
-}
-
-#[test]
-fn a_client_of_a_killed_broker_hears_of_it_with_its_next_packet() {
-    run(async {
-        let rig = Rig::start().await;
-        let mut client = rig.client().await;
-        let Rig {
-            dir,
-            mut config,
-            node,
-        } = rig;
-        config.listen = Some(node.addr);
-        node.kill().await;
-        assert!(
-            client.connection.close_reason().is_none(),
-            "a kill says goodbye to nobody"
-        );
-        let node = Node::try_start(config, None).await.unwrap();
-        client.control.request(&Ping {}, bytes::Bytes::new()).await;
-        let error = client.connection.closed().await;
-        assert!(matches!(error, quinn::ConnectionError::Reset), "{error}");
-        node.assert_serves().await;
-        drop(dir);
     });
 }
 

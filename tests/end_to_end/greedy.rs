@@ -273,7 +273,7 @@ fn only_so_many_connections_get_in_and_a_place_that_is_left_is_free() {
         }
         let refused = rig.node.try_client().await.err().expect("there is no room");
         assert_eq!(close_code(&refused), Code::TooManyConnections);
-        clients.pop().unwrap().connection.close(0_u32.into(), b"");
+        clients.pop().unwrap().connection.close(0, "");
         let mut first = clients.pop().unwrap();
         while first.status().await.0.connections > 2 {
             tokio::task::yield_now().await;
@@ -296,7 +296,7 @@ fn a_connection_that_says_nothing_costs_nobody_anything() {
         assert!(
             silent
                 .iter()
-                .all(|(_, connection)| connection.close_reason().is_none())
+                .all(|(_, connection)| connection.ended().is_none())
         );
     });
 }

@@ -11,14 +11,9 @@
     reason = "a test that meets what it did not expect fails there"
 )]
 
-mod client;
-mod codes;
-mod disk;
-mod failure;
-mod greedy;
-mod hostile;
-mod produce;
-mod read;
-mod retention;
-mod rig;
-mod topics;
+mod quic;
+
+include!("suite.rs");
+
+/// What carries the frames.
+pub(crate) const CARRIER: rig::Carrier = rig::Carrier::Quic;

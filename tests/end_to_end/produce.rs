@@ -177,7 +177,7 @@ fn what_was_only_accepted_is_sent_again_after_the_broker_died_and_stored_once() 
                     .await;
                 producer.stream.accepted(sent).await;
             }
-            client.connection.close(0_u32.into(), b"");
+            client.connection.close(0, "");
             faults.writes_fail.store(!is_written, Ordering::SeqCst);
             faults.release();
             node.kill().await;

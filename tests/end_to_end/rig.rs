@@ -1,5 +1,5 @@
 //! What every test stands on: a broker on a thread of its own that can be stopped, killed and started
-//! again.
+//! again, and connections to it over what the suite is about.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -16,8 +16,10 @@ use waterwheel::broker::{Broker, StartError};
 use waterwheel::config::Config;
 use waterwheel::log::Disk;
 use waterwheel::net::endpoint::{Path as NetPath, transport};
+use waterwheel::net::local::Connector;
 use waterwheel::net::session::Shared;
 use waterwheel::net::tls::provider;
+use waterwheel::transport::{Connection, Ended};
 use waterwheel::wire::ALPN;
 use waterwheel::wire::hello::{Ping, Pong};
 
@@ -45,7 +47,10 @@ pub(crate) fn run<F: Future<Output = ()>>(test: F) {
 pub(crate) fn config(data: &Path) -> Config {
     Config {
         data: data.to_path_buf(),
-        listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        listen: match crate::CARRIER {
+            Carrier::Quic => Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            Carrier::Memory => None,
+        },
         arbiters: 2,
         memory_bytes: 256 << 20,
         admission_bytes: 64 << 20,
@@ -70,10 +75,22 @@ enum End {
     Kill,
 }
 
+/// What carries the frames of a suite.
+#[derive(Clone, Copy)]
+pub(crate) enum Carrier {
+    /// QUIC, with real certificates.
+    #[allow(dead_code, reason = "one suite is about each")]
+    Quic,
+    /// Memory.
+    #[allow(dead_code, reason = "one suite is about each")]
+    Memory,
+}
+
 /// A running broker.
 pub(crate) struct Node {
-    pub(crate) addr: SocketAddr,
+    pub(crate) addr: Option<SocketAddr>,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) connector: Arc<Connector>,
     ca: PathBuf,
     end: Option<oneshot::Sender<End>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -99,18 +116,21 @@ impl Node {
                     Ok(broker) => broker,
                     Err(error) => return drop(ready.send(Err(error))),
                 };
-                let addr = broker.local_addr().expect("it listens");
-                let _ = ready.send(Ok((addr, Arc::clone(broker.shared()))));
+                // One that listens nowhere has none.
+                let addr = broker.local_addr();
+                let (shared, connector) = (broker.shared(), broker.connector());
+                let _ = ready.send(Ok((addr, Arc::clone(shared), Arc::clone(connector))));
                 match ended.await {
                     Ok(End::Stop) => broker.stop().await,
                     Ok(End::Kill) | Err(_) => drop(broker),
                 }
             });
         });
-        let (addr, shared) = started.await.expect("the broker's thread lives")?;
+        let (addr, shared, connector) = started.await.expect("the broker's thread lives")?;
         Ok(Self {
             addr,
             shared,
+            connector,
             ca,
             end: Some(end),
             thread: Some(thread),
@@ -176,14 +196,21 @@ impl Node {
     }
 
     /// A connection nobody has said anything on.
-    pub(crate) async fn dial(&self) -> (quinn::Endpoint, quinn::Connection) {
-        let endpoint = Self::endpoint(self.tls(ALPN));
-        let connection = endpoint
-            .connect(self.addr, "localhost")
-            .unwrap()
-            .await
-            .unwrap();
-        (endpoint, connection)
+    pub(crate) async fn dial(&self) -> (Option<quinn::Endpoint>, Connection) {
+        match crate::CARRIER {
+            Carrier::Quic => {
+                let endpoint = Self::endpoint(self.tls(ALPN));
+                let connecting = endpoint
+                    .connect(self.addr.expect("it listens"), "localhost")
+                    .unwrap();
+                let connection = connecting.await.unwrap();
+                (Some(endpoint), connection.into())
+            }
+            Carrier::Memory => {
+                let connection = self.connector.connect();
+                (None, connection.expect("the broker runs"))
+            }
+        }
     }
 
     /// A client that has said hello.
@@ -191,7 +218,7 @@ impl Node {
         self.try_client().await.expect("a client gets in")
     }
 
-    pub(crate) async fn try_client(&self) -> Result<Client, quinn::ConnectionError> {
+    pub(crate) async fn try_client(&self) -> Result<Client, Ended> {
         let (endpoint, connection) = self.dial().await;
         Client::greet(endpoint, connection).await
     }

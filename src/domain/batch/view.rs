@@ -87,6 +87,14 @@ impl BatchView {
         })
     }
 
+    /// Header and directory alone, for whoever keeps the bodies elsewhere.
+    pub(super) fn of_head(header: BatchHeader, head: Bytes) -> Self {
+        Self {
+            header,
+            bytes: head,
+        }
+    }
+
     /// The header.
     #[must_use]
     pub fn header(&self) -> &BatchHeader {
@@ -160,7 +168,7 @@ impl BatchView {
         })
     }
 
-    fn directory(&self) -> &[u8] {
+    pub(super) fn directory(&self) -> &[u8] {
         self.bytes
             .get(BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + self.header.directory_bytes)
             .unwrap_or_default()

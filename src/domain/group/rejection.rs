@@ -1,0 +1,85 @@
+//! Why a group says no.
+
+use std::fmt;
+
+/// A refusal of a consumer group. Nothing of what was refused happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupRejection {
+    /// No group of that name or id.
+    UnknownGroup,
+    /// The group has no subscription to that topic.
+    UnknownSubscription,
+    /// The subscription is another one than what was asked for: which part differs, and how.
+    SubscriptionMismatch(String),
+    /// The subscription exists already.
+    SubscriptionExists,
+    /// Not a member (any more): it never joined, left, was silent too long, or the group's actor was
+    /// made anew. Join again.
+    UnknownMember,
+    /// A later session joined under the same name.
+    MemberFenced,
+    /// The group has as many members as it may.
+    TooManyMembers {
+        /// The bound.
+        max: u32,
+    },
+    /// The lease is unknown, has expired, was given back, or is another member's.
+    UnknownLease,
+    /// The place has moved since: what was asked for rests on an old assignment.
+    StaleGeneration,
+    /// The filter does not parse, or is too large.
+    InvalidFilter {
+        /// The byte at which it goes wrong, from 0.
+        position: u32,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A setting of the subscription is out of its bounds.
+    InvalidSubscription(String),
+    /// So many records of the subscription wait for a retry, a transaction or their key that no more are
+    /// leased until some are settled.
+    ListFull {
+        /// The bound in records.
+        max: u32,
+    },
+    /// The group is still in use: members are joined.
+    GroupInUse {
+        /// How many.
+        members: u32,
+    },
+}
+
+impl fmt::Display for GroupRejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownGroup => f.write_str("unknown group"),
+            Self::UnknownSubscription => f.write_str(
+                "the group has no subscription to that topic; join it or make one with: waterwheel subscription create",
+            ),
+            Self::SubscriptionMismatch(what) => write!(
+                f,
+                "the group's subscription is another one: {what}; join it as it is, or change it with: waterwheel subscription alter"
+            ),
+            Self::SubscriptionExists => f.write_str("the group has a subscription to that topic"),
+            Self::UnknownMember => f.write_str("not a member of the group (any more); join again"),
+            Self::MemberFenced => f.write_str("a later session joined under this member's name"),
+            Self::TooManyMembers { max } => write!(f, "the group has {max} members, as many as it may"),
+            Self::UnknownLease => f.write_str(
+                "the lease is unknown, has expired, was given back, or is another member's; the record comes again",
+            ),
+            Self::StaleGeneration => f.write_str("the partition has moved to another member since"),
+            Self::InvalidFilter { position, why } => {
+                write!(f, "the filter cannot be used: {why}, at byte {position}")
+            }
+            Self::InvalidSubscription(why) => f.write_str(why),
+            Self::ListFull { max } => write!(
+                f,
+                "{max} records of the subscription wait for a retry, a transaction or their key, as many as may; settle some first"
+            ),
+            Self::GroupInUse { members } => {
+                write!(f, "the group has {members} members; close them first")
+            }
+        }
+    }
+}

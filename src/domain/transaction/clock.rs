@@ -1,0 +1,137 @@
+//! What a coordinator does because time passes, or because it begins again.
+
+use super::*;
+
+impl Coordinator {
+    /// Does what is due: timeouts, check-backs, expiry. At most `budget` of them, so that a hundred
+    /// thousand due at once hold nobody up; [`Coordinator::next_deadline`] says whether more are.
+    pub fn tick(&mut self, now: Now, budget: usize, effects: &mut Vec<Effect>) {
+        for _ in 0..budget {
+            match self.deadlines.first().copied() {
+                Some((at, id)) if at <= now.monotonic => {
+                    self.deadlines.remove(&(at, id));
+                    self.due(id, now, effects);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    fn due(&mut self, id: TransactionId, now: Now, effects: &mut Vec<Effect>) {
+        let limits = self.limits;
+        let Some(transaction) = self.open.get_mut(&id) else {
+            return;
+        };
+        if transaction.phase != Phase::Open {
+            return;
+        }
+        let age = u64::try_from(now.wall.0.saturating_sub(transaction.begun.0)).unwrap_or(0);
+        if transaction.immunity_ms.is_none() {
+            return self.begin_deciding(id, Decision::Rollback, By::Timeout, effects);
+        }
+        let unheard = transaction.checks == 0 && age >= limits.unheard_ms;
+        if transaction.checks >= limits.checks_max || unheard {
+            return self.begin_deciding(id, Decision::Rollback, By::Expiry, effects);
+        }
+        transaction.deadline = MonotonicMs(
+            now.monotonic
+                .0
+                .saturating_add(u64::from(limits.check_interval_ms)),
+        );
+        self.deadlines.insert((transaction.deadline, id));
+        let partition = transaction
+            .participants
+            .iter()
+            .find(|one| matches!(one.part, Part::Records { .. }))
+            .map(|one| one.owner);
+        let group = self
+            .sessions
+            .get(&id.producer)
+            .map(|session| session.group.clone())
+            .unwrap_or_default();
+        effects.push(Effect::CheckBack {
+            group,
+            id,
+            partition,
+        });
+    }
+
+    pub(super) fn deadline_of(
+        &self,
+        immunity_ms: Option<u32>,
+        begun: WallMs,
+        now: Now,
+    ) -> MonotonicMs {
+        let span = i64::from(immunity_ms.unwrap_or(self.limits.duration_ms));
+        let passed = now.wall.0.saturating_sub(begun.0);
+        let left = span.saturating_sub(passed).clamp(0, span);
+        MonotonicMs(
+            now.monotonic
+                .0
+                .saturating_add(u64::try_from(left).unwrap_or(0)),
+        )
+    }
+
+    /// What a coordinator does once it is loaded, or has gone back to its applied state: deadlines are
+    /// armed with what is left of their spans, and what a fenced session left open is rolled back (X4).
+    pub fn resume(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.deadlines.clear();
+        // Folding an entry may ask for a decision that the log behind it holds, or that went with whoever
+        // asked: what is still open is decided from here on.
+        self.asked = 0;
+        let mut armed = Vec::new();
+        for (id, transaction) in &mut self.open {
+            transaction.phase = Phase::Open;
+            armed.push((*id, transaction.immunity_ms, transaction.begun));
+        }
+        let armed = armed
+            .into_iter()
+            .map(|(id, immunity_ms, begun)| (id, self.deadline_of(immunity_ms, begun, now)))
+            .collect::<Vec<_>>();
+        for (id, deadline) in armed {
+            if let Some(transaction) = self.open.get_mut(&id) {
+                transaction.deadline = deadline;
+                self.deadlines.insert((deadline, id));
+            }
+        }
+        let fenced: Vec<ProducerId> = self.sessions.keys().copied().collect();
+        for producer in fenced {
+            self.roll_back_fenced(producer, effects);
+        }
+    }
+
+    pub(super) fn roll_back_fenced(&mut self, producer: ProducerId, effects: &mut Vec<Effect>) {
+        let Some(epoch) = self.sessions.get(&producer).map(|session| session.epoch) else {
+            return;
+        };
+        let left: Vec<TransactionId> = self
+            .open
+            .range(ids_of(producer))
+            .filter(|(id, one)| {
+                id.epoch < epoch && one.immunity_ms.is_none() && one.phase == Phase::Open
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in left {
+            self.begin_deciding(id, Decision::Rollback, By::Fencing, effects);
+        }
+    }
+
+    /// Asks for sessions unused since `before` with nothing open to be forgotten.
+    pub fn forget_sessions(&mut self, before: WallMs, effects: &mut Vec<Effect>) {
+        let busy = |id: ProducerId| {
+            self.open.range(ids_of(id)).next().is_some()
+                || self.opening.iter().any(|one| one.producer == id)
+        };
+        let unused: Vec<ProducerId> = self
+            .sessions
+            .iter()
+            .filter(|(id, session)| session.used < before && !busy(**id))
+            .map(|(id, _)| *id)
+            .take(1_000)
+            .collect();
+        if !unused.is_empty() {
+            self.persist(&Delta::Forgotten(unused), effects);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What only a connection over QUIC can do, or have done to it.
+
+use waterwheel::transport::Ended;
+use waterwheel::wire::ALPN;
+use waterwheel::wire::hello::Ping;
+
+use crate::client::Client;
+use crate::hostile::{noise, pings};
+use crate::rig::{Node, Rig, run};
+
+#[test]
+fn a_client_of_a_killed_broker_hears_of_it_with_its_next_packet() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut client = rig.client().await;
+        let Rig {
+            dir,
+            mut config,
+            node,
+        } = rig;
+        config.listen = node.addr;
+        node.kill().await;
+        assert!(
+            client.connection.ended().is_none(),
+            "a kill says goodbye to nobody"
+        );
+        let node = Node::try_start(config, None).await.unwrap();
+        client.control.request(&Ping {}, bytes::Bytes::new()).await;
+        let error = client.connection.closed().await;
+        assert!(matches!(error, Ended::Forgotten), "{error}");
+        node.assert_serves().await;
+        drop(dir);
+    });
+}
+
+#[test]
+fn another_protocol_or_none_is_refused_in_the_handshake() {
+    run(async {
+        let rig = Rig::start().await;
+        for protocols in [
+            vec![b"waterwheel/2".to_vec()],
+            vec![b"h3".to_vec()],
+            Vec::new(),
+        ] {
+            let mut tls = rig.node.tls(ALPN);
+            tls.alpn_protocols = protocols;
+            let endpoint = Node::endpoint(tls);
+            let connecting = endpoint
+                .connect(rig.node.addr.unwrap(), "localhost")
+                .unwrap();
+            let error = connecting.await.expect_err("no protocol in common");
+            // TLS alert 120, no_application_protocol, as QUIC carries it.
+            assert!(error.to_string().contains("120"), "{error}");
+        }
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for seed in 0..200 {
+            let size = if seed % 2 == 0 { 1200 } else { 40 };
+            socket
+                .send_to(&noise(seed, size), rig.node.addr.unwrap())
+                .unwrap();
+        }
+        rig.node.assert_serves().await;
+    });
+}
+
+#[test]
+fn nothing_is_taken_before_the_handshake_is_done() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut tls = rig.node.tls(ALPN);
+        tls.enable_early_data = true;
+        let endpoint = Node::endpoint(tls);
+        for _ in 0..3 {
+            let connecting = endpoint
+                .connect(rig.node.addr.unwrap(), "localhost")
+                .unwrap();
+            let connecting = connecting
+                .into_0rtt()
+                .err()
+                .expect("no ticket, no early data");
+            let connection = connecting.await.unwrap();
+            let mut client = Client::greet(Some(endpoint.clone()), connection.into())
+                .await
+                .unwrap();
+            // A round trip after the handshake: a ticket would have come by now.
+            pings(&mut client.control).await;
+        }
+    });
+}

@@ -1,0 +1,14 @@
+// What a broker and its clients do, whatever carries their frames: included by the test that goes over QUIC
+// and by the one that stays in the process.
+
+mod client;
+mod codes;
+mod disk;
+mod failure;
+mod greedy;
+mod hostile;
+mod produce;
+mod read;
+mod retention;
+mod rig;
+mod topics;
