@@ -17,6 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::error::ConnectError;
+use crate::transport::socket::{enlarge_buffers, loopback_acknowledgements};
 use crate::transport::{Connection, ReceiveStream, SendStream};
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
 use crate::wire::{
@@ -28,10 +29,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024 * 1024;
 
 /// What may be written and not yet acknowledged by the transport.
 const SEND_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
-
-/// What the socket's buffers are asked to hold, in bytes. The kernel takes it from no store: it is a
-/// limit.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 /// How often a silent connection shows that it is alive. A restarted broker answers with a reset.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -214,6 +211,7 @@ impl QuicDialer {
             .map_err(|error| ConnectError::Local(error.to_string()))?;
         let local = |error: std::io::Error| ConnectError::Local(error.to_string());
         let socket = std::net::UdpSocket::bind((any, 0)).map_err(local)?;
+        // Where the system grants less, it is only slower; the broker's end warns of that.
         enlarge_buffers(&socket);
         let mut endpoint =
             quinn::Endpoint::new(endpoint_config, None, socket, Arc::new(quinn::TokioRuntime))
@@ -272,18 +270,6 @@ impl QuicDialer {
             ConnectError::Unreachable { address, reason }
         }
     }
-}
-
-/// Asks for larger socket buffers, beyond the system's limit where the process may. What comes in full
-/// datagrams of loopback overflows the usual ones after three, and every lost datagram is sent again.
-fn enlarge_buffers(socket: &std::net::UdpSocket) {
-    use rustix::net::sockopt;
-    let wanted = SOCKET_BUFFER_BYTES;
-    // Where the system grants less, it is only slower: the broker's end warns of that.
-    let _ = sockopt::set_socket_recv_buffer_size_force(socket, wanted)
-        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, wanted));
-    let _ = sockopt::set_socket_send_buffer_size_force(socket, wanted)
-        .or_else(|_| sockopt::set_socket_send_buffer_size(socket, wanted));
 }
 
 fn client_config(
@@ -349,6 +335,9 @@ fn transport_config(datagram_bytes_max: u16, loopback: bool) -> quinn::Transport
         .max_concurrent_bidi_streams(quinn::VarInt::from_u32(0))
         .max_concurrent_uni_streams(quinn::VarInt::from_u32(READERS_MAX))
         .mtu_discovery_config(Some(discovery));
+    if loopback {
+        transport.ack_frequency_config(Some(loopback_acknowledgements()));
+    }
     transport
 }
 

@@ -37,6 +37,15 @@ use super::time::WallMs;
 /// The version of the body layout this code writes, and the only one it reads.
 pub const BODY_VERSION: u8 = 1;
 
+/// MessagePack's markers of what a body is made of.
+const NIL: u8 = 0xc0;
+const NO_HEADERS: u8 = 0x90;
+const BIN_8: u8 = 0xc4;
+const BIN_16: u8 = 0xc5;
+const BIN_32: u8 = 0xc6;
+const SHORT_TEXT: u8 = 0xa0;
+const SHORT_TEXT_BYTES: usize = 32;
+
 /// How deep MessagePack may nest in a body: a hostile one must not exhaust the stack.
 const NESTING_MAX: usize = 8;
 
@@ -258,6 +267,16 @@ struct DecodedBody<'a>(
 
 /// Appends the body of `record`, whose message has the identity `id`, to `out`.
 pub fn encode_body(record: &Record, id: MessageId, out: &mut Vec<u8>) {
+    let tag = record.tag.as_deref();
+    if record.headers.is_empty() && tag.is_none_or(|tag| tag.len() < SHORT_TEXT_BYTES) {
+        encode_bare(record, tag, id, out);
+    } else {
+        encode_any(record, id, out);
+    }
+}
+
+/// Any record there can be.
+fn encode_any(record: &Record, id: MessageId, out: &mut Vec<u8>) {
     let body = EncodedBody(
         BODY_VERSION,
         record.key.as_deref(),
@@ -271,6 +290,36 @@ pub fn encode_body(record: &Record, id: MessageId, out: &mut Vec<u8>) {
         written.is_ok(),
         "writing MessagePack into memory cannot fail"
     );
+}
+
+/// The record nearly everybody sends, to the same bytes at a fraction of the cost.
+fn encode_bare(record: &Record, tag: Option<&str>, id: MessageId, out: &mut Vec<u8>) {
+    out.reserve(record.body_bytes_max());
+    out.extend([0x96, BODY_VERSION]);
+    match &record.key {
+        Some(key) => put_bin(out, key),
+        None => out.push(NIL),
+    }
+    put_bin(out, &record.value);
+    out.push(NO_HEADERS);
+    match tag {
+        Some(tag) => {
+            out.extend(u8::try_from(tag.len()).map(|length| SHORT_TEXT | length));
+            out.extend_from_slice(tag.as_bytes());
+        }
+        None => out.push(NIL),
+    }
+    put_bin(out, &id.0);
+}
+
+fn put_bin(out: &mut Vec<u8>, bytes: &[u8]) {
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes();
+    match length {
+        [0, 0, 0, short] => out.extend([BIN_8, short]),
+        [0, 0, high, low] => out.extend([BIN_16, high, low]),
+        [a, b, c, d] => out.extend([BIN_32, a, b, c, d]),
+    }
+    out.extend_from_slice(bytes);
 }
 
 impl RecordBody {
@@ -345,7 +394,7 @@ impl<'a> Cursor<'a> {
         };
         let key = self.unless_nil(Self::bin)?;
         let value = self.bin()?;
-        let [0x90] = self.array()? else {
+        let [NO_HEADERS] = self.array()? else {
             return None;
         };
         let tag = self.unless_nil(Self::short_text)?;
@@ -355,7 +404,7 @@ impl<'a> Cursor<'a> {
 
     fn unless_nil<T>(&mut self, read: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         match self.0.split_first()? {
-            (0xc0, rest) => {
+            (&NIL, rest) => {
                 self.0 = rest;
                 Some(None)
             }
@@ -366,9 +415,9 @@ impl<'a> Cursor<'a> {
     fn bin(&mut self) -> Option<&'a [u8]> {
         let [marker] = self.array()?;
         let length = match marker {
-            0xc4 => usize::from(u8::from_be_bytes(self.array()?)),
-            0xc5 => usize::from(u16::from_be_bytes(self.array()?)),
-            0xc6 => usize::try_from(u32::from_be_bytes(self.array()?)).ok()?,
+            BIN_8 => usize::from(u8::from_be_bytes(self.array()?)),
+            BIN_16 => usize::from(u16::from_be_bytes(self.array()?)),
+            BIN_32 => usize::try_from(u32::from_be_bytes(self.array()?)).ok()?,
             _ => return None,
         };
         self.take(length)
@@ -500,6 +549,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_short_way_to_encode_writes_nothing_else(record in any_record(), raw in any::<[u8; 16]>(), long in 0usize..3) {
+            let mut record = record;
+            // Each way to write a length.
+            let value = [record.value.len(), 300, 70_000][long];
+            record.value = vec![5; value].into();
+            let mut expected = Vec::new();
+            encode_any(&record, MessageId(raw), &mut expected);
+            prop_assert_eq!(encoded(&record, MessageId(raw)), expected);
+        }
+
         #[test]
         fn r2_what_was_encoded_decodes_to_the_same(record in any_record(), raw in any::<[u8; 16]>()) {
             let decoded = RecordBody::decode(&encoded(&record, MessageId(raw))).unwrap();

@@ -15,6 +15,7 @@
 
 mod memory;
 mod pipe;
+pub mod socket;
 
 use std::sync::{Arc, Weak};
 

@@ -140,15 +140,14 @@ impl BatchBuilder {
                 flags::DELIVERIES
             };
         let start = self.bodies.len();
+        let around = self.bytes_with(flags, 0, self.len() + 1);
         // A record that clearly cannot fit is not encoded first.
-        if self.len() >= BATCH_RECORDS_MAX
-            || self.bytes_with(flags, start + record.value.len(), self.len() + 1) > self.bytes_max
-        {
+        if self.len() >= BATCH_RECORDS_MAX || around + start + record.value.len() > self.bytes_max {
             return Err(BatchFull);
         }
         encode_body(record, record.id.unwrap_or(id), &mut self.bodies);
         let body = self.bodies.get(start..).unwrap_or_default();
-        let fits = self.bytes_with(flags, self.bodies.len(), self.len() + 1) <= self.bytes_max;
+        let fits = around + self.bodies.len() <= self.bytes_max;
         let (true, Ok(length)) = (fits, u32::try_from(body.len())) else {
             self.bodies.truncate(start);
             return Err(BatchFull);
