@@ -21,9 +21,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let broker = Broker::start(config).await?;
     let address = broker.local_addr().ok_or("it listens nowhere")?;
 
-    let client = Client::connect(&address.to_string())
-        .ca_file(authority)
-        .await?;
+    let client = Client::connect(&address.to_string()).ca(authority).await?;
     if client.topic("orders").await.is_err() {
         client.create_topic("orders", TopicConfig::new(8)).await?;
     }

@@ -20,7 +20,7 @@ use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
 use crate::actors::directory::DirectoryActor;
 use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
-use crate::actors::wheel::Wheel;
+use crate::actors::wheel::{self, Wheel};
 use crate::actors::{Clock, CrashPoints, House, Link, Settings};
 use crate::client::Connect;
 use crate::config::Config;
@@ -117,7 +117,7 @@ impl Broker {
     /// # Errors
     /// [`StartError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, None).await
+        Self::start_with(config, None, Clock::start()).await
     }
 
     /// As [`start`](Self::start), but the log's segments lie on `disk` instead of in the data
@@ -127,10 +127,22 @@ impl Broker {
     /// # Errors
     /// [`StartError`]; nothing keeps running.
     pub async fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Self, StartError> {
-        Self::start_with(config, Some(disk)).await
+        Self::start_with(config, Some(disk), Clock::start()).await
     }
 
-    async fn start_with(config: Config, disk: Option<Arc<dyn Disk>>) -> Result<Self, StartError> {
+    /// As [`start`](Self::start), but by another clock: for tests of what steps of the wall clock do.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing keeps running.
+    pub async fn start_by(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::start_with(config, None, clock).await
+    }
+
+    async fn start_with(
+        config: Config,
+        disk: Option<Arc<dyn Disk>>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         if actix_rt::System::try_current().is_none() {
             return Err(StartError::NoSystem);
         }
@@ -141,10 +153,15 @@ impl Broker {
             tokio::task::spawn_blocking(move || lay_ground(&ground_config, &ground_crash, disk))
                 .await
                 .map_err(|_| StartError::Interrupted("recovery failed"))??;
-        Self::raise(config, crash, ground).await
+        Self::raise(config, crash, ground, clock).await
     }
 
-    async fn raise(config: Config, crash: CrashPoints, ground: Ground) -> Result<Self, StartError> {
+    async fn raise(
+        config: Config,
+        crash: CrashPoints,
+        ground: Ground,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         let Ground {
             opened,
             recovered,
@@ -160,7 +177,6 @@ impl Broker {
                 }
             })?;
         let gauge = Arc::new(LogGauge::default());
-        let clock = Clock::start();
         let (commit_arbiter, store_arbiter) = (Arbiter::new(), Arbiter::new());
         let workers: Vec<Arbiter> = (0..config.arbiters_effective())
             .map(|_| Arbiter::new())
@@ -200,10 +216,13 @@ impl Broker {
             move |_| DirectoryActor::new(topics, directory_house, spread, shared_stats),
         );
         let directory = Link::new(addr, stats);
-        house
-            .checkpoint
-            .tell(checkpoint::Introduce(house.cleaner.clone()));
+        house.checkpoint.tell(checkpoint::Introduce {
+            cleaner: house.cleaner.clone(),
+            wheel: house.wheel.clone(),
+        });
         house.cleaner.tell(cleaner::Introduce(directory.clone()));
+        let wheel_arbiter = Arbiter::new();
+        wheel::keeper::start(&house, &directory, &wheel_arbiter.handle());
         house.commit.tell(commit::Introduce {
             directory: directory.clone(),
             checkpoint: house.checkpoint.clone(),
@@ -229,7 +248,7 @@ impl Broker {
         });
         let connector = Arc::new(Connector::new(&shared, handles.clone()));
         let mut arbiters = workers;
-        arbiters.extend([commit_arbiter, store_arbiter]);
+        arbiters.extend([commit_arbiter, store_arbiter, wheel_arbiter]);
         let mut broker = Self {
             local_addr: None,
             endpoint: None,

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::actors::cleaner::Found;
+use crate::actors::wheel::homes::Unhomed;
 use crate::actors::{directory, load, partition};
+use crate::domain::alarm::alarms_of_payload;
 use crate::domain::commit::{Counters, OwnerRange};
 use crate::domain::entry::{AppliedEntry, EntryKind};
 use crate::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence};
@@ -115,6 +117,8 @@ pub(crate) struct Fold {
     deleted: Vec<OwnerRange>,
     log_sequence: OwnerSequence,
     folded: usize,
+    /// Timers that entries behind the mark armed, on their way to a home.
+    timers: Unhomed,
 }
 
 impl Fold {
@@ -129,6 +133,7 @@ impl Fold {
             .filter(|row| row.kind == layout::DIRECTORY_TOPIC)
             .map(|row| &*row.payload);
         let topics = Topics::from_rows(head, topics).unwrap_or_default();
+        let timers = Unhomed::begin(&views)?;
         Ok(Self {
             views,
             topics,
@@ -138,6 +143,7 @@ impl Fold {
             deleted: Vec::new(),
             log_sequence: OwnerSequence(0),
             folded: 0,
+            timers,
         })
     }
 
@@ -209,6 +215,13 @@ impl Fold {
         if self.deleted.iter().any(|range| range.contains(owner)) {
             return Ok(());
         }
+        // Also of an entry that the partition's rows hold already: a home may have been missed by the
+        // crash between the two.
+        self.timers
+            .extend(alarms_of_payload(&entry.header, &entry.facts));
+        if self.timers.is_large() {
+            self.timers.write(&mut self.views)?;
+        }
         if !self.partitions.contains_key(&owner) {
             let rows = self.views.rows(Tree::Partition, owner)?;
             let machine = load::partition_from_rows(self.limits, &rows)
@@ -237,6 +250,7 @@ impl Fold {
     /// Writes what is left, drops what belongs to no topic, marks.
     fn finish(&mut self, end: LogPosition) -> Result<FoldedCounters, ViewsError> {
         self.write_partitions()?;
+        self.timers.write(&mut self.views)?;
         let changes = directory::row_changes(&mut self.topics);
         if !changes.is_empty() {
             self.views.write(&changes)?;

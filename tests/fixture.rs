@@ -52,7 +52,7 @@ fn copy(from: &Path, to: &Path) {
 async fn client(broker: &Broker, data: &Path) -> Client {
     let address = broker.local_addr().expect("it listens").to_string();
     Client::connect(&address)
-        .ca_file(data.join("tls/ca.pem"))
+        .ca(data.join("tls/ca.pem"))
         .await
         .expect("it answers")
 }

@@ -22,7 +22,7 @@ const RUNS_OPEN: usize = 16;
 /// A connection of its own.
 pub(crate) async fn connect(home: &Home) -> Outcome<Client> {
     Ok(Client::connect(&home.address.to_string())
-        .ca_file(home.authority())
+        .ca(home.authority())
         .await?)
 }
 

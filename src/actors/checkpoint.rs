@@ -2,8 +2,9 @@
 //!
 //! A round: the commit actor names a position and tells every owner touched since the last round to
 //! write its rows; whatever lies before the position is in their mailboxes before that. Each hands its
-//! rows to the store and says so here. When all have, the store syncs and writes the mark. A round that
-//! is not complete when the next is due is given up: the mark stays, and who did not answer is asked
+//! rows to the store and says so here. When all have, so that whatever they armed is in the timing wheel's
+//! mailboxes, its levels hand over homes for what has none; then the store syncs and writes the mark. A
+//! round that is not complete when the next is due is given up: the mark stays, and who did not answer is asked
 //! again. An idle broker has no timer running.
 
 use std::collections::BTreeSet;
@@ -18,6 +19,7 @@ use super::cleaner::{CleanerActor, MarkMoved};
 use super::commit::{BeginCheckpoint, CommitActor, NoteMark};
 use super::stats::ActorStats;
 use super::store::{StoreActor, WriteMark};
+use super::wheel::Wheel;
 use crate::domain::id::{LogPosition, OwnerId};
 
 /// What a round waits for.
@@ -84,6 +86,11 @@ pub struct CheckpointActor {
     commit: Link<CommitActor>,
     store: Link<StoreActor>,
     cleaner: Option<Link<CleanerActor>>,
+    wheel: Option<Wheel>,
+    /// The position of the round for which the wheel writes homes.
+    homing: Option<LogPosition>,
+    /// The last round that was marked.
+    marked: u64,
     stats: Arc<ActorStats>,
     every: Duration,
     rounds: Rounds,
@@ -107,6 +114,9 @@ impl CheckpointActor {
             commit,
             store,
             cleaner: None,
+            wheel: None,
+            homing: None,
+            marked: 0,
             stats,
             every,
             rounds: Rounds::default(),
@@ -128,7 +138,13 @@ impl CheckpointActor {
         if let Some((round, again)) = self.rounds.start() {
             self.busy = true;
             self.again = false;
-            self.commit.tell(BeginCheckpoint { round, again });
+            self.homing = None;
+            let marked = self.marked;
+            self.commit.tell(BeginCheckpoint {
+                round,
+                again,
+                marked,
+            });
         }
         // If an owner fails in between, the round is never complete: the next one asks again.
         self.arm(ctx);
@@ -145,15 +161,28 @@ impl CheckpointActor {
 
     fn finish_if_complete(&mut self, ctx: &mut Context<Self>) {
         if let Some(position) = self.rounds.complete() {
-            let reply = self.link(ctx);
-            let clean = self.closing.is_some();
-            self.store.tell(WriteMark {
+            let lap = Lap {
                 round: self.rounds.round,
-                position,
-                clean,
-                reply,
-            });
+                marked: self.marked,
+                reply: self.link(ctx),
+            };
+            match &self.wheel {
+                Some(wheel) => {
+                    self.homing = Some(position);
+                    wheel.lap(lap);
+                }
+                None => self.mark(position, ctx),
+            }
         }
+    }
+
+    fn mark(&self, position: LogPosition, ctx: &Context<Self>) {
+        self.store.tell(WriteMark {
+            round: self.rounds.round,
+            position,
+            clean: self.closing.is_some(),
+            reply: self.link(ctx),
+        });
     }
 }
 
@@ -165,9 +194,14 @@ impl Actor for CheckpointActor {
     }
 }
 
-/// Who hears of marks.
+/// Who hears of marks, and who has homes to write before.
 #[derive(Debug)]
-pub struct Introduce(pub Link<CleanerActor>);
+pub struct Introduce {
+    /// Hears of marks.
+    pub cleaner: Link<CleanerActor>,
+    /// Its homes are written before the mark.
+    pub wheel: Wheel,
+}
 
 impl Message for Introduce {
     type Result = ();
@@ -178,7 +212,8 @@ impl Handler<Introduce> for CheckpointActor {
 
     fn handle(&mut self, message: Introduce, _: &mut Self::Context) {
         self.stats.handled();
-        self.cleaner = Some(message.0);
+        self.cleaner = Some(message.cleaner);
+        self.wheel = Some(message.wheel);
     }
 }
 
@@ -277,6 +312,41 @@ impl Handler<Gone> for CheckpointActor {
     }
 }
 
+/// The timing wheel's part of a round: homes for every alarm that has none.
+#[derive(Debug, Clone)]
+pub struct Lap {
+    /// The round.
+    pub round: u64,
+    /// The last round that was marked.
+    pub marked: u64,
+    /// Who hears that the homes have been handed to the store.
+    pub reply: Link<CheckpointActor>,
+}
+
+/// Every level of the timing wheel has handed its homes to the store.
+#[derive(Debug, Clone, Copy)]
+pub struct Homed {
+    /// The round.
+    pub round: u64,
+}
+
+impl Message for Homed {
+    type Result = ();
+}
+
+impl Handler<Homed> for CheckpointActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Homed, ctx: &mut Self::Context) {
+        self.stats.handled();
+        if message.round == self.rounds.round
+            && let Some(position) = self.homing.take()
+        {
+            self.mark(position, ctx);
+        }
+    }
+}
+
 /// The store has written the mark, or failed to.
 #[derive(Debug, Clone, Copy)]
 pub struct Marked {
@@ -295,6 +365,9 @@ impl Handler<Marked> for CheckpointActor {
 
     fn handle(&mut self, message: Marked, ctx: &mut Self::Context) {
         self.stats.handled();
+        if message.position.is_some() {
+            self.marked = message.round;
+        }
         if let (Some(position), Some(cleaner)) = (message.position, &self.cleaner) {
             cleaner.tell(MarkMoved(position));
             if self.closing.is_none() {

@@ -533,6 +533,8 @@ pub struct BeginCheckpoint {
     pub round: u64,
     /// Owners that did not answer in the last round.
     pub again: BTreeSet<OwnerId>,
+    /// The last round that was marked.
+    pub marked: u64,
 }
 
 impl Message for BeginCheckpoint {
@@ -556,6 +558,7 @@ impl Handler<BeginCheckpoint> for CommitActor {
             match self.owners.get(owner).filter(|link| link.is_alive()) {
                 Some(link) => link.tell(WriteRows {
                     round: message.round,
+                    marked: message.marked,
                 }),
                 // It does not answer this round, so the mark stays; the next finds it running.
                 None => others.directory.tell(StartOwner { owner: *owner }),

@@ -147,6 +147,7 @@ impl DirectoryActor {
             if let Some(running) = self.running.remove(&owner) {
                 running.link.tell(Dismiss);
                 self.house.registry.leave("partition", owner);
+                self.house.wheel.leave(owner);
                 self.house.commit.tell(Forget { owner });
                 self.house.checkpoint.tell(Gone { owner });
             }
@@ -394,7 +395,8 @@ impl Handler<StartOwner> for DirectoryActor {
         if exists {
             let _ = self.start_owner(message.owner, ctx);
         } else {
-            // Deleted meanwhile: no round of the checkpoint need wait for it.
+            // Deleted meanwhile: no round of the checkpoint need wait for it, and its alarms are void.
+            self.house.wheel.leave(message.owner);
             self.house.checkpoint.tell(Gone {
                 owner: message.owner,
             });
@@ -514,6 +516,7 @@ impl Handler<Died> for DirectoryActor {
                 partition = name, "failed {FAILURES_MAX} times within a minute: it stays down until a restart"
             );
             // Not gone: the log has what its rows do not, so that the mark must not pass it.
+            self.house.wheel.stopped(owner);
         } else {
             tracing::warn!(
                 target: "waterwheel::directory",

@@ -30,6 +30,7 @@ use self::partition::PartitionActor;
 use self::stats::{ActorStats, Registry};
 use self::store::StoreActor;
 use self::wheel::{AlarmEvent, Wheel};
+use crate::domain::alarm::AlarmClock;
 use crate::domain::entry::AppliedEntry;
 use crate::domain::id::{Incarnation, OwnerId};
 use crate::domain::rejection::Rejection;
@@ -114,6 +115,8 @@ impl Message for Fenced {
 pub struct WriteRows {
     /// The round.
     pub round: u64,
+    /// The last round that was marked: what was handed over up to and in it is durable.
+    pub marked: u64,
 }
 
 impl Message for WriteRows {
@@ -257,6 +260,8 @@ impl CrashPoints {
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     started: std::time::Instant,
+    /// Milliseconds by which a test has moved the wall clock.
+    moved_ms: Option<&'static std::sync::atomic::AtomicI64>,
 }
 
 impl Clock {
@@ -265,22 +270,61 @@ impl Clock {
     pub fn start() -> Self {
         Self {
             started: std::time::Instant::now(),
+            moved_ms: None,
+        }
+    }
+
+    /// A clock whose wall time is the system's moved by so many milliseconds, at any moment: for tests of
+    /// what steps of the clock do.
+    #[must_use]
+    pub fn moved_by(moved_ms: &'static std::sync::atomic::AtomicI64) -> Self {
+        Self {
+            moved_ms: Some(moved_ms),
+            ..Self::start()
         }
     }
 
     /// Reads both.
     #[must_use]
     pub fn now(&self) -> Now {
-        let wall = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| {
-                i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-            });
         let monotonic = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         Now {
-            wall: WallMs(wall),
+            wall: WallMs(i64::try_from(self.wall().as_millis()).unwrap_or(i64::MAX)),
             monotonic: MonotonicMs(monotonic),
         }
+    }
+
+    /// Whether a test moves it.
+    #[must_use]
+    pub fn is_moved(&self) -> bool {
+        self.moved_ms.is_some()
+    }
+
+    /// Since the Unix epoch; zero before it.
+    fn wall(&self) -> std::time::Duration {
+        let wall = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let Some(moved) = self.moved_ms else {
+            return wall;
+        };
+        let moved = moved.load(std::sync::atomic::Ordering::SeqCst);
+        let by = std::time::Duration::from_millis(moved.unsigned_abs());
+        if moved < 0 {
+            wall.saturating_sub(by)
+        } else {
+            wall.saturating_add(by)
+        }
+    }
+
+    /// How long it is until a clock reads `ms`, to the microsecond; nothing if it does already.
+    #[must_use]
+    pub fn until(&self, clock: AlarmClock, ms: i64) -> std::time::Duration {
+        let now = match clock {
+            AlarmClock::Wall => self.wall(),
+            AlarmClock::Monotonic => self.started.elapsed(),
+        };
+        std::time::Duration::from_millis(u64::try_from(ms).unwrap_or(0)).saturating_sub(now)
     }
 }
 

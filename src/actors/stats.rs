@@ -21,9 +21,27 @@ pub struct ActorStats {
     handled: AtomicU64,
     restarts: AtomicU64,
     rows: AtomicU64,
+    wake_ups: AtomicU64,
+    overflow_up: AtomicU64,
+    cascade_down: AtomicU64,
 }
 
 impl ActorStats {
+    /// The clock woke it.
+    pub fn woke(&self) {
+        self.wake_ups.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many alarms were passed on to the next coarser level.
+    pub fn overflowed_up(&self, count: usize) {
+        self.overflow_up.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// So many alarms fell into the next finer level.
+    pub fn cascaded_down(&self, count: usize) {
+        self.cascade_down.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
     /// A message was put into its mailbox.
     pub fn told(&self) {
         self.told.fetch_add(1, Ordering::Relaxed);
@@ -59,6 +77,9 @@ impl ActorStats {
             handled,
             restarts: self.restarts.load(Ordering::Relaxed),
             rows: self.rows.load(Ordering::Relaxed),
+            wake_ups: self.wake_ups.load(Ordering::Relaxed),
+            overflow_up: self.overflow_up.load(Ordering::Relaxed),
+            cascade_down: self.cascade_down.load(Ordering::Relaxed),
         }
     }
 }
@@ -82,6 +103,12 @@ pub struct ActorStatus {
     pub restarts: u64,
     /// Rows of the view it wrote.
     pub rows: u64,
+    /// How often the clock woke it (levels of the timing wheel).
+    pub wake_ups: u64,
+    /// Alarms passed on to the next coarser level of the timing wheel.
+    pub overflow_up: u64,
+    /// Alarms that fell into the next finer level of the timing wheel.
+    pub cascade_down: u64,
 }
 
 type ByKindAndOwner = BTreeMap<(&'static str, OwnerId), Arc<ActorStats>>;
@@ -113,6 +140,9 @@ impl Registry {
                 handled: AtomicU64::new(0),
                 restarts: AtomicU64::new(0),
                 rows: AtomicU64::new(0),
+                wake_ups: AtomicU64::new(0),
+                overflow_up: AtomicU64::new(0),
+                cascade_down: AtomicU64::new(0),
             })
         };
         Arc::clone(actors.entry((kind, id)).or_insert_with(fresh))

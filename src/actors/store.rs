@@ -11,6 +11,7 @@ use super::Link;
 use super::checkpoint::{CheckpointActor, Marked};
 use super::partition::{PartitionActor, RunLoaded};
 use super::stats::ActorStats;
+use super::wheel::LevelLink;
 use crate::domain::id::{LogPosition, Offset, OwnerId};
 use crate::domain::partition::rows::decode_run;
 use crate::domain::rejection::Rejection;
@@ -161,6 +162,103 @@ impl Handler<Write> for StoreActor {
             self.fail("writing", &error);
         }
         self.crash.pass("mid-checkpoint");
+    }
+}
+
+/// Which homes a level of the timing wheel has.
+#[derive(Debug)]
+pub struct FindHomes {
+    /// The level's.
+    pub owner: OwnerId,
+    /// The row ids and the mark; an error is text.
+    pub reply: oneshot::Sender<Result<(Vec<u64>, LogPosition), String>>,
+}
+
+impl Message for FindHomes {
+    type Result = ();
+}
+
+impl Handler<FindHomes> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, message: FindHomes, _: &mut Self::Context) {
+        self.stats.handled();
+        let ids = self
+            .views
+            .row_ids(Tree::Wheel, message.owner, layout::WHEEL_HOME);
+        let mark = self.mark;
+        let answer = ids
+            .map(|ids| (ids, mark))
+            .map_err(|error| error.to_string());
+        let _ = message.reply.send(answer);
+    }
+}
+
+/// Read homes of a level of the timing wheel.
+#[derive(Debug)]
+pub struct LoadHomes {
+    /// The level's.
+    pub owner: OwnerId,
+    /// Which.
+    pub ids: Vec<u64>,
+    /// Where they go.
+    pub reply: LevelLink,
+}
+
+impl Message for LoadHomes {
+    type Result = ();
+}
+
+impl Handler<LoadHomes> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, message: LoadHomes, _: &mut Self::Context) {
+        self.stats.handled();
+        let owner = message.owner;
+        let read = message.ids.into_iter().map(|id| {
+            let key = RowKey {
+                owner,
+                kind: layout::WHEEL_HOME,
+                id,
+            };
+            match self.views.row(Tree::Wheel, key) {
+                Ok(row) => (id, row.map(|row| row.payload)),
+                Err(error) => {
+                    tracing::error!(target: "waterwheel::store", %error, "a home of timers does not read");
+                    (id, None)
+                }
+            }
+        });
+        message.reply.loaded(read.collect());
+    }
+}
+
+/// Write homes of a level of the timing wheel.
+#[derive(Debug)]
+pub struct WriteHomes {
+    /// The rows.
+    pub changes: Vec<RowChange>,
+    /// Who may forget what is written.
+    pub reply: LevelLink,
+}
+
+impl Message for WriteHomes {
+    type Result = ();
+}
+
+impl Handler<WriteHomes> for StoreActor {
+    type Result = ();
+
+    fn handle(&mut self, message: WriteHomes, _: &mut Self::Context) {
+        self.stats.handled();
+        if self.failed.is_none()
+            && !message.changes.is_empty()
+            && let Err(error) = self.views.write(&message.changes)
+        {
+            self.fail("writing", &error);
+        }
+        self.crash.pass("mid-homes");
+        message.reply.homed(self.failed.is_none());
     }
 }
 

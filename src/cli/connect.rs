@@ -34,7 +34,7 @@ impl Connect {
     /// # Errors
     /// [`CliError`]: nobody answers, the two do not trust each other, or the broker refuses.
     pub async fn client(&self) -> Result<Client, CliError> {
-        Ok(Client::connect(&self.server).ca_file(&self.ca).await?)
+        Ok(Client::connect(&self.server).ca(&self.ca).await?)
     }
 }
 

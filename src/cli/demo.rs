@@ -81,7 +81,7 @@ async fn start(scratch: &Scratch) -> Result<(Broker, Client), CliError> {
         .local_addr()
         .ok_or_else(|| CliError::Failed("the broker does not listen".to_owned()))?;
     let client = Client::connect(&address.to_string())
-        .ca_file(scratch.path().join("tls/ca.pem"))
+        .ca(scratch.path().join("tls/ca.pem"))
         .await?;
     Ok((broker, client))
 }

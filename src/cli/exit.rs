@@ -99,6 +99,7 @@ impl From<AdminError> for CliError {
             AdminError::Refused(refusal) => refusal.into(),
             error @ (AdminError::Unreachable(_)
             | AdminError::TimedOut(_)
+            | AdminError::Disconnected
             | AdminError::Protocol(_)) => Self::Unreachable(error.to_string()),
         }
     }
@@ -112,9 +113,9 @@ impl From<ConsumeError> for CliError {
                 code: error.code(),
                 message: error.to_string(),
             },
-            error @ (ConsumeError::Unreachable(_) | ConsumeError::Protocol(_)) => {
-                Self::Unreachable(error.to_string())
-            }
+            error @ (ConsumeError::Unreachable(_)
+            | ConsumeError::Disconnected
+            | ConsumeError::Protocol(_)) => Self::Unreachable(error.to_string()),
             error @ (ConsumeError::Damaged { .. } | ConsumeError::Unreadable { .. }) => {
                 Self::Failed(error.to_string())
             }

@@ -377,6 +377,7 @@ fn failure_of(error: &SendError, said: String) -> CliError {
         SendError::TooLarge { .. }
         | SendError::Partition { .. }
         | SendError::TimedOut(_)
+        | SendError::Disconnected
         | SendError::Closed => CliError::Failed(said),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! With `--json` one object: `version`, `uptime_ms`, `connections`, `log_bytes`, `segments`,
 //! `bytes_in_flight`, `sealed` (why, or null), `ready`; with `--actors` then one object per actor:
-//! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`.
+//! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`; of levels of
+//! the timing wheel also `wake_ups`, `overflow_up` and `cascade_down`, where they are not zero.
 
 use serde::Serialize;
 
@@ -96,8 +97,16 @@ fn text(status: &StatusOk) -> String {
 }
 
 fn actor_text(actor: &ActorInfo) -> String {
+    let wheel = if actor.kind == "wheel" {
+        format!(
+            ": {} wake-ups, {} overflow up, {} cascade down",
+            actor.wake_ups, actor.overflow_up, actor.cascade_down
+        )
+    } else {
+        String::new()
+    };
     format!(
-        "{:<12} {:>8} {:>8} {:>6} {:>12} {:>8} {:>8}  {}",
+        "{:<12} {:>8} {:>8} {:>6} {:>12} {:>8} {:>8}  {}{wheel}",
         actor.kind,
         actor.id,
         actor.mailbox_capacity,

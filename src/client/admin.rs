@@ -198,7 +198,7 @@ impl Client {
         loop {
             let link = match timeout_at(deadline, next_link(&mut board, stale.as_ref())).await {
                 Ok(Some(link)) => link,
-                Ok(None) => return Err(AdminError::Unreachable("the client is closed".to_owned())),
+                Ok(None) => return Err(AdminError::Disconnected),
                 Err(_) => return Err(too_late(lost, timeout)),
             };
             let refusal = match timeout_at(deadline, link.ask(request)).await {

@@ -18,7 +18,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::error::ConnectError;
 use crate::transport::socket::{enlarge_buffers, loopback_acknowledgements};
-use crate::transport::{Connection, ReceiveStream, SendStream};
+use crate::transport::{Connection, Ended, ReceiveStream, SendStream};
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
 use crate::wire::{
     ALPN, DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, SEGMENT_BYTES_MAX, STREAM_WINDOW_BYTES,
@@ -243,28 +243,14 @@ impl QuicDialer {
             Ok(connection) => Ok(Transport {
                 connection: connection.into(),
             }),
-            Err(error) => Err(self.told_apart(&error)),
+            Err(error) => Err(self.told_apart(error.into())),
         }
     }
 
-    fn told_apart(&self, error: &quinn::ConnectionError) -> ConnectError {
-        /// TLS alerts are transport errors 0x100 to 0x1ff (RFC 9001, 4.8).
-        fn is_tls(code: quinn::TransportErrorCode) -> bool {
-            (0x100..0x200).contains(&u64::from(code))
-        }
-        let tls = match error {
-            quinn::ConnectionError::TransportError(error) => is_tls(error.code),
-            quinn::ConnectionError::ConnectionClosed(close) => is_tls(close.error_code),
-            quinn::ConnectionError::VersionMismatch
-            | quinn::ConnectionError::ApplicationClosed(_)
-            | quinn::ConnectionError::Reset
-            | quinn::ConnectionError::TimedOut
-            | quinn::ConnectionError::LocallyClosed
-            | quinn::ConnectionError::CidsExhausted => false,
-        };
+    fn told_apart(&self, ended: Ended) -> ConnectError {
         let address = self.options.address.clone();
-        let reason = error.to_string();
-        if tls {
+        let reason = ended.to_string();
+        if matches!(ended, Ended::Tls { .. }) {
             ConnectError::Tls { address, reason }
         } else {
             ConnectError::Unreachable { address, reason }

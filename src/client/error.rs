@@ -10,6 +10,9 @@ use std::sync::Arc;
 use crate::domain::batch::BatchError;
 use crate::wire::code::{Code, Refused};
 
+/// What is said where there will be no connection any more.
+const DISCONNECTED: &str = "there is no connection any more: the client was closed, or the broker in this process has stopped";
+
 /// The broker said no.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} [{code}]")]
@@ -144,6 +147,9 @@ pub enum AdminError {
     /// The broker did not answer in time. Code `timed-out`.
     #[error("the broker did not answer within {0} ms")]
     TimedOut(u128),
+    /// The client was closed, or the broker in this process has stopped. Code `disconnected`.
+    #[error("{DISCONNECTED}")]
+    Disconnected,
     /// The answer makes no sense. Code `protocol`.
     #[error("the broker's answer cannot be read: {0}")]
     Protocol(String),
@@ -157,6 +163,7 @@ impl AdminError {
             Self::Refused(refusal) => refusal.code.name(),
             Self::Unreachable(_) => "unreachable",
             Self::TimedOut(_) => "timed-out",
+            Self::Disconnected => "disconnected",
             Self::Protocol(_) => "protocol",
         }
     }
@@ -167,7 +174,7 @@ impl AdminError {
         match self {
             Self::Refused(refusal) => refusal.code.is_retriable(),
             Self::Unreachable(_) | Self::TimedOut(_) => true,
-            Self::Protocol(_) => false,
+            Self::Disconnected | Self::Protocol(_) => false,
         }
     }
 }
@@ -205,6 +212,10 @@ pub enum SendError {
         "an earlier record of the partition was not stored ({0}); whether this one is stored is open"
     )]
     Aborted(Arc<SendError>),
+    /// The client was closed, or the broker in this process has stopped; whether the record is stored is
+    /// open. Code `disconnected`.
+    #[error("{DISCONNECTED}; whether the record is stored is open")]
+    Disconnected,
     /// The producer is closed. Code `closed`.
     #[error("the producer is closed")]
     Closed,
@@ -220,6 +231,7 @@ impl SendError {
             Self::Partition { .. } => Code::PartitionOutOfRange.name(),
             Self::TimedOut(_) => "timed-out",
             Self::Aborted(_) => "aborted",
+            Self::Disconnected => "disconnected",
             Self::Closed => "closed",
         }
     }
@@ -231,7 +243,9 @@ impl SendError {
         match self {
             Self::Refused(refusal) => refusal.code.is_retriable(),
             Self::TimedOut(_) | Self::Aborted(_) => true,
-            Self::TooLarge { .. } | Self::Partition { .. } | Self::Closed => false,
+            Self::TooLarge { .. } | Self::Partition { .. } | Self::Disconnected | Self::Closed => {
+                false
+            }
         }
     }
 }
@@ -274,6 +288,9 @@ pub enum ConsumeError {
     /// No connection for as long as the consumer waits. Code `unreachable`.
     #[error("no broker could be reached for {0} ms")]
     Unreachable(u128),
+    /// The client was closed, or the broker in this process has stopped. Code `disconnected`.
+    #[error("{DISCONNECTED}")]
+    Disconnected,
     /// The answer makes no sense. Code `protocol`.
     #[error("the broker's answer cannot be read: {0}")]
     Protocol(String),
@@ -289,6 +306,7 @@ impl ConsumeError {
             Self::Damaged { .. } => "damaged-batch",
             Self::Unreadable { .. } => "unreadable-record",
             Self::Unreachable(_) => "unreachable",
+            Self::Disconnected => "disconnected",
             Self::Protocol(_) => "protocol",
         }
     }
@@ -302,7 +320,58 @@ impl ConsumeError {
             Self::Partition { .. }
             | Self::Damaged { .. }
             | Self::Unreadable { .. }
+            | Self::Disconnected
             | Self::Protocol(_) => false,
         }
+    }
+}
+
+/// Why a value could not become a record's. Code `encode`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the value cannot be encoded: {reason}")]
+#[non_exhaustive]
+pub struct EncodeError {
+    /// What its type said.
+    pub reason: String,
+}
+
+impl EncodeError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        "encode"
+    }
+
+    /// Never: the same value fails again.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        false
+    }
+}
+
+/// Why a record's value is not of the type asked for. Code `decode`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the value at offset {offset} of partition {partition} cannot be decoded: {reason}")]
+#[non_exhaustive]
+pub struct DecodeError {
+    /// The partition.
+    pub partition: u32,
+    /// The record.
+    pub offset: u64,
+    /// What does not fit.
+    pub reason: String,
+}
+
+impl DecodeError {
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        "decode"
+    }
+
+    /// Never: the same value fails again.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        false
     }
 }

@@ -5,7 +5,7 @@
 //! use waterwheel::client::{Client, Record, Start};
 //!
 //! let client = Client::connect("127.0.0.1:7411")
-//!     .ca_file("waterwheel-data/tls/ca.pem")
+//!     .ca("waterwheel-data/tls/ca.pem")
 //!     .await?;
 //! let producer = client.producer("orders").open().await?;
 //! let receipt = producer.send(Record::new("42 roses").key("order-17")).await?;
@@ -35,6 +35,7 @@ mod producer;
 mod reader;
 mod sender;
 mod switchboard;
+mod typed;
 
 use std::future::IntoFuture;
 use std::path::Path;
@@ -43,7 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connection::{ConnectLocal, ConnectOptions, Dialer, Pem};
-use switchboard::Switchboard;
+use switchboard::{Hold, Switchboard};
 
 pub use crate::domain::batch::Compression;
 pub use crate::domain::id::{ClusterId, MessageId};
@@ -57,7 +58,9 @@ pub use crate::wire::topic::{
 };
 pub use admin::{BrokerStatus, Start, TopicDescription};
 pub use delivery::{Delivery, DeliveryBatch};
-pub use error::{AdminError, ConnectError, ConsumeError, Refusal, SendError};
+pub use error::{
+    AdminError, ConnectError, ConsumeError, DecodeError, EncodeError, Refusal, SendError,
+};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};
 pub use reader::{Fetched, Reader, ReaderBuilder};
@@ -86,6 +89,7 @@ impl std::fmt::Debug for Connect {
 }
 
 impl Connect {
+    #[cfg(feature = "broker")]
     /// To the broker in this process: addresses and certificates mean nothing then.
     pub(crate) fn local(connect: ConnectLocal) -> Self {
         Self {
@@ -96,7 +100,7 @@ impl Connect {
     }
 
     /// The certificate of the CA that vouches for the broker: a PEM file.
-    pub fn ca_file(mut self, path: impl AsRef<Path>) -> Self {
+    pub fn ca(mut self, path: impl AsRef<Path>) -> Self {
         self.options.ca = Some(Pem::File(path.as_ref().to_owned()));
         self
     }
@@ -108,7 +112,7 @@ impl Connect {
     }
 
     /// The client's own certificate and key: PEM files. For brokers that ask for one.
-    pub fn identity_files(mut self, certificate: impl AsRef<Path>, key: impl AsRef<Path>) -> Self {
+    pub fn identity(mut self, certificate: impl AsRef<Path>, key: impl AsRef<Path>) -> Self {
         self.options.identity = Some((
             Pem::File(certificate.as_ref().to_owned()),
             Pem::File(key.as_ref().to_owned()),
@@ -159,11 +163,12 @@ impl IntoFuture for Connect {
                 Some(connect) => Dialer::Local(connect),
                 None => Dialer::quic(self.options).await?,
             });
-            let board = switchboard::start(dialer, self.timeout).await?;
+            let (board, hold) = switchboard::start(dialer, self.timeout).await?;
             let hello = board.borrow().as_ref().map(|link| link.hello().clone());
             let hello = hello.ok_or_else(|| ConnectError::Local("no connection".to_owned()))?;
             Ok(Client {
                 board,
+                hold: Arc::new(hold),
                 hello: Arc::new(hello),
                 timeout: self.timeout,
             })
@@ -175,6 +180,7 @@ impl IntoFuture for Connect {
 #[derive(Debug, Clone)]
 pub struct Client {
     board: Switchboard,
+    hold: Arc<Hold>,
     hello: Arc<HelloOk>,
     timeout: Duration,
 }
@@ -203,6 +209,15 @@ impl Client {
     /// Configures a reader of a topic.
     pub fn reader(&self, topic: &str) -> ReaderBuilder {
         ReaderBuilder::new(self.clone(), topic)
+    }
+
+    /// Closes the connection and waits until the broker was told. It is closed for every clone, producer
+    /// and reader: what they are asked then fails with the code `disconnected`, so close producers first.
+    ///
+    /// Dropping the last clone, producer and reader closes it too, without waiting: a process that ends
+    /// at once may leave the broker to find out by itself, which takes it up to 30 s.
+    pub async fn close(self) {
+        self.hold.close().await;
     }
 
     fn limits(&self) -> Limits {

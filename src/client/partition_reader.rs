@@ -261,7 +261,8 @@ impl PartitionReader {
             let link = next_link(&mut self.board, self.stale.as_ref());
             let link = match timeout_at(deadline, link).await {
                 Ok(Some(link)) => link,
-                Ok(None) | Err(_) => return Err(unreachable),
+                Ok(None) => return Err(ConsumeError::Disconnected),
+                Err(_) => return Err(unreachable),
             };
             let pause = match timeout_at(deadline, self.open_on(&link)).await {
                 Err(_) => return Err(unreachable),
@@ -290,7 +291,11 @@ impl PartitionReader {
 
     async fn open_on(&mut self, link: &Arc<Link>) -> Result<(), RequestError> {
         let (reader, stream) = link.expect_stream();
-        let _forget = Forget { link, reader };
+        let mut opening = Opening {
+            link,
+            reader,
+            is_over: false,
+        };
         let request = OpenReader {
             reader,
             topic: self.plan.topic,
@@ -303,9 +308,16 @@ impl PartitionReader {
             records_max: self.plan.records_max,
             wait_ms: u64::try_from(self.plan.wait.as_millis()).unwrap_or(u64::MAX),
         };
-        let (answer, _) = link.ask::<_, ReaderOk>(&request).await?;
+        let (answer, _) = match link.ask::<_, ReaderOk>(&request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                opening.is_over = true;
+                return Err(error);
+            }
+        };
         let ended = || RequestError::Lost("the reader's stream did not come".to_owned());
         let stream = stream.await.map_err(|_| ended())?;
+        opening.is_over = true;
         self.live = Some(Live {
             link: Arc::clone(link),
             reader,
@@ -320,14 +332,19 @@ impl PartitionReader {
     }
 }
 
-/// However opening ends, nobody waits for the stream afterwards.
-struct Forget<'a> {
+/// However opening ends, nobody waits for the stream afterwards; where it was given up, the broker is told.
+struct Opening<'a> {
     link: &'a Link,
     reader: u64,
+    is_over: bool,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for Opening<'_> {
     fn drop(&mut self) {
         self.link.forget_stream(self.reader);
+        if !self.is_over {
+            let reader = self.reader;
+            let _ = self.link.send(&CloseReader { reader }, 0);
+        }
     }
 }

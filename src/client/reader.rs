@@ -96,6 +96,7 @@ impl ReaderBuilder {
                 AdminError::Protocol(reason) => ConsumeError::Protocol(reason),
                 AdminError::Unreachable(_) => ConsumeError::Unreachable(self.timeout.as_millis()),
                 AdminError::TimedOut(ms) => ConsumeError::Unreachable(ms),
+                AdminError::Disconnected => ConsumeError::Disconnected,
             })?;
         let partitions = match self.partition {
             Some(partition) if partition >= topic.config.partitions => {

@@ -222,7 +222,7 @@ async fn serve_links(shared: &Shared, board: &mut Switchboard) {
         let link = tokio::select! {
             link = next_link(board, stale.as_ref()) => match link {
                 Some(link) => link,
-                None => return,
+                None => return shared.fail_all(&SendError::Disconnected),
             },
             () = until_done(shared) => return,
         };

@@ -38,11 +38,28 @@ const ATTEMPT_LIFE: Duration = Duration::from_secs(1);
 /// Where the current link is found.
 pub(crate) type Switchboard = watch::Receiver<Option<Arc<Link>>>;
 
+/// Ends the task that keeps a connection.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    close: watch::Sender<bool>,
+    /// Closed when the task has ended.
+    ended: watch::Receiver<()>,
+}
+
+impl Hold {
+    /// Closes the connection for everybody, and waits until the broker was told.
+    pub(crate) async fn close(&self) {
+        self.close.send_replace(true);
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+    }
+}
+
 /// Dials once (within `timeout`), then keeps the connection.
 pub(crate) async fn start(
     dialer: Arc<Dialer>,
     timeout: Duration,
-) -> Result<Switchboard, ConnectError> {
+) -> Result<(Switchboard, Hold), ConnectError> {
     let started = Instant::now();
     let mut last = None;
     let dialling = dial_until_certain(&dialer, timeout, &mut last);
@@ -57,8 +74,21 @@ pub(crate) async fn start(
     };
     let life = ATTEMPT_LIFE.max(4 * started.elapsed());
     let (sender, receiver) = watch::channel(Some(Arc::clone(&link)));
-    tokio::spawn(keep(Redialer { dialer, life }, sender, link));
-    Ok(receiver)
+    let (close, mut closing) = watch::channel(false);
+    let (end, ended) = watch::channel(());
+    tokio::spawn(async move {
+        let _end = end;
+        let redialer = Redialer { dialer, life };
+        // Whoever drops every clone ends it by the switchboard, which nobody looks at then.
+        let close = async {
+            if closing.wait_for(|close| *close).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        keep(&redialer, sender, link, close).await;
+        redialer.dialer.wait_idle().await;
+    });
+    Ok((receiver, Hold { close, ended }))
 }
 
 /// Waits for a link other than `stale`.
@@ -151,16 +181,23 @@ async fn attempt(dialer: &Dialer, life: Duration) -> Result<Link, ConnectError> 
     }
 }
 
-async fn keep(redialer: Redialer, board: watch::Sender<Option<Arc<Link>>>, first: Arc<Link>) {
+async fn keep(
+    redialer: &Redialer,
+    board: watch::Sender<Option<Arc<Link>>>,
+    first: Arc<Link>,
+    close: impl Future<Output = ()>,
+) {
     let mut link = first;
+    tokio::pin!(close);
     loop {
         let replacement = tokio::select! {
             () = board.closed() => break,
+            () = &mut close => break,
             reason = link.transport().closed() => {
                 tracing::debug!(reason, "the connection ended");
                 None
             }
-            replacement = overtake(&redialer, &link) => Some(replacement),
+            replacement = overtake(redialer, &link) => Some(replacement),
         };
         let next = match replacement {
             Some(next) => next,
@@ -168,6 +205,7 @@ async fn keep(redialer: Redialer, board: watch::Sender<Option<Arc<Link>>>, first
                 board.send_replace(None);
                 tokio::select! {
                     () = board.closed() => return,
+                    () = &mut close => return,
                     next = redialer.dial() => match next {
                         Some(next) => next,
                         None => return,
@@ -180,7 +218,6 @@ async fn keep(redialer: Redialer, board: watch::Sender<Option<Arc<Link>>>, first
         board.send_replace(Some(Arc::clone(&link)));
     }
     link.transport().close("done");
-    redialer.dialer.wait_idle().await;
 }
 
 /// Watches a link: where it stays silent though somebody waits, or though keep-alives should be

@@ -547,7 +547,7 @@ async fn who_cannot_be_trusted_or_found_is_told_apart() {
         .ca_pem(broker.ca_pem.as_str())
         .server_name("elsewhere");
     assert_eq!(wrong.await.unwrap_err().code(), "tls");
-    let none = Client::connect(&broker.address()).ca_file("/nowhere/ca.pem");
+    let none = Client::connect(&broker.address()).ca("/nowhere/ca.pem");
     assert_eq!(none.await.unwrap_err().code(), "certificate-file");
     let none = Client::connect(&broker.address()).ca_pem("rubbish");
     assert_eq!(none.await.unwrap_err().code(), "certificate-file");

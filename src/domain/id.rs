@@ -111,6 +111,11 @@ impl OwnerId {
     pub const DIRECTORY: Self = Self(1);
     /// The commit log's own entries (marks).
     pub const LOG: Self = Self(2);
+    /// The timing wheel's level on the wall clock: its rows are under this id, in the log it has nothing.
+    #[must_use]
+    pub const fn wheel_level(level: u8) -> Self {
+        Self(16 + level as u64)
+    }
     /// The first id the directory gives out.
     pub const FIRST_FREE: Self = Self(1024);
 }

@@ -22,3 +22,4 @@ pub mod rejection;
 pub mod time;
 pub mod topics;
 pub mod transaction;
+pub mod wheel;

@@ -520,7 +520,9 @@ mod tests {
             },
             // Every other one comes with its checksum known.
             body: {
-                let crc = (index % 2 == 0).then(|| crate::domain::checksum::crc32c(&body));
+                let crc = index
+                    .is_multiple_of(2)
+                    .then(|| crate::domain::checksum::crc32c(&body));
                 crate::domain::body::Body::from(body).with_crc(crc)
             },
         }

@@ -352,6 +352,9 @@ fn actor_info(actor: crate::actors::stats::ActorStatus) -> ActorInfo {
         handled: actor.handled,
         restarts: actor.restarts,
         rows: actor.rows,
+        wake_ups: actor.wake_ups,
+        overflow_up: actor.overflow_up,
+        cascade_down: actor.cascade_down,
     }
 }
 

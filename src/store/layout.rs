@@ -9,7 +9,7 @@
 //! | `partition` | partition lanes | 0: head, 0; 1: index run, its first offset; 2: one producer, producer id |
 //! | `group` | consumer groups | 0: head, 0 |
 //! | `transaction` | transaction coordinators | 0: head, 0 |
-//! | `wheel` | timing wheel levels | 0: head, 0 |
+//! | `wheel` | timing wheel levels of the wall clock | 0: head, 0; 1: home chunk, slot << 24 + chunk |
 //! | `trace` | the trace | 0: head, 0 |
 //!
 //! **Key**, 17 bytes, so that an owner's rows lie together, its head first, and sort by row id:
@@ -58,6 +58,9 @@ pub const DIRECTORY_TOPIC: u8 = 1;
 pub const PARTITION_INDEX_RUN: u8 = 1;
 /// The row kind of one producer of a partition; the row id is the producer id.
 pub const PARTITION_PRODUCER: u8 = 2;
+/// The row kind of a home chunk of the timing wheel; the row id is slot and chunk, see
+/// [`crate::domain::wheel::chunk`].
+pub const WHEEL_HOME: u8 = 1;
 
 const KEY_BYTES: usize = 17;
 const FIXED_BYTES: usize = 26;

@@ -335,6 +335,26 @@ impl Views {
         })
     }
 
+    /// The ids of an owner's rows of one kind, in their order. Their payloads are not kept.
+    ///
+    /// # Errors
+    /// Damage, or that sled failed.
+    pub fn row_ids(&self, tree: Tree, owner: OwnerId, kind: u8) -> Result<Vec<u64>, ViewsError> {
+        fenced(|| {
+            let mut prefix = owner.0.to_be_bytes().to_vec();
+            prefix.push(kind);
+            let mut ids = Vec::new();
+            for pair in self.trees.of(tree).scan_prefix(prefix) {
+                let (key, value) = pair?;
+                let (key, value) = decode(tree, &key, &value)?;
+                if value.live {
+                    ids.push(key.id);
+                }
+            }
+            Ok(ids)
+        })
+    }
+
     /// How many rows an owner has.
     ///
     /// # Errors

@@ -41,13 +41,40 @@ pub enum Ended {
     /// The other side does not know it any more: it was started anew.
     #[error("the other side does not know the connection any more")]
     Forgotten,
+    /// TLS refused one of the two ends.
+    #[error("{reason}")]
+    Tls {
+        /// The alert's number, as TLS lists them.
+        alert: u8,
+        /// What the transport says.
+        reason: String,
+    },
     /// It failed on its way.
     #[error("{0}")]
     Lost(String),
 }
 
+/// TLS alerts are transport errors 0x100 to 0x1ff (RFC 9001, 4.8).
+fn alert(code: quinn::TransportErrorCode) -> Option<u8> {
+    u8::try_from(u64::from(code).checked_sub(0x100)?).ok()
+}
+
 impl From<quinn::ConnectionError> for Ended {
     fn from(error: quinn::ConnectionError) -> Self {
+        let refused = match &error {
+            quinn::ConnectionError::TransportError(error) => alert(error.code),
+            quinn::ConnectionError::ConnectionClosed(close) => alert(close.error_code),
+            quinn::ConnectionError::VersionMismatch
+            | quinn::ConnectionError::ApplicationClosed(_)
+            | quinn::ConnectionError::Reset
+            | quinn::ConnectionError::TimedOut
+            | quinn::ConnectionError::LocallyClosed
+            | quinn::ConnectionError::CidsExhausted => None,
+        };
+        if let Some(alert) = refused {
+            let reason = error.to_string();
+            return Self::Tls { alert, reason };
+        }
         match error {
             quinn::ConnectionError::ApplicationClosed(close) => Self::ByPeer {
                 code: close.error_code.into_inner(),

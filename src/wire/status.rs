@@ -69,4 +69,21 @@ pub struct ActorInfo {
     /// How many rows its tree has of it.
     #[serde(default)]
     pub rows: u64,
+    /// How often the clock woke it; levels of the timing wheel only.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wake_ups: u64,
+    /// Alarms it passed on to the next coarser level; levels of the timing wheel only.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub overflow_up: u64,
+    /// Alarms that fell from it into the next finer level; levels of the timing wheel only.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cascade_down: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

@@ -66,7 +66,7 @@ impl Progress {
 /// A client of the broker.
 pub(crate) async fn connect(address: SocketAddr, data: &Path) -> Client {
     Client::connect(&address.to_string())
-        .ca_file(data.join("tls/ca.pem"))
+        .ca(data.join("tls/ca.pem"))
         .timeout(Duration::from_secs(60))
         .await
         .expect("the broker can be reached")

@@ -13,6 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use waterwheel::broker::{Broker, StartError};
+use waterwheel::client::Connect;
 use waterwheel::config::Config;
 use waterwheel::log::Disk;
 use waterwheel::net::endpoint::{Path as NetPath, transport};
@@ -91,6 +92,7 @@ pub(crate) struct Node {
     pub(crate) addr: Option<SocketAddr>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) connector: Arc<Connector>,
+    in_process: Connect,
     ca: PathBuf,
     end: Option<oneshot::Sender<End>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -119,18 +121,20 @@ impl Node {
                 // One that listens nowhere has none.
                 let addr = broker.local_addr();
                 let (shared, connector) = (broker.shared(), broker.connector());
-                let _ = ready.send(Ok((addr, Arc::clone(shared), Arc::clone(connector))));
+                let in_process = broker.client();
+                let _ = ready.send(Ok((addr, Arc::clone(shared), Arc::clone(connector), in_process)));
                 match ended.await {
                     Ok(End::Stop) => broker.stop().await,
                     Ok(End::Kill) | Err(_) => drop(broker),
                 }
             });
         });
-        let (addr, shared, connector) = started.await.expect("the broker's thread lives")?;
+        let (addr, shared, connector, in_process) = started.await.expect("the broker's thread lives")?;
         Ok(Self {
             addr,
             shared,
             connector,
+            in_process,
             ca,
             end: Some(end),
             thread: Some(thread),
@@ -210,6 +214,18 @@ impl Node {
                 let connection = self.connector.connect();
                 (None, connection.expect("the broker runs"))
             }
+        }
+    }
+
+    /// The product's client, over what the suite is about.
+    pub(crate) fn connect(&self) -> Connect {
+        match crate::CARRIER {
+            Carrier::Quic => {
+                waterwheel::Client::connect(&self.addr.expect("it listens").to_string())
+                    .ca(&self.ca)
+                    .server_name("localhost")
+            }
+            Carrier::Memory => self.in_process.clone(),
         }
     }
 

@@ -162,7 +162,7 @@ mod tests {
         let mut builder = BatchBuilder::new(1 << 20, compression);
         for number in 0..records {
             // Of many lengths, or of few.
-            let length = if records % 2 == 0 {
+            let length = if records.is_multiple_of(2) {
                 40 + number % 90
             } else {
                 40 + number / 30
