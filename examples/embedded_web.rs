@@ -38,10 +38,10 @@ async fn list(client: web::Data<Client>) -> actix_web::Result<String> {
     let reader = client.reader("orders").until_end().open().await;
     let mut reader = reader.map_err(Unavailable)?;
     let mut text = String::new();
-    while let Some(order) = reader.next().await {
-        let order = order.map_err(Unavailable)?;
-        let customer = String::from_utf8_lossy(order.key.as_deref().unwrap_or_default());
-        let value = String::from_utf8_lossy(&order.value);
+    while let Some(delivery) = reader.next().await {
+        let delivery = delivery.map_err(Unavailable)?;
+        let customer = String::from_utf8_lossy(delivery.key.as_deref().unwrap_or_default());
+        let value = String::from_utf8_lossy(&delivery.value);
         let _ = writeln!(text, "{customer}: {value}");
     }
     Ok(text)

@@ -179,7 +179,7 @@ knobs! {
     /// Delayed records that may wait in one partition of any topic; 0 sets no bound.
     timers_max: u64 = 0, 0, 1 << 40;
     /// How far ahead a record may be delayed in any topic, in milliseconds; 0 sets no bound.
-    delay_ms_max: u64 = 0, 0, 1 << 47;
+    delay_ms_max: u64 = 0, 0, 36_600 * 86_400_000;
     /// A checkpoint is taken after this many bytes of log...
     checkpoint_bytes: u64 = 256 << 20, 1 << 20, 1 << 40;
     /// ...or after this many milliseconds, whichever comes first.

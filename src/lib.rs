@@ -3,8 +3,8 @@
 //! Whatever is sent is written once, to one sequential commit log, and is on the disk before it is
 //! acknowledged as durable or anybody can see it.
 //!
-//! - [`client`]: sending, reading and administering, over QUIC or in the broker's own process, from any
-//!   tokio runtime. Begin with [`Client::connect`].
+//! - [`client`]: sending, reading, consuming in groups, transactions, delayed records and administering,
+//!   over QUIC or in the broker's own process, from any tokio runtime. Begin with [`Client::connect`].
 //! - [`broker`]: the broker as a value, inside any actix `System`. Begin with
 //!   [`Broker::start`](broker::Broker::start); its [`client`](broker::Broker::client) needs no network.
 //! - [`config`]: every setting of a broker.
@@ -14,11 +14,25 @@
 //!    ^    (QUIC or     │  ^                  ^                    │ │
 //!    │     memory)     │  │                  └──────Applied───────┘ │
 //!    └─────Stored──────┴──┴───────────────────receipt───────────────┘
+//!
+//!  session ──Half──> coordinator ──tied to its registration──> partition
+//!                         └──the decision, one tied run──> commit ──Applied──> all it touches
+//!  session ──Do────> group ──Feed──> partition         group ──leases──> session
+//!  partition, group ──Arm──> wheel, level by level ──Due──> partition, group
 //! ```
 //!
-//! Every topic partition is an actor that alone decides what it takes, so order per key follows from
-//! ownership; the commit actor alone numbers and writes; what was applied is what is seen. The source's
-//! `actors.md` is the whole map.
+//! | actor | how many | alone decides |
+//! |---|---|---|
+//! | directory | 1 | names to ids and addresses; starts partitions, groups and coordinators, and makes them anew |
+//! | partition | 1 per topic partition and priority level | what it takes, what is visible, what is delayed |
+//! | group | 1 per consumer group | members, leases, retries, what is consumed |
+//! | coordinator | 4, by transactional id | what becomes of transactions |
+//! | wheel level | 5 on the wall clock, 3 on the monotonic one | when something is due |
+//! | commit | 1 | numbers and writes: the log's order |
+//! | store, checkpoint, cleaner | 1 each | when views are written, what is recycled |
+//!
+//! Order per key follows from ownership, all or nothing from one write; what was applied is what is seen.
+//! The source's `actors.md` is the whole map.
 //!
 //! # Features
 //!
@@ -28,7 +42,7 @@
 //! | `broker` | and [`broker`], [`config`] | clap |
 //! | `cli` (default) | and the `waterwheel` binary | |
 //!
-//! A program that only sends and reads: `waterwheel = { version = "0.1", default-features = false,
+//! A program that needs no broker of its own: `waterwheel = { version = "0.1", default-features = false,
 //! features = ["client"] }`.
 //!
 //! The other modules are the rooms of the house, public for its tests and tools; their shapes change

@@ -10,13 +10,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use waterwheel::broker::Broker;
 use waterwheel::client::{
     AckMode, Backoff, Client, Delivery, HandlerError, Mode, Record, ResetTo, RetryPolicy, Start,
-    TopicConfig,
+    Subscription, TopicConfig,
 };
 use waterwheel::config::Config;
 
@@ -25,32 +28,98 @@ const WAIT: Duration = Duration::from_secs(20);
 
 /// A broker with the topic, and a conversation with it over QUIC.
 fn with_topic<F: Future<Output = ()>>(config: TopicConfig, test: impl FnOnce(Client) -> F) {
-    let data = tempfile::tempdir().unwrap();
-    actix_rt::System::new().block_on(async {
-        let broker = Broker::start(Config {
-            data: data.path().to_owned(),
-            listen: Some(([127, 0, 0, 1], 0).into()),
-            ..Config::default()
-        })
-        .await
-        .unwrap();
-        let address = broker.local_addr().unwrap().to_string();
-        let client = Client::connect(&address)
-            .ca(data.path().join("tls/ca.pem"))
-            .await
-            .unwrap();
-        client.create_topic(TOPIC, config).await.unwrap();
-        tokio::time::timeout(Duration::from_secs(60), test(client))
-            .await
-            .unwrap();
-        broker.stop().await;
+    with_node(config, |node, client| async move {
+        test(client).await;
+        node
     });
+}
+
+/// The same for a test that does something to the broker; it gives back the one it ends with.
+fn with_node<F: Future<Output = Node>>(config: TopicConfig, test: impl FnOnce(Node, Client) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let data = tempfile::tempdir().unwrap();
+        let node = Node::start(data.path(), ([127, 0, 0, 1], 0).into()).await;
+        let client = node.client().await;
+        client.create_topic(TOPIC, config).await.unwrap();
+        let node = tokio::time::timeout(Duration::from_secs(60), test(node, client))
+            .await
+            .unwrap();
+        node.finish(End::Stop).await;
+    });
+}
+
+enum End {
+    Stop,
+    Kill,
+}
+
+/// A broker on a thread of its own.
+struct Node {
+    data: PathBuf,
+    address: SocketAddr,
+    end: oneshot::Sender<End>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Node {
+    async fn start(data: &Path, listen: SocketAddr) -> Self {
+        let config = Config {
+            data: data.to_owned(),
+            listen: Some(listen),
+            ..Config::default()
+        };
+        let (end, ended) = oneshot::channel();
+        let (ready, started) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            actix_rt::System::new().block_on(async {
+                let broker = Broker::start(config).await.unwrap();
+                ready.send(broker.local_addr().unwrap()).unwrap();
+                match ended.await {
+                    Ok(End::Kill) => drop(broker),
+                    Ok(End::Stop) | Err(_) => broker.stop().await,
+                }
+            });
+        });
+        Self {
+            data: data.to_owned(),
+            address: started.await.unwrap(),
+            end,
+            thread,
+        }
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(&self.address.to_string())
+            .ca(self.data.join("tls/ca.pem"))
+            .await
+            .unwrap()
+    }
+
+    async fn finish(self, how: End) {
+        let Self { end, thread, .. } = self;
+        let _ = end.send(how);
+        tokio::task::spawn_blocking(move || thread.join())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    /// Ends it as a kill would, and starts another on its directory and at its address.
+    async fn kill_and_restart(self) -> Self {
+        let (data, address) = (self.data.clone(), self.address);
+        self.finish(End::Kill).await;
+        Self::start(&data, address).await
+    }
 }
 
 async fn send(client: &Client, records: impl IntoIterator<Item = Record>) {
     let producer = client.producer(TOPIC).open().await.unwrap();
     for record in records {
-        producer.enqueue(record).await.unwrap();
+        producer.send_one_way(record).await.unwrap();
     }
     producer.close().await.unwrap();
 }
@@ -236,6 +305,18 @@ fn a_filter_passes_what_it_says() {
             .await
             .unwrap_err();
         assert_eq!(error.code(), "invalid-filter");
+        assert!(error.to_string().contains("at character 7"), "{error}");
+        let error = client
+            .create_subscription(
+                "bad",
+                Subscription {
+                    filter: "amount >>".to_owned(),
+                    ..Subscription::new(TOPIC)
+                },
+            )
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), "invalid-filter");
         let error = client
             .consumer("g10")
             .topic(TOPIC)
@@ -307,23 +388,26 @@ fn higher_priorities_come_first() {
         let records =
             (0..30u32).map(|n| Record::new(n.to_string()).priority(u8::try_from(n % 3).unwrap()));
         send(&client, records).await;
-        let mut consumer = client
-            .consumer("g")
-            .topic(TOPIC)
-            .pull()
-            .ack(AckMode::Auto)
-            .open()
-            .await
-            .unwrap();
-        let mut levels = Vec::new();
-        while levels.len() < 30 {
-            for delivery in consumer.next_batch(1, WAIT).await.unwrap() {
-                assert_eq!(number(&delivery) % 3, u32::from(delivery.priority));
-                levels.push(delivery.priority);
+        for mode in [Mode::Shared, Mode::Exclusive] {
+            let mut consumer = client
+                .consumer(mode.name())
+                .topic(TOPIC)
+                .mode(mode)
+                .pull()
+                .ack(AckMode::Auto)
+                .open()
+                .await
+                .unwrap();
+            let mut levels = Vec::new();
+            while levels.len() < 30 {
+                for delivery in consumer.next_batch(1, WAIT).await.unwrap() {
+                    assert_eq!(number(&delivery) % 3, u32::from(delivery.priority));
+                    levels.push(delivery.priority);
+                }
             }
+            assert!(levels.is_sorted_by(|a, b| a >= b), "{mode:?}: {levels:?}");
+            consumer.close().await;
         }
-        assert!(levels.is_sorted_by(|a, b| a >= b), "{levels:?}");
-        consumer.close().await;
         let error = client
             .producer(TOPIC)
             .open()
@@ -408,5 +492,207 @@ fn a_reset_says_before_what_it_does_then() {
         client.delete_group("g").await.unwrap();
         let error = client.describe_group("g").await.unwrap_err();
         assert_eq!(error.code(), "unknown-group");
+    });
+}
+
+/// Everything of a group there is, acknowledged; nothing more may come.
+async fn drain(client: &Client, group: &str, mode: Mode, count: usize) -> Vec<Delivery> {
+    let mut consumer = client
+        .consumer(group)
+        .topic(TOPIC)
+        .mode(mode)
+        .open()
+        .await
+        .unwrap();
+    let mut found = Vec::new();
+    while found.len() < count {
+        let delivery = consumer.next().await.unwrap().unwrap();
+        consumer.ack(&delivery).await.unwrap();
+        found.push(delivery);
+    }
+    let more = consumer.next_batch(1, Duration::from_millis(100)).await;
+    assert!(more.unwrap().is_empty(), "{mode:?}");
+    consumer.close().await;
+    let description = client.describe_group(group).await.unwrap();
+    assert_eq!(description.lag(None), 0, "{description:?}");
+    found
+}
+
+#[test]
+fn what_is_published_by_reference_is_consumed_like_everything_else() {
+    with_topic(TopicConfig::new(1), |client| async move {
+        // Some of a batch fire at times of their own, the others come at once.
+        let records = (0..20u32).map(|n| {
+            let record = Record::new(n.to_string()).key(format!("k{}", n % 3));
+            match n % 5 {
+                0 => record.deliver_after(Duration::from_millis(u64::from(50 + 20 * (n % 3)))),
+                _ => record,
+            }
+        });
+        let groups = [Mode::Shared, Mode::Exclusive, Mode::KeyOrdered];
+        // One that is there before, and waits.
+        let mut waiting = client
+            .consumer("waiting")
+            .topic(TOPIC)
+            .mode(Mode::Exclusive)
+            .open()
+            .await
+            .unwrap();
+        send(&client, records).await;
+        let producer = client.transactional_producer("till").open().await.unwrap();
+        for (values, committed) in [(20..25u32, true), (100..105, false), (25..30, true)] {
+            let mut transaction = producer.transaction();
+            for n in values {
+                let record = Record::new(n.to_string()).key(format!("k{}", n % 3));
+                transaction.send(TOPIC, record).await.unwrap();
+            }
+            transaction.flush().await.unwrap();
+            if committed {
+                transaction.commit().await.unwrap();
+            } else {
+                transaction.rollback().await.unwrap();
+            }
+        }
+        let mut seen = Vec::new();
+        while seen.len() < 30 {
+            let delivery = waiting.next().await.unwrap().unwrap();
+            waiting.ack(&delivery).await.unwrap();
+            assert_eq!(delivery.offset, seen.len() as u64);
+            seen.push(number(&delivery));
+        }
+        waiting.close().await;
+        for mode in groups {
+            let found = drain(&client, mode.name(), mode, 30).await;
+            assert!(found.iter().all(|delivery| delivery.attempt == 1));
+            let by_offset: BTreeMap<u64, u32> = found
+                .iter()
+                .map(|delivery| (delivery.offset, number(delivery)))
+                .collect();
+            // Every group is given the same records at the same offsets.
+            assert_eq!(by_offset.len(), 30, "{mode:?}");
+            assert_eq!(
+                by_offset.into_values().collect::<Vec<_>>(),
+                seen,
+                "{mode:?}"
+            );
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..30).collect::<Vec<u32>>());
+    });
+}
+
+#[test]
+fn what_a_member_held_that_was_killed_comes_to_another() {
+    with_node(TopicConfig::new(2), |node, client| async move {
+        send(&client, keyed(40, 4)).await;
+        let (address, ca) = (node.address.to_string(), node.data.join("tls/ca.pem"));
+        let (holds, held) = oneshot::channel();
+        let victim = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let mut consumers = runtime.block_on(async {
+                let client = Client::connect(&address).ca(ca).await.unwrap();
+                let mut consumers = Vec::new();
+                for mode in [Mode::Shared, Mode::Exclusive] {
+                    let mut consumer = client
+                        .consumer(mode.name())
+                        .topic(TOPIC)
+                        .mode(mode)
+                        .open()
+                        .await
+                        .unwrap();
+                    let mut settled = Vec::new();
+                    for n in 0..40 {
+                        let delivery = consumer.next().await.unwrap().unwrap();
+                        if n < 10 {
+                            consumer.ack(&delivery).await.unwrap();
+                            settled.push((delivery.partition, delivery.offset));
+                        }
+                    }
+                    consumers.push((consumer, client.clone(), settled));
+                }
+                consumers
+            });
+            let settled: Vec<_> = consumers
+                .iter_mut()
+                .map(|(_, _, settled)| std::mem::take(settled))
+                .collect();
+            // Nobody speaks for it any more: it says no goodbye.
+            runtime.shutdown_background();
+            holds.send(settled).unwrap();
+        });
+        let settled = held.await.unwrap();
+        victim.join().unwrap();
+        for (mode, settled) in [Mode::Shared, Mode::Exclusive].into_iter().zip(settled) {
+            let found = drain(&client, mode.name(), mode, 30).await;
+            let places: BTreeSet<(u32, u64)> = found
+                .iter()
+                .map(|delivery| (delivery.partition, delivery.offset))
+                .collect();
+            assert_eq!(places.len(), 30, "{mode:?}");
+            assert!(
+                settled.iter().all(|place| !places.contains(place)),
+                "{mode:?}"
+            );
+        }
+        node
+    });
+}
+
+#[test]
+fn what_was_acknowledged_before_the_broker_is_killed_does_not_come_again_and_the_rest_does() {
+    with_node(TopicConfig::new(1), |node, client| async move {
+        const RECORDS: u32 = 200;
+        send(&client, keyed(RECORDS, RECORDS)).await;
+        let modes = [Mode::Shared, Mode::Exclusive, Mode::KeyOrdered];
+        let mut consumers = Vec::new();
+        for mode in modes {
+            let mut consumer = client
+                .consumer(mode.name())
+                .topic(TOPIC)
+                .mode(mode)
+                .open()
+                .await
+                .unwrap();
+            let mut held = Vec::new();
+            while held.len() < RECORDS as usize {
+                held.push(consumer.next().await.unwrap().unwrap());
+            }
+            let even = held.iter().filter(|delivery| number(delivery) % 2 == 0);
+            consumer.ack_batch(even).await.unwrap();
+            consumers.push((consumer, held));
+        }
+        let node = node.kill_and_restart().await;
+        for ((mut consumer, held), mode) in consumers.into_iter().zip(modes) {
+            let mut again = Vec::new();
+            while again.len() < RECORDS as usize / 2 {
+                let delivery = consumer.next().await.unwrap().unwrap();
+                again.push(delivery);
+            }
+            let mut values: Vec<u32> = again.iter().map(number).collect();
+            if mode == Mode::Exclusive {
+                assert!(values.is_sorted(), "{values:?}");
+            }
+            values.sort_unstable();
+            let odd: Vec<u32> = (0..RECORDS).filter(|n| n % 2 == 1).collect();
+            assert_eq!(values, odd, "{mode:?}");
+            // What was in hand is void.
+            assert!(held.iter().all(|delivery| !consumer.holds(delivery)));
+            assert!(consumer.ack(&held[1]).await.is_err());
+            consumer.ack_batch(&again).await.unwrap();
+            consumer.close().await;
+            let description = client.describe_group(mode.name()).await.unwrap();
+            assert_eq!(description.lag(None), 0, "{description:?}");
+        }
+        // Once more, with nothing left to come.
+        let node = node.kill_and_restart().await;
+        send(&client, [Record::new("1000").key("k")]).await;
+        for mode in modes {
+            let found = drain(&client, mode.name(), mode, 1).await;
+            assert_eq!(number(&found[0]), 1000, "{mode:?}");
+        }
+        node
     });
 }

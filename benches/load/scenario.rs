@@ -7,6 +7,7 @@ mod produce;
 mod read;
 mod restart;
 mod timers;
+mod transactions;
 
 use std::fmt::Write as _;
 
@@ -23,17 +24,20 @@ pub(crate) enum Family {
     Core,
     /// Delayed and timer messages.
     Timers,
+    /// Transactions and half messages.
+    Transactions,
 }
 
 impl Family {
     /// Every family.
-    pub(crate) const ALL: [Self; 2] = [Self::Core, Self::Timers];
+    pub(crate) const ALL: [Self; 3] = [Self::Core, Self::Timers, Self::Transactions];
 
     /// Its name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Core => "core",
             Self::Timers => "timers",
+            Self::Transactions => "transactions",
         }
     }
 }
@@ -242,6 +246,37 @@ pub(crate) const ALL: &[Scenario] = &[
         about: "what the levels count while two timers wait",
         goals: &[Goal::at_most("wake-ups of all levels", 10.0)],
         perform: timers::levels,
+    },
+    Scenario {
+        name: "transactions-small",
+        family: Family::Transactions,
+        about: "64 producers, one transaction of 1 kB each in flight",
+        goals: &[
+            Goal::at_least("durable commits a second", 10_000.0),
+            Goal::at_most("commit over a durable record, p50", 1.5),
+            Goal::at_most("begin to committed over a durable record, p50", 3.0),
+        ],
+        perform: transactions::small,
+    },
+    Scenario {
+        name: "transactions-wide",
+        family: Family::Transactions,
+        about: "100 x 1 kB over 8 partitions in a transaction, and plainly",
+        goals: &[
+            Goal::at_most("bytes written over plain sends", 1.3),
+            Goal::at_most("broker CPU over plain sends", 1.3),
+        ],
+        perform: transactions::wide,
+    },
+    Scenario {
+        name: "transactions-pending",
+        family: Family::Transactions,
+        about: "100 000 half messages that wait for check-back",
+        goals: &[
+            Goal::at_most("CPU between check-backs", 1.0),
+            Goal::at_most("an answer applied", 1.0),
+        ],
+        perform: transactions::pending,
     },
 ];
 

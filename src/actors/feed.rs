@@ -235,8 +235,7 @@ impl Feeder {
                         reply,
                     });
                     match first(&mut answer).await {
-                        Answer::Batches(answer) if !answer.batches.is_empty() => return Ok(answer),
-                        Answer::Batches(_) => return Err(Missed::Unreadable),
+                        Answer::Batches(answer) => return Ok(answer),
                         Answer::Refused(rejection) => rejection,
                         _ => Rejection::Retry,
                     }
@@ -265,7 +264,7 @@ impl Feeder {
 
     async fn find(&self, feed: &Feed) -> Result<(Vec<Offered>, Offset), Missed> {
         let answer = self
-            .batches(feed.place, feed.from, feed.bytes_max, true)
+            .batches(feed.place, feed.from, feed.bytes_max, feed.wait)
             .await?;
         let high_watermark = answer.high_watermark;
         let filter = if feed.filter.is_empty() {

@@ -28,8 +28,8 @@ use super::store::Write;
 use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows};
 use crate::domain::commit::Need;
 use crate::domain::entry::{Author, Draft};
-use crate::domain::id::{OwnerId, PartitionId, ProducerEpoch, ProducerId, Token};
 use crate::domain::group;
+use crate::domain::id::{OwnerId, PartitionId, ProducerEpoch, ProducerId, Token};
 use crate::domain::partition;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, WallMs};
@@ -202,11 +202,7 @@ impl CoordinatorActor {
                     participants,
                 } => {
                     let mut drafts = vec![(self.owner, delta)];
-                    drafts.extend(
-                        participants
-                            .iter()
-                            .map(|one| outcome(id, decision, one)),
-                    );
+                    drafts.extend(participants.iter().map(|one| outcome(id, decision, one)));
                     self.persist(drafts);
                 }
                 Effect::Opened(token, producer, epoch) => {
@@ -337,11 +333,7 @@ impl CoordinatorActor {
 }
 
 /// What a decision means to one it concerns.
-fn outcome(
-    id: TransactionId,
-    decision: Decision,
-    participant: &Participant,
-) -> (OwnerId, Draft) {
+fn outcome(id: TransactionId, decision: Decision, participant: &Participant) -> (OwnerId, Draft) {
     let draft = match (participant.part, decision) {
         (Part::Records { immediate, .. }, Decision::Commit) => {
             partition::publish_transaction_draft(id, immediate)

@@ -1,5 +1,7 @@
 //! `waterwheel demo`: a broker in a temporary directory, real traffic over QUIC, and what happened.
 
+mod scenes;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -43,6 +45,8 @@ async fn show(scratch: &Scratch) -> Result<Outcome, CliError> {
     let sent = send_all(&client).await?;
     let checked = read_all(&client, Start::Earliest).await?;
     tell_read("All partitions are read back", &checked)?;
+    let timers = scenes::timers(&client).await?;
+    let transactions = scenes::transactions(&client).await?;
 
     print("The broker stops and starts again in the same directory.")?;
     drop(client);
@@ -59,6 +63,10 @@ async fn show(scratch: &Scratch) -> Result<Outcome, CliError> {
     broker.stop().await;
 
     let whole = |read: &Read| read.records == sent && read.disorder == 0;
+    if !timers || !transactions {
+        print("A timer or a transaction did not do what it must: this is a fault of the broker.")?;
+        return Ok(Outcome::No);
+    }
     if whole(&checked) && whole(&again) {
         print(format_args!(
             "{sent} records: each there once, in the order of its key, before and after the restart."

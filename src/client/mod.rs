@@ -44,9 +44,9 @@ mod runner;
 mod sender;
 mod settle;
 mod switchboard;
+mod timers;
 mod transaction;
 mod trust;
-mod timers;
 mod typed;
 
 use std::future::IntoFuture;
@@ -86,13 +86,13 @@ pub use groups::{GroupDescription, ResetTo};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};
 pub use reader::{Fetched, Reader, ReaderBuilder};
+pub use runner::{HandlerError, RunSummary};
+pub use settle::{SettleError, Settlement, Settler};
+pub use timers::{ListTimersBuilder, PendingTimer, TimerPage, Timers};
 pub use transaction::{
     HalfMessage, LocalOutcome, LocalTransaction, ParticipantInfo, Transaction, TransactionError,
     TransactionId, TransactionInfo, TransactionalProducer, TransactionalProducerBuilder,
 };
-pub use timers::{ListTimersBuilder, PendingTimer, TimerPage, Timers};
-pub use runner::{HandlerError, RunSummary};
-pub use settle::{SettleError, Settlement, Settler};
 
 /// How long connecting, or one request, may take unless configured otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);

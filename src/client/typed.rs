@@ -84,8 +84,6 @@ mod tests {
             partition: 3,
             offset: 17,
             time_ms: 1,
-            due_ms: None,
-            fired_ms: None,
             timestamp_ms: 1,
             id: MessageId::default(),
             key: None,

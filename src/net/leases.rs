@@ -436,6 +436,7 @@ mod tests {
                 length,
                 appended: Default::default(),
                 tags: 0,
+                reference: None,
             },
             first: Offset(first),
             count,

@@ -1,11 +1,16 @@
 //! What only a connection over QUIC can do, or have done to it.
 
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
 use waterwheel::transport::Ended;
 use waterwheel::wire::ALPN;
+use waterwheel::wire::code::Code;
+use waterwheel::wire::frame::FrameKind;
 use waterwheel::wire::hello::Ping;
 
 use crate::client::Client;
-use crate::hostile::{noise, pings};
+use crate::hostile::{frame, noise, pings};
 use crate::rig::{Node, Rig, run};
 
 #[test]
@@ -85,5 +90,35 @@ fn nothing_is_taken_before_the_handshake_is_done() {
             // A round trip after the handshake: a ticket would have come by now.
             pings(&mut client.control).await;
         }
+    });
+}
+
+/// Whoever comes back at once after each refusal waits a little longer each time; who is in notices nothing.
+#[test]
+fn an_address_that_goes_on_misbehaving_is_let_in_ever_more_slowly() {
+    run(async {
+        let rig = Rig::start().await;
+        let mut calm = rig.client().await;
+        for _ in 0..7 {
+            let mut client = rig.client().await;
+            client
+                .control
+                .raw(&frame(u32::MAX, FrameKind::Produce as u16, &[], 1))
+                .await;
+            assert_eq!(client.closed_with().await, Code::FrameTooLarge);
+        }
+        let begun = Instant::now();
+        let mut answered = 0;
+        let mut again = pin!(rig.client());
+        loop {
+            tokio::select! {
+                _ = &mut again => break,
+                () = pings(&mut calm.control) => answered += 1,
+            }
+        }
+        // 4 ms, doubled six times: 256 ms from its last offence on, but for what passed before `begun`.
+        let waited = begun.elapsed();
+        assert!(waited > Duration::from_millis(100), "{waited:?}");
+        assert!(answered > 10, "{answered}");
     });
 }

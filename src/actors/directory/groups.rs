@@ -188,7 +188,7 @@ impl DirectoryActor {
         Some(TopicShape {
             topic,
             partitions: found.partitions,
-            lanes: 1,
+            lanes: found.config.levels,
         })
     }
 

@@ -447,6 +447,8 @@ pub struct Feed {
     pub filter: Arc<str>,
     /// Whether records are wanted one by one, with their keys.
     pub keys: bool,
+    /// Whether it waits where there are none yet; otherwise it tells the end of the partition.
+    pub wait: bool,
 }
 
 /// A record that has been tried for the last time.

@@ -85,6 +85,8 @@ pub(super) struct Cursor {
     /// The search on its way.
     pub(super) round: u64,
     pub(super) feeding: bool,
+    /// It is known how far the partition goes, or that this cannot be had: until then a lower lane waits.
+    pub(super) surveyed: bool,
     /// Found, not settled, not listed.
     pub(super) window: RangeSet,
     pub(super) batches: BTreeMap<u64, WindowBatch>,
@@ -131,6 +133,7 @@ impl Cursor {
             high_watermark: 0,
             round: 0,
             feeding: false,
+            surveyed: false,
             window: RangeSet::default(),
             batches: BTreeMap::new(),
             ready: RangeSet::default(),
@@ -178,6 +181,11 @@ impl Cursor {
 
     pub(super) fn floor_or_zero(&self) -> u64 {
         self.floor.unwrap_or(0)
+    }
+
+    /// Whether there may be records that were not found yet.
+    pub(super) fn may_have_more(&self) -> bool {
+        !self.surveyed || self.next < self.high_watermark
     }
 
     /// Whether a record is consumed, durably.

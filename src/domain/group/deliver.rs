@@ -53,7 +53,7 @@ impl Group {
             pool.take(number);
         }
         let more = open && cursor.feeding && cursor.ready.is_empty();
-        pool.coming(number, lane, more && cursor.next < cursor.high_watermark);
+        pool.coming(number, lane, more && cursor.may_have_more());
         if open && !cursor.feeding {
             pool.hungry.insert(number);
         } else {
@@ -258,6 +258,7 @@ impl Group {
             bytes_max: 1,
             filter,
             keys: false,
+            wait: false,
         }));
     }
 
@@ -279,6 +280,7 @@ impl Group {
         let hungry: Vec<CursorNumber> = pool.hungry.iter().copied().collect();
         let filter: std::sync::Arc<str> = subscription.spec.filter.as_str().into();
         let window_max = self.limits.window_max;
+        let has_lanes = self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1);
         for number in hungry {
             let Some(cursor) = self.cursors.get_mut(&number) else {
                 continue;
@@ -302,10 +304,11 @@ impl Group {
                 bytes_max: FEED_BYTES,
                 filter: std::sync::Arc::clone(&filter),
                 keys: mode == Mode::KeyOrdered,
+                wait: cursor.surveyed || !has_lanes,
             }));
             let (lane, coming) = (
                 cursor.place.lane,
-                cursor.next < cursor.high_watermark && cursor.ready.is_empty(),
+                cursor.may_have_more() && cursor.ready.is_empty(),
             );
             if let Some(pool) = self
                 .subscriptions

@@ -28,6 +28,7 @@ impl Group {
             return;
         }
         cursor.feeding = false;
+        cursor.surveyed = true;
         cursor.high_watermark = cursor.high_watermark.max(high_watermark.0);
         for offered in batches {
             self.take_in(number, offered, keyed);
@@ -211,6 +212,7 @@ impl Group {
         };
         if cursor.feeding && cursor.next < start.0 {
             cursor.feeding = false;
+            cursor.surveyed = true;
             cursor.next = start.0;
         }
         let is_new = cursor.floor.is_none();
@@ -265,6 +267,8 @@ impl Group {
             && cursor.round == round
         {
             cursor.feeding = false;
+            // A lane that cannot be searched holds no other up.
+            cursor.surveyed = true;
             self.touched.insert(number);
         }
         self.finish(effects);

@@ -30,7 +30,7 @@ pub enum GroupRejection {
     StaleGeneration,
     /// The filter does not parse, or is too large.
     InvalidFilter {
-        /// The byte at which it goes wrong, from 0.
+        /// The character at which it goes wrong, from 1.
         position: u32,
         /// What is wrong with it.
         why: String,
@@ -70,7 +70,7 @@ impl fmt::Display for GroupRejection {
             ),
             Self::StaleGeneration => f.write_str("the partition has moved to another member since"),
             Self::InvalidFilter { position, why } => {
-                write!(f, "the filter cannot be used: {why}, at byte {position}")
+                write!(f, "the filter cannot be used: {why}, at character {position}")
             }
             Self::InvalidSubscription(why) => f.write_str(why),
             Self::ListFull { max } => write!(

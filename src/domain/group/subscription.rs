@@ -4,11 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::rejection::GroupRejection;
+use crate::domain::filter::Filter;
 use crate::domain::id::{Offset, TopicId};
 use crate::domain::time::WallMs;
 
-/// The longest filter in bytes.
-pub const FILTER_BYTES_MAX: usize = 4096;
 /// Steps of a listed backoff at most.
 pub const BACKOFF_STEPS_MAX: usize = 64;
 /// The longest time a lease, a backoff or a delay may be: 30 days in milliseconds.
@@ -182,13 +181,16 @@ impl SubscriptionSpec {
     /// Whether it may be.
     ///
     /// # Errors
+    /// [`GroupRejection::InvalidFilter`], naming the place where the filter stops being one;
     /// [`GroupRejection::InvalidSubscription`], naming the setting and its bounds.
     pub fn check(&self) -> Result<(), GroupRejection> {
         let no = |why: String| Err(GroupRejection::InvalidSubscription(why));
-        if self.filter.len() > FILTER_BYTES_MAX {
+        if !self.filter.is_empty()
+            && let Err(error) = Filter::parse(&self.filter)
+        {
             return Err(GroupRejection::InvalidFilter {
-                position: u32::try_from(FILTER_BYTES_MAX).unwrap_or(u32::MAX),
-                why: format!("it is longer than {FILTER_BYTES_MAX} bytes"),
+                position: u32::try_from(error.position).unwrap_or(u32::MAX),
+                why: error.message,
             });
         }
         if !(100..=SPAN_MS_MAX).contains(&self.lease_ms) {
@@ -315,6 +317,6 @@ mod tests {
         bad(|spec| spec.retry.backoff = Backoff::Listed(vec![]));
         bad(|spec| spec.retry.backoff = Backoff::Listed(vec![1; 65]));
         bad(|spec| spec.retry.dead_letter_topic = Some("no/such".into()));
-        bad(|spec| spec.filter = "x".repeat(FILTER_BYTES_MAX + 1));
+        bad(|spec| spec.filter = "x".repeat(crate::domain::filter::FILTER_BYTES_MAX + 1));
     }
 }
