@@ -81,6 +81,8 @@ impl Bench {
 
 /// Parses, measures, prints, judges.
 pub(crate) fn main() -> ExitCode {
+    // As the product's own processes do: both sides of every comparison.
+    waterwheel::cli::keep_freed_memory();
     if let Some(code) = role::play() {
         return code;
     }

@@ -5,7 +5,7 @@
 //! tune. After a flush every touched owner gets its `Applied` first, and only then the receipts go to
 //! the sessions: whoever was acknowledged reads his own write.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -218,7 +218,7 @@ impl CommitActor {
             .iter()
             .any(|entry| entry.header.owner != OwnerId::LOG);
         let (applied, tickets) = self.machine.flushed(plan, places);
-        self.tell_cleaner(&applied);
+        let flushed = flushed(&applied);
         for (owner, entries) in applied {
             if owner == OwnerId::LOG {
                 continue;
@@ -237,25 +237,13 @@ impl CommitActor {
                 repeat: false,
             });
         }
+        // Nobody waits for this: waking another thread comes last.
+        if let Some(others) = &self.others {
+            others.cleaner.tell(flushed);
+        }
         if press {
             self.press();
         }
-    }
-
-    fn tell_cleaner(&self, applied: &std::collections::BTreeMap<OwnerId, Vec<AppliedEntry>>) {
-        let Some(others) = &self.others else { return };
-        let headers = applied
-            .values()
-            .flatten()
-            .map(|entry| (entry.place, entry.header))
-            .collect();
-        let deleted = applied
-            .values()
-            .flatten()
-            .filter(|entry| entry.header.kind == EntryKind::Delete)
-            .filter_map(|entry| rmp_serde::from_slice(&entry.body).ok())
-            .collect();
-        others.cleaner.tell(Flushed { headers, deleted });
     }
 
     /// Lets the checkpoint actor know that there is something to write, once per round.
@@ -360,6 +348,18 @@ impl CommitActor {
             self.refuse(refused);
         }
         self.show();
+    }
+}
+
+/// What the cleaner keeps of a flush.
+fn flushed(applied: &BTreeMap<OwnerId, Vec<AppliedEntry>>) -> Flushed {
+    let entries = || applied.values().flatten();
+    Flushed {
+        headers: entries().map(|entry| (entry.place, entry.header)).collect(),
+        deleted: entries()
+            .filter(|entry| entry.header.kind == EntryKind::Delete)
+            .filter_map(|entry| rmp_serde::from_slice(&entry.body).ok())
+            .collect(),
     }
 }
 

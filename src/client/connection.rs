@@ -18,6 +18,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::error::ConnectError;
 use super::trust;
+use crate::transport::socket::{enlarge_buffers, loopback_acknowledgements};
 use crate::transport::{Connection, Distrust, Ended, ReceiveStream, SendStream};
 use crate::wire::frame::{Frame, FrameDecoder, FrameError, FrameLimits};
 use crate::wire::{
@@ -222,6 +223,8 @@ impl QuicDialer {
             .map_err(|error| ConnectError::Local(error.to_string()))?;
         let local = |error: std::io::Error| ConnectError::Local(error.to_string());
         let socket = std::net::UdpSocket::bind((any, 0)).map_err(local)?;
+        // Where the system grants less, it is only slower; the broker's end warns of that.
+        enlarge_buffers(&socket);
         let mut endpoint =
             quinn::Endpoint::new(endpoint_config, None, socket, Arc::new(quinn::TokioRuntime))
                 .map_err(local)?;
@@ -345,7 +348,8 @@ fn transport_config(datagram_bytes_max: u16, loopback: bool) -> quinn::Transport
         congestion.initial_window(LOOPBACK_WINDOW_BYTES);
         transport
             .initial_mtu(datagram_bytes_max.min(LOOPBACK_BYTES_FIRST))
-            .congestion_controller_factory(Arc::new(congestion));
+            .congestion_controller_factory(Arc::new(congestion))
+            .ack_frequency_config(Some(loopback_acknowledgements()));
     }
     transport
 }

@@ -118,9 +118,9 @@ impl DeliveryBatch {
         &self.view
     }
 
-    fn decode(&self, index: usize, body: &Bytes) -> Result<Delivery, ConsumeError> {
+    fn decode(&self, index: usize, body: Bytes) -> Result<Delivery, ConsumeError> {
         let offset = self.facts.first_offset + index as u64;
-        let body = RecordBody::decode(body).map_err(|reason| ConsumeError::Unreadable {
+        let body = RecordBody::decode_taken(body).map_err(|reason| ConsumeError::Unreadable {
             partition: self.partition,
             offset,
             reason,
@@ -164,7 +164,7 @@ impl Iterator for DeliveryBatch {
                 }
             };
             if index >= self.skip {
-                return Some(self.decode(index, &body));
+                return Some(self.decode(index, body));
             }
         }
     }

@@ -87,7 +87,8 @@ struct Batch {
 /// What a record's push came to.
 #[derive(Debug)]
 pub(crate) struct Pushed {
-    pub(crate) pending: Pending,
+    /// Its place in its batch.
+    pub(crate) index: u32,
     /// Something is there to do that was not before.
     pub(crate) wake: bool,
     /// It began a batch.
@@ -130,6 +131,8 @@ pub(crate) struct Outbox {
     /// Close whatever has gathered.
     hurry: bool,
     spare: Vec<BatchBuilder>,
+    /// Bytes of bodies and records of the last batch that was closed: room for the next is made at once.
+    usual: (usize, usize),
 }
 
 /// The first pause after a refusal that passes; doubled for each one that follows.
@@ -157,6 +160,7 @@ impl Outbox {
             pause: PAUSE_MIN,
             hurry: false,
             spare: Vec::new(),
+            usual: (0, 0),
         }
     }
 
@@ -196,14 +200,13 @@ impl Outbox {
             {
                 open.charge += charge;
                 open.completion.gathered(record.delivery);
-                let pending = Pending::new(Arc::clone(&open.completion), index_of(index));
                 let full = open.builder.bytes() >= self.config.batch_bytes
                     || index + 1 >= BATCH_RECORDS_MAX;
                 if full {
                     self.full.extend(self.open.take());
                 }
                 return Ok(Pushed {
-                    pending,
+                    index: index_of(index),
                     wake: full,
                     began: false,
                 });
@@ -212,17 +215,22 @@ impl Outbox {
         }
         let mut gathered = self.gather(record, id, at, now())?;
         gathered.charge = charge;
-        let pending = Pending::new(Arc::clone(&gathered.completion), 0);
         if gathered.builder.bytes() >= self.config.batch_bytes {
             self.full.push_back(gathered);
         } else {
             self.open = Some(gathered);
         }
         Ok(Pushed {
-            pending,
+            index: 0,
             wake: true,
             began: true,
         })
+    }
+
+    /// Waits for the record that was pushed last.
+    pub(crate) fn pending(&self, pushed: &Pushed) -> Option<Pending> {
+        let newest = self.open.as_ref().or(self.full.back())?;
+        Some(Pending::new(Arc::clone(&newest.completion), pushed.index))
     }
 
     /// A new batch with its first record.
@@ -238,13 +246,15 @@ impl Outbox {
             .spare
             .pop()
             .unwrap_or_else(|| BatchBuilder::new(config.batch_bytes, config.compression));
+        let (body_bytes, records) = self.usual;
+        builder.reserve(body_bytes, records);
         let pushed = builder.push_with(record, id, at, record.priority, record.delivery);
         if pushed.is_err() {
             self.spare.push(builder);
             builder = BatchBuilder::new(config.batch_bytes_max, config.compression);
             let limit = config.batch_bytes_max;
             builder
-                .push(record, id, at)
+                .push_with(record, id, at, record.priority, record.delivery)
                 .map_err(|_| SendError::TooLarge { limit })?;
         }
         let completion = Completion::new(&config.topic, config.partition, record.delivery);
@@ -282,8 +292,12 @@ impl Outbox {
             first_sequence: ProducerSequence(self.next_sequence),
             transaction: TransactionNumber(0),
         };
+        let builder = &gathered.builder;
+        // A little more: records of one size are not all of one length.
+        let body_bytes = builder.body_bytes();
+        self.usual = (body_bytes + body_bytes / 64, builder.len() + 1);
         if self.config.ack != Ack::None {
-            self.next_sequence += gathered.builder.len() as u64;
+            self.next_sequence += builder.len() as u64;
         }
         Some(Closing { gathered, stamp })
     }

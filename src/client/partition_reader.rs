@@ -257,7 +257,7 @@ impl PartitionReader {
             offset: first,
             reason,
         };
-        let view = BatchView::parse(batch).map_err(damaged)?;
+        let view = BatchView::parse_served(batch).map_err(damaged)?;
         if view.header().count != count {
             return Err(ConsumeError::Protocol(format!(
                 "a batch of {} records was announced as one of {count}",

@@ -225,10 +225,6 @@ impl Pending {
     pub fn partition(&self) -> u32 {
         self.completion.partition
     }
-
-    pub(crate) fn completion(&self) -> &Arc<Completion> {
-        &self.completion
-    }
 }
 
 impl Future for Pending {

@@ -40,6 +40,9 @@ const BATCH_BYTES_DEFAULT: usize = 256 * 1024;
 /// What a producer may have under way, unless configured otherwise.
 const BUFFER_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 
+/// Message ids a run of records takes from its producer at a time.
+const IDS_AT_ONCE: u64 = 32;
+
 /// How long a producer goes on without any acknowledgement, unless configured otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(120);
 
@@ -412,11 +415,27 @@ impl Inner {
             (None, None) => self.whose_turn(record.priority)?,
         };
         let (slot, outbox) = self.outbox(partition, record.priority)?;
-        let pushed = self.push(&mut lock(outbox), record, now_ms())?;
-        if pushed.wake {
-            self.shared.wake(slot);
+        let at = now_ms();
+        let id = record.id.unwrap_or_else(|| self.ids.next(at));
+        let mut outbox = lock(outbox);
+        let charge = record.body_bytes_max();
+        self.shared.charge(charge);
+        let pushed = self.push(&mut outbox, record, id, at, charge);
+        let pending = pushed.map(|pushed| (outbox.pending(&pushed), pushed.wake));
+        drop(outbox);
+        match pending {
+            Ok((pending, wake)) => {
+                if wake {
+                    self.shared.wake(slot);
+                }
+                // A record that was pushed is in a batch.
+                pending.ok_or(SendError::Closed)
+            }
+            Err(error) => {
+                self.shared.discharge(charge);
+                Err(error)
+            }
         }
-        Ok(pushed.pending)
     }
 
     /// The partition of the next keyless record: the one whose batch still gathers, or the next.
@@ -442,30 +461,35 @@ impl Inner {
         };
         let (slot, outbox) = self.outbox(partition, level)?;
         let at = now_ms();
+        let mut ids = self.ids.run(at);
         let mut wake = false;
         let mut result = Ok(());
         let mut outbox = lock(outbox);
+        // Charged at the end, but before anybody can take a batch: the lock is held until then.
+        let (used, mut charged, mut follows) = (self.shared.used(), 0, false);
         while let Some(record) = records.next_if(|record| record.priority == level) {
-            let pushed = match self.push(&mut outbox, &record, at) {
+            let charge = record.body_bytes_max();
+            let id = record.id.unwrap_or_else(|| ids.next());
+            let pushed = match self.push(&mut outbox, &record, id, at, charge) {
                 Ok(pushed) => pushed,
                 Err(error) => {
                     result = Err(error);
                     break;
                 }
             };
+            charged += charge;
             wake |= pushed.wake;
             match parts.last_mut() {
-                Some((last, count))
-                    if Arc::ptr_eq(last.completion(), pushed.pending.completion()) =>
-                {
-                    *count += 1;
-                }
-                _ => parts.push((pushed.pending, 1)),
+                // Nobody else pushes meanwhile: it is in the batch of the one before, right behind it.
+                Some((_, count)) if follows && !pushed.began => *count += 1,
+                _ => parts.extend(outbox.pending(&pushed).map(|pending| (pending, 1))),
             }
-            if self.shared.used() >= self.buffer_bytes {
+            follows = true;
+            if used + charged >= self.buffer_bytes {
                 break;
             }
         }
+        self.shared.charge(charged);
         drop(outbox);
         if wake {
             self.shared.wake(slot);
@@ -473,21 +497,23 @@ impl Inner {
         result
     }
 
-    fn push(&self, outbox: &mut Outbox, record: &Record, at: WallMs) -> Result<Pushed, SendError> {
+    fn push(
+        &self,
+        outbox: &mut Outbox,
+        record: &Record,
+        id: MessageId,
+        at: WallMs,
+        charge: usize,
+    ) -> Result<Pushed, SendError> {
         // Looked at under the outbox's lock: whoever fails the rest has to take it after closing.
         if self.shared.is_closed() {
             return Err(SendError::Closed);
         }
-        let charge = record.body_bytes_max();
-        let id = record.id.unwrap_or_else(|| self.ids.next(at));
-        self.shared.charge(charge);
-        let pushed = outbox.push(record, id, at, charge, Instant::now);
-        match &pushed {
-            Ok(pushed) if pushed.began => self.shared.began(),
-            Ok(_) => {}
-            Err(_) => self.shared.discharge(charge),
+        let pushed = outbox.push(record, id, at, charge, Instant::now)?;
+        if pushed.began {
+            self.shared.began();
         }
-        pushed
+        Ok(pushed)
     }
 
     fn outbox(&self, partition: u32, level: u8) -> Result<(usize, &Mutex<Outbox>), SendError> {
@@ -539,7 +565,19 @@ impl IdGenerator {
     }
 
     pub(super) fn next(&self, at: WallMs) -> MessageId {
-        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        self.id(at, self.count.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Ids for a run of records: counts are taken [`IDS_AT_ONCE`] at a time, and what is left is skipped.
+    fn run(&self, at: WallMs) -> IdRun<'_> {
+        IdRun {
+            generator: self,
+            at,
+            counts: 0..0,
+        }
+    }
+
+    fn id(&self, at: WallMs, count: u64) -> MessageId {
         // SplitMix64: a bijection of the count, so that no two are equal.
         let mut random = self
             .seed
@@ -548,6 +586,27 @@ impl IdGenerator {
         random = (random ^ (random >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let [low, high, ..] = (count & 0x0fff).to_le_bytes();
         message_id(at, u16::from_le_bytes([low, high]), random ^ (random >> 31))
+    }
+}
+
+/// Ids of one generator, taken from it a few at a time.
+struct IdRun<'a> {
+    generator: &'a IdGenerator,
+    at: WallMs,
+    counts: std::ops::Range<u64>,
+}
+
+impl IdRun<'_> {
+    fn next(&mut self) -> MessageId {
+        let count = self.counts.next().unwrap_or_else(|| {
+            let first = self
+                .generator
+                .count
+                .fetch_add(IDS_AT_ONCE, Ordering::Relaxed);
+            self.counts = first + 1..first + IDS_AT_ONCE;
+            first
+        });
+        self.generator.id(self.at, count)
     }
 }
 

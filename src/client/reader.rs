@@ -360,7 +360,14 @@ impl Reader {
     /// [`ConsumeError`] where one of them cannot be read, or the batch is damaged.
     pub async fn next_deliveries(&mut self) -> Result<Option<Vec<Delivery>>, ConsumeError> {
         match self.next_stored().await {
-            Some(batch) => batch?.collect::<Result<Vec<_>, _>>().map(Some),
+            Some(batch) => {
+                let batch = batch?;
+                let mut deliveries = Vec::with_capacity(batch.size_hint().1.unwrap_or(0));
+                for delivery in batch {
+                    deliveries.push(delivery?);
+                }
+                Ok(Some(deliveries))
+            }
             None => Ok(None),
         }
     }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 pub struct Body {
     pieces: Pieces,
     len: usize,
+    crc: Option<u32>,
 }
 
 #[derive(Clone)]
@@ -36,7 +37,24 @@ impl Body {
             1 => Pieces::One(pieces.pop().unwrap_or_default()),
             _ => Pieces::Many(pieces),
         };
-        Self { pieces, len }
+        Self {
+            pieces,
+            len,
+            crc: None,
+        }
+    }
+
+    /// Says what the checksum of all its bytes is, where somebody has found out already: it need not be
+    /// computed again.
+    #[must_use]
+    pub fn with_crc(self, crc: Option<u32>) -> Self {
+        Self { crc, ..self }
+    }
+
+    /// The CRC-32C of all its bytes, where it is known.
+    #[must_use]
+    pub fn crc(&self) -> Option<u32> {
+        self.crc
     }
 
     /// How many bytes.
@@ -76,6 +94,7 @@ impl<T: Into<Bytes>> From<T> for Body {
         Self {
             len: bytes.len(),
             pieces: Pieces::One(bytes),
+            crc: None,
         }
     }
 }

@@ -3,25 +3,49 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 
 /// Direct I/O asks for memory aligned to the device's block; a page satisfies every device met so far.
 const ALIGNMENT: usize = 4096;
 
-/// A page-aligned stretch inside an ordinary allocation that is a page longer.
+/// From this length on memory is asked for in huge pages: the kernel has to find and pin every page of
+/// what is written directly.
+const HUGE_BYTES_MIN: usize = 4 << 20;
+
+/// A page-aligned stretch of memory.
 #[derive(Debug)]
 pub(crate) struct AlignedBuffer {
-    memory: Vec<u8>,
+    memory: Memory,
     start: usize,
     length: usize,
+}
+
+#[derive(Debug)]
+enum Memory {
+    /// Inside an ordinary allocation that is a page longer.
+    Ordinary(Vec<u8>),
+    Mapped(MmapMut),
 }
 
 impl AlignedBuffer {
     /// Zeroed; untouched pages cost no memory.
     pub(crate) fn new(length: usize) -> Self {
+        if length >= HUGE_BYTES_MIN
+            && let Ok(map) = MmapMut::map_anon(length)
+        {
+            // Only a wish: where there are no huge pages, it is ordinary memory.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            return Self {
+                memory: Memory::Mapped(map),
+                start: 0,
+                length,
+            };
+        }
         let memory = vec![0; length.saturating_add(ALIGNMENT)];
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         Self {
-            memory,
+            memory: Memory::Ordinary(memory),
             start,
             length,
         }
@@ -33,12 +57,20 @@ impl AlignedBuffer {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         let end = self.start.saturating_add(self.length);
-        self.memory.get(self.start..end).unwrap_or_default()
+        let memory: &[u8] = match &self.memory {
+            Memory::Ordinary(memory) => memory,
+            Memory::Mapped(map) => map,
+        };
+        memory.get(self.start..end).unwrap_or_default()
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         let end = self.start.saturating_add(self.length);
-        self.memory.get_mut(self.start..end).unwrap_or_default()
+        let memory: &mut [u8] = match &mut self.memory {
+            Memory::Ordinary(memory) => memory,
+            Memory::Mapped(map) => map,
+        };
+        memory.get_mut(self.start..end).unwrap_or_default()
     }
 }
 
@@ -68,7 +100,7 @@ pub(crate) struct BufferPool {
 /// Buffer sizes kept; anything longer is allocated for its one use.
 const CLASSES: [usize; 4] = [16 << 10, 64 << 10, 256 << 10, (1 << 20) + (64 << 10)];
 /// How many bytes of each class are kept for the next read.
-const KEPT_BYTES_PER_CLASS: usize = 4 << 20;
+const KEPT_BYTES_PER_CLASS: usize = 16 << 20;
 
 impl BufferPool {
     pub(crate) fn new() -> Self {

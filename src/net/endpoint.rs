@@ -25,6 +25,7 @@ use quinn::{
 use quinn_proto::InvalidCid;
 use ring::{hkdf, hmac};
 
+use crate::transport::socket::{self, Granted, SOCKET_BUFFER_BYTES, loopback_acknowledgements};
 use crate::wire::{
     DATAGRAM_BYTES_MAX, IDLE_TIMEOUT_MS, LOOPBACK_BYTES_FIRST, LOOPBACK_BYTES_MAX,
     LOOPBACK_WINDOW_BYTES, SEGMENT_BYTES_MAX,
@@ -35,6 +36,9 @@ use super::tls::{Certificates, TlsError, write_whole};
 
 /// What one stream may have under way towards this side, in bytes.
 pub const STREAM_RECEIVE_WINDOW_BYTES: u32 = 2 << 20;
+/// The same from the machine's own clients, whose way is short: eight that send flat out together then
+/// hardly overflow the socket they share ([`SOCKET_BUFFER_BYTES`]).
+pub const LOOPBACK_STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// What one connection may have under way towards this side, in bytes.
 pub const CONNECTION_RECEIVE_WINDOW_BYTES: u32 = 8 << 20;
 /// What one connection may have sent and not heard acknowledged, in bytes.
@@ -43,8 +47,6 @@ pub const SEND_WINDOW_BYTES: u64 = 4 << 20;
 pub const BIDIRECTIONAL_STREAMS_MAX: u32 = 256;
 /// Streams in one direction a peer may have open: a reader's deliveries each.
 pub const UNIDIRECTIONAL_STREAMS_MAX: u32 = 1024;
-/// What the socket's buffers are asked to hold, in bytes.
-pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 /// The least time between two stateless resets: a hundred clients of a restarted broker hear of it
 /// within ten milliseconds, and a flood of strays cannot be turned into more than this.
 const RESET_INTERVAL: Duration = Duration::from_micros(100);
@@ -200,9 +202,9 @@ fn endpoint_config(secret: &Secret, number: u8) -> Result<EndpointConfig, NetErr
 /// on loopback there is nothing to discover.
 #[must_use]
 pub fn transport(path: Path) -> TransportConfig {
-    let upper_bound = match path {
-        Path::Loopback => LOOPBACK_BYTES_MAX,
-        Path::Network => SEGMENT_BYTES_MAX,
+    let (upper_bound, stream_window) = match path {
+        Path::Loopback => (LOOPBACK_BYTES_MAX, LOOPBACK_STREAM_WINDOW_BYTES),
+        Path::Network => (SEGMENT_BYTES_MAX, STREAM_RECEIVE_WINDOW_BYTES),
     };
     let mut discovery = MtuDiscoveryConfig::default();
     discovery
@@ -212,7 +214,7 @@ pub fn transport(path: Path) -> TransportConfig {
     config
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
         .keep_alive_interval(None)
-        .stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(stream_window))
         .receive_window(VarInt::from_u32(CONNECTION_RECEIVE_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
         .max_concurrent_bidi_streams(VarInt::from_u32(BIDIRECTIONAL_STREAMS_MAX))
@@ -225,23 +227,19 @@ pub fn transport(path: Path) -> TransportConfig {
         congestion.initial_window(LOOPBACK_WINDOW_BYTES);
         config
             .initial_mtu(LOOPBACK_BYTES_FIRST)
-            .congestion_controller_factory(Arc::new(congestion));
+            .congestion_controller_factory(Arc::new(congestion))
+            .ack_frequency_config(Some(loopback_acknowledgements()));
     }
     config
 }
 
-/// Asks for larger socket buffers, beyond the system's limit where the process may. A full buffer
-/// drops packets, which QUIC takes for a crowded path.
+/// Asks for larger socket buffers; a full one drops packets, which QUIC takes for a crowded path.
 fn enlarge_buffers(socket: &UdpSocket) {
-    use rustix::net::sockopt;
     let wanted = SOCKET_BUFFER_BYTES;
-    let _ = sockopt::set_socket_recv_buffer_size_force(socket, wanted)
-        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, wanted));
-    let _ = sockopt::set_socket_send_buffer_size_force(socket, wanted)
-        .or_else(|_| sockopt::set_socket_send_buffer_size(socket, wanted));
-    // The kernel answers with twice what it granted, the other half being its own bookkeeping.
-    let received = sockopt::socket_recv_buffer_size(socket).unwrap_or(0) / 2;
-    let sent = sockopt::socket_send_buffer_size(socket).unwrap_or(0) / 2;
+    let Granted {
+        receive_bytes: received,
+        send_bytes: sent,
+    } = socket::enlarge_buffers(socket);
     if received.min(sent) < wanted {
         tracing::warn!(
             target: "waterwheel::net",

@@ -510,7 +510,7 @@ impl Session {
             out.reply(correlation)
         };
         let append = Append {
-            batch: body,
+            batch: body.with_crc(batch.crc),
             count: batch.header.count,
             facts: batch.facts,
             tell_accepted: header.ack == Ack::Memory,

@@ -15,6 +15,7 @@
 
 mod memory;
 mod pipe;
+pub mod socket;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};

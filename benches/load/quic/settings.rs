@@ -13,13 +13,13 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     ClientConfig, Connecting, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig,
 };
-use rustix::net::sockopt;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use waterwheel::net::endpoint::{
-    EndpointOptions, Listening, Path as PathKind, SOCKET_BUFFER_BYTES, endpoint, transport,
+    EndpointOptions, Listening, Path as PathKind, endpoint, transport,
 };
 use waterwheel::net::tls::{Certificates, provider};
+use waterwheel::transport::socket::enlarge_buffers;
 use waterwheel::wire::{ALPN, DATAGRAM_BYTES_MAX};
 
 use crate::load::Outcome;
@@ -140,11 +140,8 @@ fn product_client(roots: rustls::RootCertStore) -> Outcome<Endpoint> {
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     client.transport_config(Arc::new(transport(PathKind::Loopback)));
     let socket = UdpSocket::bind(LOOPBACK)?;
-    // As the product's server end does; where the kernel grants less, it grants less to both.
-    let _ = sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_BYTES)
-        .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES));
-    let _ = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER_BYTES)
-        .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES));
+    // As the product's ends do; where the kernel grants less, it grants less to both.
+    enlarge_buffers(&socket);
     let mut config = EndpointConfig::default();
     config.max_udp_payload_size(DATAGRAM_BYTES_MAX)?;
     let mut endpoint = Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))?;

@@ -49,16 +49,12 @@ impl Bench {
 
     fn push(&mut self, value: &str) -> Pending {
         let now = self.now;
-        self.outbox
-            .push(
-                &Record::new(value.to_owned()),
-                MessageId([0; 16]),
-                WallMs(0),
-                10,
-                || now,
-            )
-            .unwrap()
-            .pending
+        let record = Record::new(value.to_owned());
+        let pushed = self
+            .outbox
+            .push(&record, MessageId([0; 16]), WallMs(0), 10, || now)
+            .unwrap();
+        self.outbox.pending(&pushed).unwrap()
     }
 
     fn pass(&mut self, ms: u64) {

@@ -39,13 +39,19 @@ pub struct BatchBuilder {
     compression: Compression,
     flags: u16,
     bodies: Vec<u8>,
-    lengths: Vec<u32>,
-    crcs: Vec<u32>,
-    key_hashes: Vec<u64>,
-    tag_hashes: Vec<u32>,
-    timestamps: Vec<i64>,
-    priorities: Vec<u8>,
-    deliveries: Vec<Delivery>,
+    rows: Vec<Row>,
+}
+
+/// What the directory says of a record; becomes columns at the end.
+#[derive(Debug)]
+struct Row {
+    body_bytes: u32,
+    body_crc: u32,
+    key_hash: u64,
+    tag_hash: u32,
+    priority: u8,
+    timestamp: i64,
+    delivery: Delivery,
 }
 
 impl BatchBuilder {
@@ -57,26 +63,32 @@ impl BatchBuilder {
             compression,
             flags: 0,
             bodies: Vec::new(),
-            lengths: Vec::new(),
-            crcs: Vec::new(),
-            key_hashes: Vec::new(),
-            tag_hashes: Vec::new(),
-            timestamps: Vec::new(),
-            priorities: Vec::new(),
-            deliveries: Vec::new(),
+            rows: Vec::new(),
         }
+    }
+
+    /// Makes room for so many bytes of bodies and so many records at once: growing copies what is there.
+    pub fn reserve(&mut self, body_bytes: usize, records: usize) {
+        self.bodies.reserve(body_bytes.min(self.bytes_max));
+        self.rows.reserve(records.min(BATCH_RECORDS_MAX));
+    }
+
+    /// Bytes of the bodies pushed so far.
+    #[must_use]
+    pub fn body_bytes(&self) -> usize {
+        self.bodies.len()
     }
 
     /// How many records it holds.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.lengths.len()
+        self.rows.len()
     }
 
     /// Whether it holds none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.lengths.is_empty()
+        self.rows.is_empty()
     }
 
     /// How long the batch would be if finished now, uncompressed.
@@ -128,27 +140,27 @@ impl BatchBuilder {
                 flags::DELIVERIES
             };
         let start = self.bodies.len();
+        let around = self.bytes_with(flags, 0, self.len() + 1);
         // A record that clearly cannot fit is not encoded first.
-        if self.len() >= BATCH_RECORDS_MAX
-            || self.bytes_with(flags, start + record.value.len(), self.len() + 1) > self.bytes_max
-        {
+        if self.len() >= BATCH_RECORDS_MAX || around + start + record.value.len() > self.bytes_max {
             return Err(BatchFull);
         }
         encode_body(record, record.id.unwrap_or(id), &mut self.bodies);
         let body = self.bodies.get(start..).unwrap_or_default();
-        let fits = self.bytes_with(flags, self.bodies.len(), self.len() + 1) <= self.bytes_max;
+        let fits = around + self.bodies.len() <= self.bytes_max;
         let (true, Ok(length)) = (fits, u32::try_from(body.len())) else {
             self.bodies.truncate(start);
             return Err(BatchFull);
         };
-        self.crcs.push(crate::domain::checksum::crc32c(body));
-        self.lengths.push(length);
-        self.key_hashes.push(key_hash);
-        self.tag_hashes.push(tag_hash);
-        self.timestamps
-            .push(record.timestamp.unwrap_or(timestamp).0);
-        self.priorities.push(priority);
-        self.deliveries.push(delivery);
+        self.rows.push(Row {
+            body_bytes: length,
+            body_crc: crate::domain::checksum::crc32c(body),
+            key_hash,
+            tag_hash,
+            priority,
+            timestamp: record.timestamp.unwrap_or(timestamp).0,
+            delivery,
+        });
         self.flags = flags;
         Ok(())
     }
@@ -163,8 +175,9 @@ impl BatchBuilder {
         if self.is_empty() {
             return None;
         }
-        let base = self.timestamps.iter().copied().min().unwrap_or_default();
-        if self.timestamps.iter().any(|timestamp| *timestamp != base) {
+        let timestamps = self.rows.iter().map(|row| row.timestamp);
+        let base = timestamps.clone().min().unwrap_or_default();
+        if timestamps.clone().any(|timestamp| timestamp != base) {
             self.flags |= flags::TIMESTAMPS;
         }
         let (compression, packed, stored_lengths) = self.compressed(stamp);
@@ -199,11 +212,7 @@ impl BatchBuilder {
         if let Some(place) = out.get_mut(BATCH_HEADER_BYTES - 4..BATCH_HEADER_BYTES) {
             place.copy_from_slice(&header_crc.to_le_bytes());
         }
-        let stored = packed.unwrap_or_else(|| {
-            // The next batch will be about as large; growing would copy it once more.
-            let next = Vec::with_capacity(self.bodies.len() + self.bodies.len() / 4);
-            std::mem::replace(&mut self.bodies, next)
-        });
+        let stored = packed.unwrap_or_else(|| std::mem::take(&mut self.bodies));
         self.clear();
         Some(Body::from_pieces(vec![out.into(), stored.into()]))
     }
@@ -212,13 +221,7 @@ impl BatchBuilder {
     pub fn clear(&mut self) {
         self.flags = 0;
         self.bodies.clear();
-        self.lengths.clear();
-        self.crcs.clear();
-        self.key_hashes.clear();
-        self.tag_hashes.clear();
-        self.timestamps.clear();
-        self.priorities.clear();
-        self.deliveries.clear();
+        self.rows.clear();
     }
 
     /// The body section compressed, as a whole or record by record; no compression at all where that
@@ -239,8 +242,8 @@ impl BatchBuilder {
         let mut packed = Vec::with_capacity(self.bodies.len());
         let mut stored_lengths = Vec::with_capacity(self.len());
         let mut rest: &[u8] = &self.bodies;
-        for length in &self.lengths {
-            let length = usize::try_from(*length).unwrap_or(usize::MAX);
+        for row in &self.rows {
+            let length = usize::try_from(row.body_bytes).unwrap_or(usize::MAX);
             let (body, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
             let before = packed.len();
             match self.compression.compress(body) {
@@ -258,29 +261,30 @@ impl BatchBuilder {
     }
 
     fn write_directory(&self, base: i64, stored_lengths: &[u32], out: &mut Vec<u8>) {
-        out.extend(self.lengths.iter().flat_map(|n| n.to_le_bytes()));
-        out.extend(self.crcs.iter().flat_map(|n| n.to_le_bytes()));
+        let rows = self.rows.iter();
+        out.extend(rows.clone().flat_map(|row| row.body_bytes.to_le_bytes()));
+        out.extend(rows.clone().flat_map(|row| row.body_crc.to_le_bytes()));
         if self.flags & flags::KEYS != 0 {
-            out.extend(self.key_hashes.iter().flat_map(|n| n.to_le_bytes()));
+            out.extend(rows.clone().flat_map(|row| row.key_hash.to_le_bytes()));
         }
         if self.flags & flags::TAGS != 0 {
-            out.extend(self.tag_hashes.iter().flat_map(|n| n.to_le_bytes()));
+            out.extend(rows.clone().flat_map(|row| row.tag_hash.to_le_bytes()));
         }
         if self.flags & flags::PRIORITIES != 0 {
-            out.extend_from_slice(&self.priorities);
+            out.extend(rows.clone().map(|row| row.priority));
         }
         if self.flags & flags::TIMESTAMPS != 0 {
-            out.extend(self.timestamps.iter().flat_map(|timestamp| {
+            out.extend(rows.clone().flat_map(|row| {
                 // 49 days above the least one: whatever lies beyond is told as that.
-                u32::try_from(timestamp.saturating_sub(base))
+                u32::try_from(row.timestamp.saturating_sub(base))
                     .unwrap_or(u32::MAX)
                     .to_le_bytes()
             }));
         }
         if self.flags & flags::DELIVERIES != 0 {
-            let parts = self.deliveries.iter().map(|delivery| match delivery {
+            let parts = rows.map(|row| match row.delivery {
                 Delivery::Now => (0u8, 0i64),
-                Delivery::After(span) => (1, *span),
+                Delivery::After(span) => (1, span),
                 Delivery::At(at) => (2, at.0),
             });
             out.extend(parts.clone().map(|(kind, _)| kind));

@@ -7,8 +7,11 @@ use super::view::BatchView;
 use super::{BATCH_HEADER_BYTES, BatchError};
 use crate::domain::batch::Compression;
 use crate::domain::body::Body;
-use crate::domain::checksum::crc32c_append;
+use crate::domain::checksum::{Shift, crc32c, crc32c_append, crc32c_combine};
 use crate::domain::entry::PayloadFacts;
+
+/// So often may the length of records change before it is cheaper to sum everything once more.
+const LENGTHS_MAX: usize = 4;
 
 /// What whoever passes a batch on has to know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub struct CheckedBatch {
     pub facts: PayloadFacts,
     /// The priority all its records have; none where they differ.
     pub level: Option<u8>,
+    /// The CRC-32C of all its bytes, where it came out on the way.
+    pub crc: Option<u32>,
 }
 
 /// Checks a whole batch as [`BatchView::parse`] does.
@@ -40,6 +45,7 @@ pub fn check(body: &Body) -> Result<CheckedBatch, BatchError> {
             header: view.header().clone(),
             facts: view.facts(),
             level: view.header().level(view.directory()),
+            crc: None,
         });
     };
     if body.len() != header.total_bytes() {
@@ -49,7 +55,8 @@ pub fn check(body: &Body) -> Result<CheckedBatch, BatchError> {
         });
     }
     let bodies_at = BATCH_HEADER_BYTES + header.directory_bytes;
-    let directory = first.get(BATCH_HEADER_BYTES..bodies_at).unwrap_or_default();
+    let before = first.get(..bodies_at).unwrap_or_default();
+    let directory = before.get(BATCH_HEADER_BYTES..).unwrap_or_default();
     let facts = header.facts(directory);
     let level = header.level(directory);
     let mut rest = Rest {
@@ -58,22 +65,25 @@ pub fn check(body: &Body) -> Result<CheckedBatch, BatchError> {
     };
     if header.compression != Compression::None {
         let stored = body.len() - bodies_at;
-        return match rest.crc(stored) == Some(header.body_crc) {
-            true => Ok(CheckedBatch {
-                header,
-                facts,
-                level,
-            }),
-            false => Err(BatchError::BodyChecksum),
-        };
+        if rest.crc(stored) != Some(header.body_crc) {
+            return Err(BatchError::BodyChecksum);
+        }
+        let crc = crc32c_combine(crc32c(before), header.body_crc, stored);
+        return Ok(CheckedBatch {
+            header,
+            facts,
+            level,
+            crc: Some(crc),
+        });
     }
     let (lengths, crcs) = directory
         .split_at_checked(4 * header.len())
         .unwrap_or_default();
+    let mut whole = Whole::begin(crc32c(before));
     for (index, (length, crc)) in (0..).zip(integers(lengths).zip(integers(crcs))) {
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        match rest.crc(length) {
-            Some(found) if found == crc => {}
+        let bytes = usize::try_from(length).unwrap_or(usize::MAX);
+        match rest.crc(bytes) {
+            Some(found) if found == crc => whole.add(crc, bytes),
             Some(_) => return Err(BatchError::RecordChecksum(index)),
             None => return Err(BatchError::Directory),
         }
@@ -82,7 +92,41 @@ pub fn check(body: &Body) -> Result<CheckedBatch, BatchError> {
         header,
         facts,
         level,
+        crc: whole.crc,
     })
+}
+
+/// The checksum of everything, put together from those of the parts as long as that is cheap: while
+/// they are of one length.
+struct Whole {
+    crc: Option<u32>,
+    bytes: usize,
+    shift: Shift,
+    changes: usize,
+}
+
+impl Whole {
+    fn begin(crc: u32) -> Self {
+        Self {
+            crc: Some(crc),
+            bytes: 0,
+            shift: Shift::by(0),
+            changes: 0,
+        }
+    }
+
+    fn add(&mut self, crc: u32, bytes: usize) {
+        if bytes != self.bytes {
+            self.changes += 1;
+            if self.changes > LENGTHS_MAX {
+                self.crc = None;
+                return;
+            }
+            self.bytes = bytes;
+            self.shift = Shift::by(bytes);
+        }
+        self.crc = self.crc.map(|whole| self.shift.combine(whole, crc));
+    }
 }
 
 /// What of the pieces has not been looked at.
@@ -123,7 +167,13 @@ mod tests {
     fn batch(compression: Compression, records: usize) -> Vec<u8> {
         let mut builder = BatchBuilder::new(1 << 20, compression);
         for number in 0..records {
-            let value = vec![u8::try_from(number % 251).unwrap(); 40 + number % 90];
+            // Of many lengths, or of few.
+            let length = if records.is_multiple_of(2) {
+                40 + number % 90
+            } else {
+                40 + number / 30
+            };
+            let value = vec![u8::try_from(number % 251).unwrap(); length];
             builder
                 .push(&Record::new(value), MessageId::default(), WallMs(7))
                 .unwrap();
@@ -162,8 +212,13 @@ mod tests {
                 bytes.pop();
             }
             let expected = BatchView::parse(&Bytes::from(bytes.clone()))
-                .map(|view| CheckedBatch { header: view.header().clone(), facts: view.facts(), level: Some(0) });
-            prop_assert_eq!(check(&cut(&bytes, &cuts)), expected);
+                .map(|view| (view.header().clone(), view.facts(), Some(0)));
+            let checked = check(&cut(&bytes, &cuts));
+            if let Ok(CheckedBatch { crc: Some(crc), .. }) = &checked {
+                prop_assert_eq!(*crc, crc32c(&bytes));
+            }
+            let checked = checked.map(|checked| (checked.header, checked.facts, checked.level));
+            prop_assert_eq!(checked, expected);
         }
     }
 }

@@ -304,6 +304,34 @@ fn what_does_not_shrink_is_stored_plain() {
 }
 
 #[test]
+fn a_batch_served_is_checked_as_a_whole_or_record_by_record_to_the_same_end() {
+    for lengths in [
+        &[100, 100, 100, 100, 90][..],
+        &[1, 2, 3, 4, 5, 6, 7, 8],
+        &[7],
+    ] {
+        let mut builder = BatchBuilder::new(1 << 20, Compression::None);
+        for length in lengths.iter().cycle().take(64) {
+            let record = Record::new(vec![3; *length]);
+            builder
+                .push(&record, MessageId([9; 16]), WallMs(0))
+                .unwrap();
+        }
+        let sound = builder.finish(stamp()).unwrap();
+        assert!(BatchView::parse_served(&sound).is_ok());
+        for bit in [0, 3, 7] {
+            let mut rotten = sound.to_vec();
+            let at = rotten.len() - 200;
+            rotten[at] ^= 1 << bit;
+            let rotten = Bytes::from(rotten);
+            let told = BatchView::parse(&rotten).unwrap_err();
+            assert!(matches!(told, BatchError::RecordChecksum(_)));
+            assert_eq!(BatchView::parse_served(&rotten).unwrap_err(), told);
+        }
+    }
+}
+
+#[test]
 fn plain_bodies_are_slices_of_the_batch() {
     let batch = simple_batch(Compression::None, 3);
     let range = batch.as_ptr_range();
@@ -406,7 +434,9 @@ proptest! {
         };
         let _ = facts(&bytes);
         if let Ok(view) = BatchView::parse_structure(&bytes) {
-            let _ = BatchView::parse(&bytes);
+            let answer = |view: Result<BatchView, _>| view.map(|view| view.facts());
+            let each = answer(BatchView::parse(&bytes));
+            prop_assert_eq!(answer(BatchView::parse_served(&bytes)), each);
             let opened = view.bodies().map(|bodies| bodies.filter_map(Result::ok).count());
             prop_assert!(opened.unwrap_or(0) <= view.header().len());
             for index in 0..=view.header().len() {
