@@ -31,7 +31,9 @@ async fn pay(client: &Client, timer: &TimerHandle) -> Result<bool, Box<dyn std::
     Ok(match client.timers().cancel(timer).await? {
         TimerState::Cancelled => true,
         TimerState::AlreadyFired { .. } => false,
-        other => return Err(format!("unexpected: {other:?}").into()),
+        other @ (TimerState::Rescheduled { .. }
+        | TimerState::Pending { .. }
+        | TimerState::NotFound) => return Err(format!("unexpected: {other:?}").into()),
     })
 }
 

@@ -5,7 +5,7 @@
 //! does not wait behind the megabytes of those that bring all they can.
 //!
 //! - A1 Permits out never exceed the total, but for a single one larger than all of it, and for a part
-//!   ([`SMALL_SHARE`]) that small requests may take beyond it.
+//!   (`SMALL_SHARE`) that small requests may take beyond it.
 //! - A2 A guest's requests are admitted in the order they were made.
 //! - A3 Nobody is overtaken for being large: while the next in turn does not fit, nothing is given out.
 //!   A small request of a guest that has had no more than its part does not wait at all: while others

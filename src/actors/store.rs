@@ -2,7 +2,7 @@
 //!
 //! A failed write or sync leaves the views useless: they are not written again, the mark stays where it
 //! is, and the next start folds the log behind it, or all of it. The log goes on undisturbed, and index
-//! runs that partitions hand over and let go of are kept here, up to [`UNWRITTEN_BYTES_MAX`].
+//! runs that partitions hand over and let go of are kept here, up to `UNWRITTEN_BYTES_MAX`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

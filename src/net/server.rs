@@ -1,5 +1,5 @@
 //! Accepting: every connection goes to an arbiter before its handshake is driven there, at a pace those
-//! who are being served do not notice ([`Door`]).
+//! who are being served do not notice (`Door`).
 
 use std::collections::VecDeque;
 use std::rc::Rc;

@@ -38,10 +38,10 @@ async fn values(client: &Client, topic: &str) -> Vec<String> {
 }
 
 fn refused(error: TransactionError) -> Code {
-    match error {
-        TransactionError::Refused(refusal) => refusal.code,
-        other => panic!("not refused but {other}"),
-    }
+    let TransactionError::Refused(refusal) = &error else {
+        panic!("not refused but {error}");
+    };
+    refusal.code
 }
 
 #[test]

@@ -4,6 +4,14 @@
 //! What is durable is told twice: by the machines, and by a plain list of what the log says of each record.
 //! 0 early, 0 lost, 0 back from the dead; and what was answered once is answered for ever.
 
+#![allow(
+    clippy::expect_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_sign_loss,
+    clippy::field_reassign_with_default,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;

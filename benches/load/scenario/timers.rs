@@ -117,7 +117,8 @@ fn arm(home: &Home, each: u64, value_bytes: usize, spread: Spread) -> Outcome<Ar
             Ok((marks, begun.elapsed()))
         }
     })?;
-    let slowest = |of: &dyn Fn(&(Vec<Duration>, Duration)) -> Duration| {
+    type Member = (Vec<Duration>, Duration);
+    let slowest = |of: &dyn Fn(&Member) -> Duration| {
         members
             .iter()
             .map(of)

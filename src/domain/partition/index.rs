@@ -11,7 +11,7 @@
 //! # Layout of a run's row
 //!
 //! Without references: a MessagePack array of places, each an array of its seven fields. With one: the
-//! byte 0xc1 (which MessagePack never uses), the byte 1, then [packed](super::packed) numbers: how many
+//! byte 0xc1 (which MessagePack never uses), the byte 1, then packed numbers: how many
 //! places; the first offset of the first; and of each place: count, distance of its first number from
 //! the end of the one before (from 0), distance of its position from the one before (from 0), length,
 //! distance of its append time from the one before (from 0), flags (1 a reference, 2 a due time, 4 a tag

@@ -13,7 +13,7 @@
 //! one before (from 0); with 2 the distance of the log position from the one before (from 0), the length
 //! of the frame, the index of the first record in its payload, how many records the payload has, and the
 //! distance of its append time from the one before (from 0); with 4 eight bytes little-endian. All
-//! numbers are [packed](super::packed).
+//! numbers are packed.
 //!
 //! **2, a transaction**: composed by its coordinator, which asks nobody: producer id `u64`, producer
 //! epoch `u32`, transaction number `u64`, little-endian. Every record stored here for that transaction

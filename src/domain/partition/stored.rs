@@ -6,7 +6,7 @@
 //!   waiting, published, dropped), overrides for the modified ones, whether the chunk's alarms must
 //!   still be handed to the wheel. All of them are in memory: a quarter of a byte a record.
 //! - **Bodies**, by runs of stored batches: where each payload lies and when its records are due. Those
-//!   of the last run and those not yet written are in memory, others as far as [`PLACES_KEPT`] goes; the
+//!   of the last run and those not yet written are in memory, others as far as `PLACES_KEPT` goes; the
 //!   rest is loaded from the view when a timer fires or somebody asks.
 //!
 //! A chunk is forgotten when nothing in it waits and retention has taken the last of it: from then on
@@ -15,7 +15,7 @@
 //!
 //! # Layout of the rows
 //!
-//! A chunk (row id: its first number divided by [`CHUNK_NUMBERS`]): byte 1; then [packed](super::packed)
+//! A chunk (row id: its first number divided by [`CHUNK_NUMBERS`]): byte 1; then packed
 //! numbers: published end, answer end, flags (1 unarmed), count of overrides, each override as distance
 //! of its place within the chunk from the one before, version, due time; then the states as runs: state,
 //! length, until the chunk is full.
