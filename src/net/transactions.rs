@@ -22,6 +22,7 @@ use crate::actors::reply::Answer;
 use crate::actors::transaction::{
     Ask, Checked, CoordinatorActor, End, Half, Listen, OpenSession as Open, Question, Tell,
 };
+use crate::domain::alarm::dues_of;
 use crate::domain::id::{OwnerId, PartitionId, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::domain::transaction::{
@@ -38,8 +39,6 @@ use crate::wire::transaction::{
 
 /// Transactions one answer lists at most.
 const LIST_MAX: usize = 1_000;
-/// Bytes a record takes in a batch's delivery column, the first of them its kind: 0 is "at once".
-const DELIVERY_BYTES: usize = 9;
 
 /// Answers a request about transactions.
 ///
@@ -306,7 +305,8 @@ pub(super) async fn half(
         Err(refused) => return Err((refused, append)),
     };
     let records = append.count;
-    let immediate = immediate(&append.facts.deliveries, records);
+    let delayed = dues_of(&append.facts.deliveries, 0).count();
+    let immediate = records.saturating_sub(u32::try_from(delayed).unwrap_or(records));
     let participant = Participant {
         owner,
         part: Part::Records {
@@ -325,18 +325,6 @@ pub(super) async fn half(
         to,
     });
     Ok(())
-}
-
-/// Records of a batch that are not delayed.
-fn immediate(deliveries: &[u8], records: u32) -> u32 {
-    if deliveries.is_empty() {
-        return records;
-    }
-    let now = deliveries
-        .chunks_exact(DELIVERY_BYTES)
-        .filter(|one| one.first() == Some(&0))
-        .count();
-    u32::try_from(now).unwrap_or(records)
 }
 
 async fn of_transaction(

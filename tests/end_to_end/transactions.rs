@@ -77,6 +77,30 @@ fn a_committed_transaction_is_visible_in_every_topic_and_not_before() {
 }
 
 #[test]
+fn delayed_records_of_a_transaction_wait_for_their_time_from_the_commit_on() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = topics(&rig).await;
+        let producer = client.transactional_producer("till").open().await.unwrap();
+        let mut transaction = producer.transaction();
+        let soon = Duration::from_millis(300);
+        for (value, delayed) in [("a", false), ("b", true), ("c", false), ("d", true)] {
+            let record = Record::new(value);
+            let record = if delayed { record.deliver_after(soon) } else { record };
+            transaction.send_to("orders", 0, record).await.unwrap();
+        }
+        transaction.commit().await.unwrap();
+        let mut reader = client.reader("orders").partition(0).open().await.unwrap();
+        for (offset, value) in (0..).zip(["a", "c", "b", "d"]) {
+            let delivery = reader.next().await.unwrap().unwrap();
+            assert_eq!((delivery.offset, delivery.value.as_ref()), (offset, value.as_bytes()));
+            assert_eq!(delivery.due_ms.is_some(), offset > 1);
+            assert!(delivery.due_ms <= delivery.fired_ms, "never early");
+        }
+    });
+}
+
+#[test]
 fn what_is_rolled_back_dropped_or_failed_is_never_seen() {
     run(async {
         let rig = Rig::start().await;

@@ -430,16 +430,22 @@ impl Transaction {
             .batches
             .entry(target)
             .or_insert_with(|| BatchBuilder::new(bytes, Compression::None));
-        if open.push(&record, id, at).is_ok() {
+        if open.push_with(&record, id, at, 0, record.delivery).is_ok() {
             return Ok(());
         }
         if let Some(full) = self.batches.remove(&target).filter(|full| !full.is_empty()) {
             self.send_batches(vec![(target, full)]).await?;
         }
         let mut fresh = BatchBuilder::new(bytes, Compression::None);
-        if fresh.push(&record, id, at).is_err() {
+        if fresh
+            .push_with(&record, id, at, 0, record.delivery)
+            .is_err()
+        {
             fresh = BatchBuilder::new(limit, Compression::None);
-            if fresh.push(&record, id, at).is_err() {
+            if fresh
+                .push_with(&record, id, at, 0, record.delivery)
+                .is_err()
+            {
                 return self.fail(TransactionError::TooLarge { limit });
             }
         }
