@@ -7,19 +7,19 @@ use actix::Actor;
 use actix_rt::ArbiterHandle;
 use tokio::sync::Semaphore;
 
-use super::directory::{DirectoryActor, FAILURES_MAX, FAILURES_WITHIN_MS};
+use super::directory::DirectoryActor;
+use super::failures::{FAILURES_MAX, Failures};
 use super::transaction::{CoordinatorActor, Fail, halves};
 use super::{House, Link};
 use crate::domain::id::OwnerId;
 use crate::domain::rejection::Rejection;
-use crate::domain::time::MonotonicMs;
 use crate::domain::transaction::{SHARDS, shard_of_owner, shard_owner};
 
 /// One shard's actor.
 struct Running {
     link: Link<CoordinatorActor>,
     halves: Arc<Semaphore>,
-    failures: Vec<MonotonicMs>,
+    failures: Failures,
     stopped: bool,
 }
 
@@ -43,7 +43,7 @@ impl Coordinators {
                 Running {
                     link: raise(shard, house, directory, arbiters, &halves),
                     halves,
-                    failures: Vec::new(),
+                    failures: Failures::default(),
                     stopped: false,
                 }
             })
@@ -83,11 +83,8 @@ impl Coordinators {
         let Some(running) = self.running.get_mut(usize::from(shard)) else {
             return;
         };
-        running.failures.push(now);
-        running
-            .failures
-            .retain(|at| now.0.saturating_sub(at.0) < FAILURES_WITHIN_MS);
-        running.stopped = running.failures.len() >= FAILURES_MAX;
+        let too_often = running.failures.count(now);
+        running.stopped = too_often;
         if running.stopped {
             tracing::error!(
                 target: "waterwheel::directory",

@@ -15,6 +15,7 @@ use actix_rt::ArbiterHandle;
 use super::checkpoint::{Gone, RowsWritten};
 use super::commit::{Forget, Persist, Ticket};
 use super::coordinators::Coordinators;
+use super::failures::{FAILURES_MAX, Failures};
 use super::load::{self, Begins};
 use super::partition::{Dismiss, Inspect, PartitionActor, Retain};
 use super::reply::{Answer, ReplyTo};
@@ -32,18 +33,13 @@ use crate::domain::topics::{Command, Effect, Topics};
 use crate::domain::transaction::shard_of_owner;
 use crate::store::{RowChange, RowKey, Tree, layout};
 
-/// Failures within [`FAILURES_WITHIN_MS`] that stop an owner.
-pub(super) const FAILURES_MAX: usize = 3;
-/// See [`FAILURES_MAX`].
-pub(super) const FAILURES_WITHIN_MS: u64 = 60_000;
-
 /// An unused producer is remembered longer than it must be by at most this part.
 const FORGET_PARTS: u64 = 64;
 
 struct Running {
     link: Link<PartitionActor>,
     id: PartitionId,
-    failures: Vec<MonotonicMs>,
+    failures: Failures,
     stopped: bool,
 }
 
@@ -229,7 +225,7 @@ impl DirectoryActor {
         let running = Running {
             link: link.clone(),
             id,
-            failures: Vec::new(),
+            failures: Failures::default(),
             stopped: false,
         };
         self.running.insert(owner, running);
@@ -609,15 +605,12 @@ impl Handler<Died> for DirectoryActor {
         let Some(mut running) = self.running.remove(&owner) else {
             return;
         };
-        running.failures.push(now);
-        running
-            .failures
-            .retain(|at| now.0.saturating_sub(at.0) < FAILURES_WITHIN_MS);
+        let too_often = running.failures.count(now);
         let Some(topic) = self.machine.topic(running.id.topic) else {
             return;
         };
         let name = format!("{}/{}", topic.name, running.id.partition.0);
-        running.stopped = running.failures.len() >= FAILURES_MAX;
+        running.stopped = too_often;
         if running.stopped {
             tracing::error!(
                 target: "waterwheel::directory",

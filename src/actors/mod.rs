@@ -11,6 +11,7 @@ pub mod cleaner;
 pub mod commit;
 mod coordinators;
 pub mod directory;
+mod failures;
 pub mod feed;
 pub mod group;
 pub mod load;

@@ -11,18 +11,17 @@ use super::super::commit::Forget;
 use super::super::group::{Dismiss, GroupActor, Known, Shape};
 use super::super::reply::{Answer, ReplyTo};
 use super::super::{Link, Restate};
-use super::{DirectoryActor, FAILURES_MAX, FAILURES_WITHIN_MS};
+use super::{DirectoryActor, FAILURES_MAX, Failures};
 use crate::domain::commit::OwnerRange;
 use crate::domain::group::command::TopicShape;
 use crate::domain::id::{OwnerId, TopicId};
 use crate::domain::rejection::Rejection;
-use crate::domain::time::MonotonicMs;
 use crate::domain::topics::Command;
 use crate::domain::topics::groups::Group;
 
 struct Running {
     link: Link<GroupActor>,
-    failures: Vec<MonotonicMs>,
+    failures: Failures,
     stopped: bool,
 }
 
@@ -62,7 +61,7 @@ impl DirectoryActor {
         let link = self.raise_group(group, ctx);
         let running = Running {
             link: link.clone(),
-            failures: Vec::new(),
+            failures: Failures::default(),
             stopped: false,
         };
         self.groups.running.insert(owner, running);
@@ -142,14 +141,11 @@ impl DirectoryActor {
             return false;
         };
         let now = self.house.clock.now().monotonic;
-        running.failures.push(now);
-        running
-            .failures
-            .retain(|at| now.0.saturating_sub(at.0) < FAILURES_WITHIN_MS);
+        let too_often = running.failures.count(now);
         let Some(group) = self.machine.group_of(owner).cloned() else {
             return true;
         };
-        running.stopped = running.failures.len() >= FAILURES_MAX;
+        running.stopped = too_often;
         if running.stopped {
             tracing::error!(
                 target: "waterwheel::directory",

@@ -8,17 +8,13 @@ use super::finest::FinestActor;
 use super::level::{Life, Place};
 use super::{Again, AlarmEvent, Look, levels, lock};
 use crate::actors::directory::DirectoryActor;
+use crate::actors::failures::{FAILURES_MAX, FAILURES_WITHIN_MS};
 use crate::actors::stats::ActorStats;
 use crate::actors::{House, Link};
 use crate::domain::alarm::AlarmClock;
 use crate::domain::id::OwnerId;
 use crate::domain::time::MonotonicMs;
 use crate::domain::wheel::{span_ms, tick_shift};
-
-/// Failures of one level within [`FAILURES_WITHIN_MS`] after which it stays down.
-const FAILURES_MAX: usize = 3;
-/// See [`FAILURES_MAX`].
-const FAILURES_WITHIN_MS: u64 = 60_000;
 
 /// The keeper of all levels.
 #[derive(Debug)]
