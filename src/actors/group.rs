@@ -19,6 +19,7 @@ use super::commit::{Persist, Ticket};
 use super::directory::DirectoryActor;
 use super::directory::groups::Watch;
 use super::feed::{Feeder, Found};
+use super::find::Finder;
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::store::Write;
@@ -116,8 +117,10 @@ impl GroupActor {
 
     fn feeder(&self, ctx: &Context<Self>) -> Feeder {
         Feeder {
-            house: self.house.clone(),
-            directory: self.directory.clone(),
+            finder: Finder {
+                house: self.house.clone(),
+                directory: self.directory.clone(),
+            },
             group: self.link(ctx),
         }
     }

@@ -31,6 +31,7 @@ mod delivery;
 mod error;
 mod groups;
 mod leased;
+mod letters;
 mod link;
 mod member_session;
 mod membership;
@@ -83,6 +84,7 @@ pub use error::{
     AdminError, ConnectError, ConsumeError, DecodeError, EncodeError, Refusal, SendError,
 };
 pub use groups::{GroupDescription, ResetTo};
+pub use letters::{DeadLetter, DeadLetters, LetterFault, LetterOrigin, LettersDone};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};
 pub use reader::{Fetched, Reader, ReaderBuilder};

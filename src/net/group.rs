@@ -10,7 +10,9 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::member::{open_group, spec, start, subscription, topic_name, topics};
+use super::member::{
+    check_not_ours, find_group, open_group, spec, start, subscription, topic_name, topics,
+};
 use super::out::Out;
 use super::refusal::{refused, unknown_topic};
 use super::requests::unexpected;
@@ -69,6 +71,7 @@ pub(super) async fn answer(
         }
         FrameKind::DeleteGroup => {
             let group::DeleteGroup { group } = frame.decode().map_err(bad_frame)?;
+            check_not_ours(&group)?;
             let answer = session
                 .shared
                 .ask_directory(|reply| DeleteGroup { name: group, reply })
@@ -142,7 +145,7 @@ async fn subscriptions(
 }
 
 /// Asks a group.
-async fn ask(group: &Link<GroupActor>, command: Command) -> Answer {
+pub(super) async fn ask(group: &Link<GroupActor>, command: Command) -> Answer {
     let (reply, mut answer) = question();
     group.tell(Do {
         command,
@@ -153,7 +156,7 @@ async fn ask(group: &Link<GroupActor>, command: Command) -> Answer {
 }
 
 /// One topic by name.
-async fn topic(session: &Session, name: &str) -> Result<(TopicId, Vec<Topic>), Refused> {
+pub(super) async fn topic(session: &Session, name: &str) -> Result<(TopicId, Vec<Topic>), Refused> {
     let topics = topics(session, vec![name.to_owned()]).await?;
     let id = topics.first().map(|topic| topic.id);
     id.map(|id| (id, topics)).ok_or_else(|| unknown_topic(name))
@@ -185,7 +188,7 @@ async fn describe(
     correlation: u64,
     out: &Out,
 ) -> Result<(), Refused> {
-    let group = open_group(session, name, false).await?;
+    let group = find_group(session, name, false).await?;
     let description = match ask(&group, Command::Describe).await {
         Answer::Group(command::Answer::Described(description)) => *description,
         other => return Err(unexpected(other, "")),

@@ -35,6 +35,7 @@ use crate::actors::directory::groups::OpenGroup;
 use crate::actors::group::{Do, GroupActor};
 use crate::actors::reply::{Answer, ReplyTo};
 use crate::domain::group::command::{self, Command, Join, LeasedRange, RetryAfter, Settle};
+use crate::domain::group::letters::GROUP;
 use crate::domain::group::rejection::GroupRejection;
 use crate::domain::group::subscription::{Start, SubscriptionSpec};
 use crate::domain::id::{MemberId, PartitionId, TopicId};
@@ -284,11 +285,38 @@ async fn run(
     Ok(())
 }
 
-/// The group's actor.
+/// The actor of a group that is to be joined or changed.
+///
+/// # Errors
+/// There is none of that name, and none is to be made; it is the broker's own; or the directory refuses.
+pub(super) async fn open_group(
+    session: &Session,
+    name: &str,
+    create: bool,
+) -> Result<Link<GroupActor>, Refused> {
+    check_not_ours(name)?;
+    find_group(session, name, create).await
+}
+
+/// The group that keeps account of dead letters is nobody else's.
+///
+/// # Errors
+/// It is that one.
+pub(super) fn check_not_ours(name: &str) -> Result<(), Refused> {
+    if name != GROUP {
+        return Ok(());
+    }
+    Err(Refused::new(
+        Code::InvalidName,
+        format!("the broker keeps account of dead letters in the group {GROUP}; take another name"),
+    ))
+}
+
+/// The actor of any group, the broker's own too.
 ///
 /// # Errors
 /// There is none of that name, and none is to be made; or the directory refuses.
-pub(super) async fn open_group(
+pub(super) async fn find_group(
     session: &Session,
     name: &str,
     create: bool,

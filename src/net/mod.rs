@@ -8,6 +8,7 @@ pub mod endpoint;
 mod gather;
 mod group;
 mod leases;
+mod letters;
 mod live;
 pub mod local;
 mod member;

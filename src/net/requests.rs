@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tracing::Instrument;
 
 use super::group;
+use super::letters;
 use super::member::{self, Said};
 use super::out::Out;
 use super::reader;
@@ -106,6 +107,8 @@ pub(super) fn handle(
         | FrameKind::DescribeGroup
         | FrameKind::ResetGroup
         | FrameKind::DeleteGroup
+        | FrameKind::ListDeadLetters
+        | FrameKind::SettleDeadLetters
         | FrameKind::Metadata
         | FrameKind::CreateTopic
         | FrameKind::DescribeTopic
@@ -263,6 +266,14 @@ async fn answer(
                 epoch: ProducerEpoch(0),
             };
             out.send(&ok, correlation, Bytes::new());
+        }
+        FrameKind::ListDeadLetters => {
+            let request = frame.decode().map_err(bad_frame)?;
+            letters::list(session, request, correlation, out).await?;
+        }
+        FrameKind::SettleDeadLetters => {
+            let request = frame.decode().map_err(bad_frame)?;
+            letters::settle(session, request, correlation, out).await?;
         }
         FrameKind::AskTimer => {
             let ask: AskTimer = frame.decode().map_err(bad_frame)?;

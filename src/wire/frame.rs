@@ -140,6 +140,10 @@ kinds! {
     ResetGroup = 0x007b,
     /// Remove a group.
     DeleteGroup = 0x007c,
+    /// Which dead letters there are.
+    ListDeadLetters = 0x007d,
+    /// Bring dead letters back, or clear them.
+    SettleDeadLetters = 0x007e,
 
     /// Cancel, reschedule or look at a delayed record.
     AskTimer = 0x0060,
@@ -196,6 +200,10 @@ kinds! {
     ResetOk = 0x4075,
     /// Answers `LeaveGroup` and `DeleteGroup`.
     GroupDone = 0x4076,
+    /// Answers `ListDeadLetters`.
+    DeadLettersOk = 0x4077,
+    /// Answers `SettleDeadLetters`.
+    DeadLettersSettled = 0x4078,
     /// Answers any request: no, and why.
     Refused = 0x4fff,
 

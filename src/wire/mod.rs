@@ -49,6 +49,7 @@ pub mod consume;
 pub mod frame;
 pub mod group;
 pub mod hello;
+pub mod letters;
 pub mod pieces;
 pub mod produce;
 pub mod reader;

@@ -8,6 +8,7 @@ mod disk;
 mod failure;
 mod greedy;
 mod hostile;
+mod letters;
 mod produce;
 mod read;
 mod retention;

@@ -187,6 +187,28 @@ pub enum Command {
         /// Only say what would happen.
         dry_run: bool,
     },
+    /// Which dead letters of this place are open, between two offsets. Answered with
+    /// [`Answer::OpenLetters`].
+    OpenLetters {
+        /// Where.
+        place: PartitionId,
+        /// From here.
+        from: Offset,
+        /// Up to here.
+        to: Offset,
+    },
+    /// Done with dead letters: those of them that are open, all in one tied run. Answered with
+    /// [`Answer::LettersSettled`] once durable.
+    SettleLetters {
+        /// Where.
+        place: PartitionId,
+        /// The first record the place still has.
+        start: Offset,
+        /// Cleared: first offset and count.
+        cleared: Vec<(Offset, u64)>,
+        /// Brought back, each with the entries that do.
+        returned: Vec<super::letters::Returned>,
+    },
     /// What there is. Answered with [`Answer::Described`].
     Describe,
 }
@@ -362,6 +384,10 @@ pub enum Answer {
     Subscription(SubscriptionSpec),
     /// What a reset did, or would do.
     Reset(Vec<PlaceReset>),
+    /// Open dead letters: first offset and count.
+    OpenLetters(Vec<(Offset, u64)>),
+    /// So many dead letters were open and are settled, durably.
+    LettersSettled(u64),
     /// The group.
     Described(Box<Description>),
 }

@@ -18,7 +18,7 @@ const FEED_BYTES: u64 = 1 << 20;
 /// Records listed at once because their window is full of them.
 const LISTED_AT_ONCE: usize = 1024;
 /// Settled ranges all cursors may have together: they must fit a snapshot.
-const SETTLED_RANGES_MAX: usize = 100_000;
+pub(super) const SETTLED_RANGES_MAX: usize = 100_000;
 
 /// What came of an attempt to lease.
 enum Leased {

@@ -32,6 +32,7 @@ pub mod dead;
 mod deliver;
 mod describe;
 mod find;
+pub mod letters;
 mod members;
 mod pool;
 mod reset;
@@ -309,6 +310,13 @@ impl Group {
                 to,
                 dry_run,
             } => self.reset(token, topic, partition, to, dry_run, effects),
+            Command::OpenLetters { place, from, to } => self.open_letters(place, from, to),
+            Command::SettleLetters {
+                place,
+                start,
+                cleared,
+                returned,
+            } => self.settle_letters(token, (place, start), &cleared, returned, effects),
             Command::Describe => Ok(Some(Answer::Described(Box::new(self.describe())))),
         };
         match decided {
