@@ -6,11 +6,6 @@
 //! goes. Whole batches that nobody wants one by one are not even read. A search the group has no use for
 //! any more is dropped; the partition then forgets whoever waited.
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "of many answers and refusals a few are told apart"
-)]
-
 use std::time::Duration;
 
 use super::Link;

@@ -91,7 +91,7 @@ impl GroupActor {
         directory: Link<DirectoryActor>,
         stats: Arc<ActorStats>,
     ) -> Self {
-        let limits = group::Limits::default();
+        let limits = house.settings.groups;
         let owner = known.owner;
         Self {
             machine: Group::new(owner, limits, 0),

@@ -292,6 +292,8 @@ pub struct Settings {
     pub producer_state_ms: u64,
     /// Messages a partition's mailbox takes from those that ask.
     pub partition_mailbox: usize,
+    /// Limits of consumer groups.
+    pub groups: crate::domain::group::Limits,
     /// Limits of transactions.
     pub transactions: crate::domain::transaction::Limits,
     /// Messages a standing actor's mailbox takes from those that ask.

@@ -19,6 +19,7 @@ pub mod group;
 mod manual;
 pub mod member;
 mod notify;
+pub mod retry;
 mod scratch;
 mod serve;
 mod status;

@@ -22,11 +22,12 @@ use crate::actors::directory::groups::{DeleteGroup, ListGroups};
 use crate::actors::group::{Do, GroupActor};
 use crate::actors::reply::Answer;
 use crate::domain::group::command::{self, Command, Description, PlaceStatus};
+use crate::domain::group::rejection::GroupRejection;
 use crate::domain::group::subscription::SubscriptionChange;
 use crate::domain::id::{MemberId, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Topic;
-use crate::wire::code::Refused;
+use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{Frame, FrameKind};
 use crate::wire::group::{
     self, AlterSubscription, CreateSubscription, DescribeGroup, GroupDone, GroupInfo, GroupOk,
@@ -72,6 +73,7 @@ pub(super) async fn answer(
         FrameKind::DeleteGroup => {
             let group::DeleteGroup { group } = frame.decode().map_err(bad_frame)?;
             check_not_ours(&group)?;
+            check_unused(session, &group).await?;
             let answer = session
                 .shared
                 .ask_directory(|reply| DeleteGroup { name: group, reply })
@@ -116,7 +118,6 @@ async fn subscriptions(
                 filter: request.filter,
                 retry: request.retry,
                 lease_ms: request.lease_ms,
-                expired_to_dead_letters: request.expired_to_dead_letters,
             };
             (group, topics, Command::Alter { topic, change })
         }
@@ -141,6 +142,24 @@ async fn subscriptions(
             Ok(())
         }
         other => Err(unexpected(other, "")),
+    }
+}
+
+/// A group with members is not deleted. One whose actor was stopped for failing has none, and may be. A
+/// member that joins between this and the deletion finds its group gone and joins a new one.
+async fn check_unused(session: &Session, name: &str) -> Result<(), Refused> {
+    let group = match find_group(session, name, false).await {
+        Ok(group) => group,
+        Err(refused) if refused.code() == Code::OwnerStopped => return Ok(()),
+        Err(refused) => return Err(refused),
+    };
+    let description = match ask(&group, Command::Describe).await {
+        Answer::Group(command::Answer::Described(description)) => description,
+        other => return Err(unexpected(other, "")),
+    };
+    match u32::try_from(description.members.len()).unwrap_or(u32::MAX) {
+        0 => Ok(()),
+        members => Err(refused(&GroupRejection::GroupInUse { members }.into())),
     }
 }
 

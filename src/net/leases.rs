@@ -25,7 +25,8 @@ use crate::domain::partition::index::BatchPlace;
 use crate::transport::SendStream;
 use crate::wire::code::Refused;
 use crate::wire::consume::{
-    Assigned, LeaseHead, Leased, LeasesLost, RANGES_MAX, Revoked, Unsubscribed, Withdrawn,
+    Assigned, LeaseHead, Leased, LeasesLost, PublishedLater, RANGES_MAX, Revoked, Unsubscribed,
+    Withdrawn,
 };
 use crate::wire::frame::{Header, encode};
 
@@ -387,6 +388,10 @@ fn head(first: &Lease, leases: &[Lease]) -> Leased {
                 bytes: lease.bytes,
             })
             .collect(),
+        published: first.batch.reference.map(|reference| PublishedLater {
+            stored: reference.stored,
+            due: reference.due,
+        }),
     }
 }
 

@@ -377,7 +377,6 @@ pub(super) fn spec(
     if subscription.lease_ms != 0 {
         spec.lease_ms = subscription.lease_ms;
     }
-    spec.expired_to_dead_letters = subscription.expired_to_dead_letters;
     Ok(spec)
 }
 
@@ -396,7 +395,6 @@ pub(super) fn subscription(spec: &SubscriptionSpec, topics: &[Topic]) -> Subscri
         },
         retry: Some(spec.retry.clone()),
         lease_ms: spec.lease_ms,
-        expired_to_dead_letters: spec.expired_to_dead_letters,
     }
 }
 

@@ -31,6 +31,7 @@ use crate::domain::id::{
 use crate::domain::record::{Record, RecordBody};
 use crate::domain::time::WallMs;
 
+mod letters;
 mod transaction;
 
 fn frame_of<H: Header>(header: &H, correlation: u64, body: &'static [u8]) -> Bytes {
@@ -94,9 +95,11 @@ fn info() -> TopicInfo {
 fn golden_frames() -> Vec<Bytes> {
     let mut frames = golden_requests();
     frames.extend(groups::golden_requests());
+    frames.extend(letters::requests());
     frames.extend(transaction::requests());
     frames.extend(golden_answers());
     frames.extend(groups::golden_answers());
+    frames.extend(letters::answers());
     frames.extend(transaction::answers());
     frames.extend(golden_events());
     frames.extend(groups::golden_events());

@@ -320,3 +320,38 @@ fn the_account_of_letters_is_nobody_elses() {
         rig.node.stop().await;
     });
 }
+
+#[test]
+fn a_group_hears_when_a_delayed_record_was_stored_due_and_fired() {
+    run(async {
+        let (rig, client) = stage().await;
+        let producer = client.producer(TOPIC).open().await.unwrap();
+        let later = Record::new("later").deliver_after(Duration::from_millis(80));
+        let receipt = producer.send(later).await.unwrap();
+        producer.send(Record::new("now")).await.unwrap();
+        let mut consumer = client.consumer("billing").topic(TOPIC).open().await.unwrap();
+        let mut reader = client.reader(TOPIC).open().await.unwrap();
+        let mut read = Vec::new();
+        for _ in 0..2 {
+            read.push(reader.next().await.unwrap().unwrap());
+        }
+        for _ in 0..2 {
+            let delivery = consumer.next().await.unwrap().unwrap();
+            let same = read.iter().find(|read| read.id == delivery.id).unwrap();
+            assert_eq!(
+                (delivery.time_ms, delivery.due_ms, delivery.fired_ms),
+                (same.time_ms, same.due_ms, same.fired_ms)
+            );
+            if delivery.value.as_ref() == b"now" {
+                assert_eq!((delivery.due_ms, delivery.fired_ms), (None, None));
+            } else {
+                assert_eq!(delivery.due_ms, receipt.due_ms);
+                assert!(delivery.fired_ms >= delivery.due_ms);
+                assert!(delivery.time_ms < delivery.due_ms.unwrap());
+            }
+            consumer.ack(&delivery).await.unwrap();
+        }
+        consumer.close().await;
+        rig.node.stop().await;
+    });
+}

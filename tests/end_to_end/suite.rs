@@ -7,6 +7,7 @@ mod codes;
 mod disk;
 mod failure;
 mod greedy;
+mod group_codes;
 mod hostile;
 mod letters;
 mod produce;

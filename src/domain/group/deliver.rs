@@ -17,8 +17,10 @@ const READY_LOW: u64 = 1024;
 const FEED_BYTES: u64 = 1 << 20;
 /// Records listed at once because their window is full of them.
 const LISTED_AT_ONCE: usize = 1024;
-/// Settled ranges all cursors may have together: they must fit a snapshot.
-pub(super) const SETTLED_RANGES_MAX: usize = 100_000;
+/// Settled ranges all cursors may have together.
+const SETTLED_RANGES_MAX: u64 = 100_000;
+/// Bytes of a snapshot for each of them: half of it is for what waits, and there is the rest.
+const SNAPSHOT_BYTES_PER_RANGE: u64 = 64;
 
 /// What came of an attempt to lease.
 enum Leased {
@@ -271,7 +273,7 @@ impl Group {
             return;
         };
         let mode = subscription.spec.mode;
-        if self.is_full(mode) || self.settled_ranges() > SETTLED_RANGES_MAX {
+        if self.is_full(mode) || self.has_many_ranges() {
             return;
         }
         let Some(pool) = subscription.pools.get(&key) else {
@@ -321,8 +323,13 @@ impl Group {
         }
     }
 
-    fn settled_ranges(&self) -> usize {
-        self.rows.settled_ranges
+    /// Whether there are as many settled ranges as may be: they must fit a snapshot.
+    pub(super) fn has_many_ranges(&self) -> bool {
+        self.rows.settled_ranges as u64 > self.settled_ranges_max()
+    }
+
+    pub(super) fn settled_ranges_max(&self) -> u64 {
+        SETTLED_RANGES_MAX.min(self.limits.snapshot_bytes_max / SNAPSHOT_BYTES_PER_RANGE)
     }
 
     /// The window is full of records that wait behind their keys: they are listed, so that others can be

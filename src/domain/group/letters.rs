@@ -7,7 +7,6 @@
 
 use super::command::Answer;
 use super::cursor::Cursor;
-use super::deliver::SETTLED_RANGES_MAX;
 use super::delta::{Delta, Progress};
 use super::ranges::RangeSet;
 use super::rejection::GroupRejection;
@@ -43,7 +42,7 @@ impl Group {
         effects: &mut Vec<super::command::Effect>,
     ) -> Decided {
         let number = self.letters_of(place)?.number;
-        let full = self.rows.settled_ranges > SETTLED_RANGES_MAX;
+        let (full, max) = (self.has_many_ranges(), self.settled_ranges_max());
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return Err(GroupRejection::UnknownSubscription.into());
         };
@@ -72,9 +71,13 @@ impl Group {
         if cursor.floor_or_zero() < start.0 {
             settled.insert(cursor.floor_or_zero(), start.0);
         }
-        let grown = cursor.settled.ranges() + settled.ranges();
-        if full && grown > 1 {
-            let max = u32::try_from(SETTLED_RANGES_MAX).unwrap_or(u32::MAX);
+        // What is settled in the middle is one more range; what is settled to an end makes none.
+        let mut after = cursor.settled.clone();
+        for (a, b) in settled.iter() {
+            after.insert(a, b);
+        }
+        if full && after.ranges() > cursor.settled.ranges() {
+            let max = u32::try_from(max).unwrap_or(u32::MAX);
             return Err(GroupRejection::ListFull { max }.into());
         }
         for (a, b) in settled.iter() {

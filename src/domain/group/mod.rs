@@ -65,6 +65,10 @@ pub use self::rows::Head;
 pub struct Limits {
     /// Members at most.
     pub members_max: u32,
+    /// Subscriptions at most.
+    pub subscriptions_max: u32,
+    /// Bytes of a filter at most.
+    pub filter_bytes_max: u32,
     /// Records listed at most, and leased one by one.
     pub listed_max: u32,
     /// Bytes a snapshot of the group may take: less than one flush.
@@ -81,6 +85,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             members_max: 10_000,
+            subscriptions_max: 1000,
+            filter_bytes_max: 4096,
             listed_max: 150_000,
             snapshot_bytes_max: 7 << 20,
             window_max: 16_384,
