@@ -33,7 +33,7 @@ use self::delayed::{TimerAnswer, Timers};
 use self::index::{BatchPlace, Found, Index};
 use self::producers::{ProducerTable, StoredBatch, Verdict};
 use self::publication::Publication;
-use self::stored::{Lookup, Override, StoredPlace, Table};
+use self::stored::{Override, StoredPlace, Table};
 use super::alarm::{self, Alarm};
 use super::body::Body;
 use super::entry::{AppliedEntry, Draft, EntryKind, PayloadFacts};
