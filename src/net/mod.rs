@@ -12,6 +12,7 @@ mod live;
 pub mod local;
 mod member;
 mod out;
+mod pieces;
 mod reader;
 mod refusal;
 mod requests;

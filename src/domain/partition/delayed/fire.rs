@@ -30,6 +30,7 @@ impl Partition {
             Err(rejection) => Some(rejection),
         };
         let mut due: BTreeMap<u64, Vec<Alarm>> = BTreeMap::new();
+        let mut near = Vec::new();
         for waits in waiting {
             match (&failed, waits) {
                 (None, Waits::Fire(batch, alarm)) => due.entry(batch).or_default().push(alarm),
@@ -46,8 +47,11 @@ impl Partition {
                     self.list_on(token, list, found, effects);
                 }
                 (_, Waits::HandOver) => self.timers.handing_over = false,
+                (None, Waits::Near(alarm)) => near.push(alarm),
+                (Some(_), Waits::Near(_)) => {}
             }
         }
+        self.near(&near, effects);
         for (batch, alarms) in due {
             if self.timers.outstanding.contains_key(&batch) {
                 self.fire(batch, &alarms, effects);

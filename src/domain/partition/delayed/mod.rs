@@ -20,6 +20,7 @@
 mod arm;
 mod ask;
 mod fire;
+mod near;
 
 use std::collections::BTreeMap;
 
@@ -113,6 +114,7 @@ enum Waits {
     Seek(Token, RecordNumber),
     List(Token, ListTimers, Vec<Pending>),
     HandOver,
+    Near(Alarm),
 }
 
 /// What is under way about delayed records: nothing of it outlasts a life.
