@@ -169,8 +169,7 @@ impl Homes {
             let gone = match state {
                 State::Moved { round: at } => at.is_some_and(|at| marked > at),
                 State::Kept { asked } => {
-                    asked.is_some_and(|asked| round > asked)
-                        && (id.slot + 1) << shift <= settled_ms
+                    asked.is_some_and(|asked| round > asked) && (id.slot + 1) << shift <= settled_ms
                 }
                 State::Waiting | State::Open | State::Rotten | State::Writing { .. } => false,
             };
