@@ -30,7 +30,9 @@ use crate::domain::commit::Commit;
 use crate::domain::id::{LogIndex, OwnerId};
 use crate::domain::partition::{Limits, TimerLimits};
 use crate::domain::time::WallMs;
-use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
+use crate::log::{
+    Disk, Log, LogError, LogOptions, Opened, ReadAhead, ReadPool, RealDisk, TailCache,
+};
 use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
 use crate::net::local::Connector;
 use crate::net::server;
@@ -234,6 +236,18 @@ impl Broker {
                     source,
                 }
             })?;
+        let cache = Arc::new(TailCache::new(config.tail_cache_bytes_effective()));
+        let ahead = ReadAhead::start(
+            reader.clone(),
+            Arc::clone(&cache),
+            config.read_ahead_bytes_effective(),
+            ReadAhead::THREADS_DEFAULT,
+            move || clock.now().wall.0,
+        )
+        .map_err(|source| StartError::Io {
+            path: config.data.clone(),
+            source,
+        })?;
         let secret_path = config.data.join("timers.secret");
         let timer_secret =
             crate::net::timers::secret(&secret_path).map_err(|source| StartError::Io {
@@ -253,8 +267,9 @@ impl Broker {
             gauge: Arc::clone(&gauge),
             registry: Registry::default(),
             vigil: Vigil::default(),
-            cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
+            cache,
             pool: Arc::new(pool),
+            ahead: Arc::new(ahead),
         };
         let house = standing.actors(
             opened,
@@ -560,6 +575,7 @@ struct Standing<'a> {
     vigil: Vigil,
     cache: Arc<TailCache>,
     pool: Arc<ReadPool>,
+    ahead: Arc<ReadAhead>,
 }
 
 impl Standing<'_> {
@@ -646,6 +662,7 @@ impl Standing<'_> {
             wheel: Wheel::default(),
             reader,
             pool: Arc::clone(&self.pool),
+            ahead: Arc::clone(&self.ahead),
             cache: Arc::clone(&self.cache),
             registry: self.registry.clone(),
             clock: self.clock,

@@ -148,6 +148,10 @@ knobs! {
     admission_bytes: u64 = 0, 0, 1 << 40;
     /// Bytes of recent batches kept for readers that are near the end; 0 takes an eighth of the budget.
     tail_cache_bytes: u64 = 0, 0, 1 << 40;
+    /// Bytes of delayed records (and of what tells where they lie) read ahead of their time, so that
+    /// timers that fire in another order than they were written in are not late; 0 takes an eighth of
+    /// the budget, at most 64 MiB.
+    read_ahead_bytes: u64 = 0, 0, 1 << 36;
     /// Bytes of sled's page cache.
     views_cache_bytes: u64 = 16 << 20, 1 << 20, 1 << 36;
     /// Size of a segment file in bytes, a multiple of 4096. An existing log keeps its own.
@@ -272,12 +276,14 @@ impl Config {
         let held = self
             .admission_bytes_effective()
             .saturating_add(self.tail_cache_bytes_effective() as u64)
+            .saturating_add(self.read_ahead_bytes_effective())
             .saturating_add(self.views_cache_bytes);
         let room = self.memory_bytes / 4 * 3;
         if held > room {
             return refuse(format!(
-                "admission_bytes, tail_cache_bytes and views_cache_bytes together take {held} of the \
-                 {room} that memory_bytes leaves them: write a memory_bytes of at least {}",
+                "admission_bytes, tail_cache_bytes, read_ahead_bytes and views_cache_bytes together \
+                 take {held} of the {room} that memory_bytes leaves them: write a memory_bytes of at \
+                 least {}",
                 held.div_ceil(3).saturating_mul(4)
             ));
         }
@@ -340,6 +346,15 @@ impl Config {
     #[must_use]
     pub fn arriving_bytes_max(&self) -> u64 {
         self.admission_bytes_effective() - self.queued_bytes_max()
+    }
+
+    /// Bytes of delayed records read ahead of their time.
+    #[must_use]
+    pub fn read_ahead_bytes_effective(&self) -> u64 {
+        match self.read_ahead_bytes {
+            0 => (self.memory_bytes / 8).min(64 << 20),
+            given => given,
+        }
     }
 
     /// Bytes of recent batches kept.

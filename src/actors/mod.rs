@@ -47,7 +47,7 @@ use crate::domain::id::{Incarnation, OwnerId, TopicId};
 use crate::domain::partition::TimerLimits;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, Now, WallMs};
-use crate::log::{LogReader, ReadPool, TailCache};
+use crate::log::{LogReader, ReadAhead, ReadPool, TailCache};
 
 /// An actor's address together with its counters.
 #[derive(Debug)]
@@ -214,6 +214,8 @@ pub struct House {
     pub pool: Arc<ReadPool>,
     /// The log's most recent payloads.
     pub cache: Arc<TailCache>,
+    /// Records that are about to be published, read before they are asked for.
+    pub ahead: Arc<ReadAhead>,
     /// Counters of every actor.
     pub registry: Registry,
     /// The clocks.

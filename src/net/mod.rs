@@ -13,6 +13,7 @@ mod live;
 pub mod local;
 mod member;
 mod out;
+mod pieces;
 mod reader;
 mod refusal;
 mod requests;

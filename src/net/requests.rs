@@ -386,6 +386,7 @@ fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .clone();
     let failed = shared.house.vigil.failed().map(str::to_owned);
+    let ahead = shared.house.ahead.counts();
     let ok = StatusOk {
         uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         connections: shared.connections.load(Ordering::Relaxed),
@@ -395,6 +396,10 @@ fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
         ready: sealed.is_none() && failed.is_none() && !*shared.stopping.borrow(),
         sealed,
         failed,
+        reads: shared.house.ahead.reads_issued(),
+        read_ahead_bytes: ahead.bytes,
+        read_ahead_hits: ahead.hits,
+        read_ahead_misses: ahead.misses,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let list: Vec<ActorInfo> = if actors {

@@ -6,6 +6,7 @@ mod client;
 mod codes;
 mod disk;
 mod failure;
+mod far_timers;
 mod greedy;
 mod group_codes;
 mod hostile;
