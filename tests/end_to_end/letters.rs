@@ -32,7 +32,7 @@ fn record(number: u32) -> Record {
         .key(format!("customer {}", number % 7))
         .tag("paid")
         .header("number", number.to_string())
-        .priority(u8::from(number % 5 == 0))
+        .priority(u8::from(number.is_multiple_of(5)))
 }
 
 /// Sends records that nobody can consume, and waits until all are dead letters.
