@@ -227,13 +227,15 @@ impl Broker {
         } = ground;
         let cluster = opened.identity.cluster;
         let reader = opened.log.reader();
-        let pool =
-            ReadPool::start(reader.clone(), ReadPool::THREADS_DEFAULT).map_err(|source| {
-                StartError::Io {
-                    path: config.data.clone(),
-                    source,
-                }
-            })?;
+        let pool = ReadPool::start(
+            reader.clone(),
+            ReadPool::THREADS_DEFAULT,
+            config.read_cache_bytes(),
+        )
+        .map_err(|source| StartError::Io {
+            path: config.data.clone(),
+            source,
+        })?;
         let secret_path = config.data.join("timers.secret");
         let timer_secret =
             crate::net::timers::secret(&secret_path).map_err(|source| StartError::Io {
@@ -253,7 +255,7 @@ impl Broker {
             gauge: Arc::clone(&gauge),
             registry: Registry::default(),
             vigil: Vigil::default(),
-            cache: Arc::new(TailCache::new(config.tail_cache_bytes_effective())),
+            cache: Arc::new(TailCache::new(config.tail_bytes())),
             pool: Arc::new(pool),
         };
         let house = standing.actors(

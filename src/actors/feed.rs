@@ -34,7 +34,7 @@ use crate::domain::partition::{Bounds, ReadAnswer, ReadFrom};
 use crate::domain::record::{Record, RecordBody};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::{Command, TopicConfig};
-use crate::log::ReadError;
+use crate::log::{ReadError, Share};
 
 /// Between two attempts at something that passes.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -323,6 +323,7 @@ impl Feeder {
         let (done, answer) = oneshot::channel();
         self.house.pool.submit(
             vec![batch.place()],
+            Share::Kept,
             Box::new(move |entries| {
                 let _ = done.send(entries);
             }),

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use crate::domain::entry::EntryPlace;
 
 use super::error::ReadError;
+use super::extents::Extents;
 use super::reader::{EntryRead, LogReader};
 
 /// What a read's answers are handed to, on a reading thread.
@@ -23,13 +24,29 @@ pub struct ReadPool {
 
 struct Shared {
     reader: LogReader,
+    extents: Extents,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
 
+struct Job {
+    places: Vec<EntryPlace>,
+    share: Share,
+    done: ReadDone,
+}
+
+/// Whether others are likely to read the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// They are: what is read is kept for them, and what they read is used.
+    Kept,
+    /// They are not.
+    Alone,
+}
+
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<(Vec<EntryPlace>, ReadDone)>,
+    jobs: VecDeque<Job>,
     is_closed: bool,
 }
 
@@ -37,13 +54,15 @@ impl ReadPool {
     /// How many threads a broker starts unless told.
     pub const THREADS_DEFAULT: usize = 2;
 
-    /// Starts the threads, at least one.
+    /// Starts the threads, at least one. At most `kept_bytes_max` bytes are kept of what is read for
+    /// several.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(reader: LogReader, threads: usize) -> io::Result<Self> {
+    pub fn start(reader: LogReader, threads: usize, kept_bytes_max: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             reader,
+            extents: Extents::new(kept_bytes_max),
             queue: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -60,9 +79,13 @@ impl ReadPool {
     }
 
     /// Reads places as [`LogReader::read`] does and hands the answers to `done`. Never blocks.
-    pub fn submit(&self, places: Vec<EntryPlace>, done: ReadDone) {
+    pub fn submit(&self, places: Vec<EntryPlace>, share: Share, done: ReadDone) {
         let mut queue = self.shared.queue();
-        queue.jobs.push_back((places, done));
+        queue.jobs.push_back(Job {
+            places,
+            share,
+            done,
+        });
         drop(queue);
         self.shared.changed.notify_one();
     }
@@ -93,7 +116,7 @@ impl Shared {
     fn run(&self) {
         loop {
             let mut queue = self.queue();
-            let (places, done) = loop {
+            let job = loop {
                 if let Some(job) = queue.jobs.pop_front() {
                     break job;
                 }
@@ -104,7 +127,13 @@ impl Shared {
                 queue = waited.unwrap_or_else(PoisonError::into_inner);
             };
             drop(queue);
-            let answers = self.reader.read(&places);
+            let Job {
+                places,
+                share,
+                done,
+            } = job;
+            let kept = (share == Share::Kept).then_some(&self.extents);
+            let answers = self.reader.read_shared(&places, kept);
             // A caller's panic must not take the thread with it: the others still read.
             let _ = catch_unwind(AssertUnwindSafe(|| done(answers)));
         }
@@ -145,15 +174,16 @@ mod tests {
         let places: Vec<EntryPlace> = (0..40)
             .flat_map(|n| log.append(&[entry(n)], Room::Normal).unwrap())
             .collect();
-        let pool = ReadPool::start(log.reader(), 2).unwrap();
+        let pool = ReadPool::start(log.reader(), 2, 1 << 16).unwrap();
         let (sender, answers) = mpsc::channel();
         for (n, place) in (0u8..).zip(&places) {
-            pool.submit(vec![], Box::new(|_| panic!("a caller's panic")));
+            let share = [Share::Kept, Share::Alone][usize::from(n % 2)];
+            pool.submit(vec![], share, Box::new(|_| panic!("a caller's panic")));
             let sender = sender.clone();
             let done = move |mut read: Vec<Result<EntryRead, ReadError>>| {
                 sender.send((n, read.pop().unwrap().unwrap().body)).unwrap();
             };
-            pool.submit(vec![*place], Box::new(done));
+            pool.submit(vec![*place], share, Box::new(done));
         }
         drop((sender, pool));
         let mut answered: Vec<(u8, Bytes)> = answers.into_iter().collect();

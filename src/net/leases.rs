@@ -22,6 +22,7 @@ use crate::domain::body::Body;
 use crate::domain::group::command::{Command, Lease, LeasedRange, MemberEvent, RetryAfter};
 use crate::domain::id::{LogPosition, MemberId};
 use crate::domain::partition::index::BatchPlace;
+use crate::log::Share;
 use crate::transport::SendStream;
 use crate::wire::code::Refused;
 use crate::wire::consume::{
@@ -69,6 +70,7 @@ pub(super) async fn deliver(
     mut locals: UnboundedReceiver<Local>,
     stream: &mut SendStream,
 ) -> Option<Refused> {
+    let _attendance = session.shared.house.cache.attend();
     let (groups, mut fetched) = mpsc::channel::<Group>(1);
     let fetch = async {
         let mut delivery = Delivery {
@@ -231,7 +233,7 @@ impl Delivery<'_> {
         while let Some(left) = batches.get(bodies.len()..)
             && let Some(batch) = left.first()
         {
-            match reader::bodies(self.session, left).await {
+            match reader::bodies(self.session, left, Share::Kept).await {
                 Ok(read) => bodies.extend(read.into_iter().map(Some)),
                 Err(stop) => {
                     let of_batch = leases

@@ -37,7 +37,7 @@ use crate::domain::partition::ReadAnswer;
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
 use crate::domain::transaction::TransactionId;
-use crate::log::ReadError;
+use crate::log::{ReadError, Share};
 use crate::transport::{SendStream, StreamEnded};
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::encode;
@@ -438,7 +438,7 @@ async fn group(
     let mut answer = ask(session, control, open, from, bytes_max, deadline).await?;
     limit_records(&mut answer.batches, from, records_left);
     limit_payloads(&mut answer.batches);
-    let bodies = bodies(session, &answer.batches).await?;
+    let bodies = bodies(session, &answer.batches, Share::Alone).await?;
     answer.batches.truncate(bodies.len());
     let end = answer.batches.last().map_or(from, BatchPlace::end);
     let frames = gather(&answer.batches, bodies, from);
@@ -594,7 +594,7 @@ pub(super) async fn half_batch(
     partition.tell(FindHalf { id, reply });
     match first(&mut answer).await {
         Answer::Batches(found) => {
-            let read = bodies(session, &found.batches).await.ok()?;
+            let read = bodies(session, &found.batches, Share::Alone).await.ok()?;
             read.first().map(Body::to_bytes)
         }
         _ => None,
@@ -603,7 +603,11 @@ pub(super) async fn half_batch(
 
 /// The batches' bytes, from the cache of the log's tail or read: up to the first that cannot be read,
 /// which is an error once it is the first of all.
-pub(super) async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Body>, Stop> {
+pub(super) async fn bodies(
+    session: &Session,
+    batches: &[BatchPlace],
+    share: Share,
+) -> Result<Vec<Body>, Stop> {
     let cache = &session.shared.house.cache;
     let cached: Vec<Option<Body>> = batches
         .iter()
@@ -624,6 +628,7 @@ pub(super) async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<
         let (done, answer) = oneshot::channel();
         session.shared.pool.submit(
             missing,
+            share,
             Box::new(move |entries| {
                 let _ = done.send(entries);
             }),

@@ -220,7 +220,10 @@ async fn in_order(consumer: &mut Consumer, each: u64) -> Outcome<(u64, u64)> {
     let mut refused: Vec<(u64, u8)> = Vec::new();
     let (mut inverted, mut strayed) = (0, 0);
     while left.iter().any(|left| *left > 0) {
-        let batch = consumer.next_batch(20, PATIENCE).await?;
+        let wanted = left.iter().sum::<u64>().min(20);
+        let batch = consumer
+            .next_batch(usize::try_from(wanted)?, PATIENCE)
+            .await?;
         for delivery in batch {
             let (number, level) = (number(&delivery)?, delivery.priority);
             let (higher, at) = (usize::from(level) + 1, usize::from(level));

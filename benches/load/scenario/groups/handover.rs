@@ -176,9 +176,8 @@ fn judge(arrivals: &[(usize, u32, Instant)], cut: Instant, going: Going) -> Outc
     let mut moved = 0;
     for partition in 0..PARTITIONS {
         let of = || arrivals.iter().filter(|arrival| arrival.1 == partition);
-        let before = of()
-            .filter(|arrival| arrival.0 != 0 && arrival.2 < cut && arrival.2 + BEFORE > cut)
-            .next_back();
+        let before =
+            of().rfind(|arrival| arrival.0 != 0 && arrival.2 < cut && arrival.2 + BEFORE > cut);
         let after = of().filter(|arrival| arrival.0 != 0 && arrival.2 >= cut);
         match before {
             Some((member, _, at)) => {

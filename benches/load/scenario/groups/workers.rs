@@ -73,7 +73,8 @@ async fn work(home: &Home, handled: &Arc<Mutex<Handled>>, until: u64) -> Outcome
         .consumer("workers")
         .topic(TOPIC)
         .mode(Mode::KeyOrdered);
-    let consumer = consumer.open().await?;
+    // What a drain has in hand is small beside what is left.
+    let consumer = consumer.prefetch(1 << 20, 500).open().await?;
     let enough = Arc::new(Notify::new());
     let noise = Arc::new(Mutex::new(Noise::new(until)));
     let (book, reached) = (Arc::clone(handled), Arc::clone(&enough));
@@ -97,7 +98,7 @@ async fn work(home: &Home, handled: &Arc<Mutex<Handled>>, until: u64) -> Outcome
             book.by_key.entry(key).or_default().push(place);
             book.count += 1;
             book.repeats += u64::from(!book.seen.insert(number));
-            if book.count == until {
+            if book.count >= until {
                 reached.notify_one();
             }
             Ok(())
