@@ -153,10 +153,9 @@ mod tests {
     use super::*;
     use crate::domain::entry::{NewEntry, PayloadFacts};
 
-    #[test]
-    fn every_job_is_answered_and_a_panic_in_one_harms_no_other() {
-        let directory = tempfile::tempdir().unwrap();
-        let disk = Arc::new(RealDisk::open(directory.path()).unwrap());
+    /// A log of 40 entries; every byte of an entry's body is its number.
+    fn forty(directory: &std::path::Path) -> (Log, Vec<EntryPlace>) {
+        let disk = Arc::new(RealDisk::open(directory).unwrap());
         let options = LogOptions {
             segment_bytes: 1 << 20,
             flush_bytes_max: 64 << 10,
@@ -174,6 +173,41 @@ mod tests {
         let places: Vec<EntryPlace> = (0..40)
             .flat_map(|n| log.append(&[entry(n)], Room::Normal).unwrap())
             .collect();
+        (log, places)
+    }
+
+    #[test]
+    fn what_several_read_is_what_each_would_read_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, places) = forty(directory.path());
+        // Room for a few stretches: some are found, some are gone again.
+        let pool = ReadPool::start(log.reader(), 2, 64 << 10).unwrap();
+        let (sender, answers) = mpsc::channel();
+        for n in 0..400 {
+            let (first, count) = (n * 17 % 40, 1 + n % 7);
+            let asked: Vec<EntryPlace> = places[first..].iter().take(count).copied().collect();
+            let sender = sender.clone();
+            let done = move |read: Vec<Result<EntryRead, ReadError>>| {
+                let bodies: Vec<Bytes> = read.into_iter().map(|read| read.unwrap().body).collect();
+                sender.send((first, bodies)).unwrap();
+            };
+            pool.submit(asked, Share::Kept, Box::new(done));
+        }
+        drop((sender, pool));
+        let mut answered = 0;
+        for (first, bodies) in answers {
+            answered += 1;
+            for (n, body) in (u8::try_from(first).unwrap()..).zip(bodies) {
+                assert_eq!(body, vec![n; 5000]);
+            }
+        }
+        assert_eq!(answered, 400);
+    }
+
+    #[test]
+    fn every_job_is_answered_and_a_panic_in_one_harms_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, places) = forty(directory.path());
         let pool = ReadPool::start(log.reader(), 2, 1 << 16).unwrap();
         let (sender, answers) = mpsc::channel();
         for (n, place) in (0u8..).zip(&places) {

@@ -169,7 +169,9 @@ impl LogReader {
         let length = round_up(end - start, unit);
         let read = self.read_range(&segment, start - base, length);
         if let (Some((_, reading)), Ok(bytes)) = (reading, &read) {
-            reading.done(start, bytes);
+            // The buffer is longer than what was read into it.
+            let read = bytes.slice(..index(length).min(bytes.len()));
+            reading.done(start, &read);
         }
         for (asked, place) in extent.iter().filter(|(_, place)| is_inside(place)) {
             let answer = match &read {
