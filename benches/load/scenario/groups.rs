@@ -216,17 +216,15 @@ pub(crate) fn consume_until_killed(home: &Home, rest: &[String]) -> Outcome<()> 
             .topic(topic)
             .mode(mode.ok_or("no such mode")?)
             .ack(ack)
+            // What is in its hands when it is killed is little beside what there is.
+            .prefetch(1 << 20, 200)
             .open()
             .await?;
-        let mut announced = false;
+        role::announce(home.address)?;
         while let Some(delivery) = consumer.next().await {
             let delivery = delivery?;
             writeln!(file, "{}", number(&delivery)?)?;
             drop(consumer.ack(&delivery));
-            if !announced {
-                role::announce(home.address)?;
-                announced = true;
-            }
         }
         Ok(())
     })

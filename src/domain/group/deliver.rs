@@ -69,6 +69,11 @@ impl Group {
         let Some(mode) = self.subscriptions.get(&topic).map(|s| s.spec.mode) else {
             return;
         };
+        if self.has_lanes(topic) {
+            // Before anything is leased: a higher lane nothing is looked for in would never be served by
+            // members whose credit is used up each time by what lies ready below.
+            self.look_for_more(topic, key, effects);
+        }
         while let Some((member, is_alone)) = self.whose_turn(topic, key) {
             let full = self.is_full(mode);
             self.full |= full;
@@ -295,7 +300,7 @@ impl Group {
         let hungry: Vec<CursorNumber> = pool.hungry.iter().copied().collect();
         let filter: std::sync::Arc<str> = subscription.spec.filter.as_str().into();
         let window_max = self.limits.window_max;
-        let has_lanes = self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1);
+        let has_lanes = self.has_lanes(topic);
         for number in hungry {
             let Some(cursor) = self.cursors.get_mut(&number) else {
                 continue;
@@ -334,6 +339,10 @@ impl Group {
                 pool.coming(number, lane, coming);
             }
         }
+    }
+
+    fn has_lanes(&self, topic: TopicId) -> bool {
+        self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1)
     }
 
     fn settled_ranges(&self) -> usize {

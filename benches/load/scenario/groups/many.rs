@@ -6,7 +6,7 @@ use waterwheel::client::{Mode, TopicConfig};
 
 use super::places::stirred;
 use super::{LOOK, Seen, filled, keyed, make, number};
-use crate::load::broker::Broker;
+use crate::load::broker::{Broker, Home};
 use crate::load::clients::{self, PATIENCE};
 use crate::load::crew::{Line, muster};
 use crate::load::records::VALUE_BYTES;
@@ -21,47 +21,57 @@ const PER_CONNECTION: usize = 200;
 
 /// Ten groups over one backlog: what the kernel read for the broker, over the values there are.
 pub(crate) fn together(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
-    let count = bench.size(500_000, 4_000);
+    let count = bench.size(500_000, 20_000);
     samples.note("1 kB records, 4 partitions, read after a restart; read bytes: /proc/PID/io of the broker, direct reads");
     let mut broker = Broker::fresh(bench, "together")?;
     filled(&broker, TOPIC, TopicConfig::new(4), count, |n| {
         keyed(n, 1_000, VALUE_BYTES)
     })?;
     for run in 0..bench.runs {
-        broker = broker.stop()?.start()?;
-        let home = broker.home();
-        let line = Line::of(TOGETHER);
-        let before = broker.usage()?;
-        let repeats = muster(TOGETHER, PATIENCE * 10, |group| {
-            let line = line.clone();
-            async move {
-                let client = clients::connect(home).await?;
-                let group = format!("together-{run}-{group}");
-                let consumer = client.consumer(&group).topic(TOPIC).mode(Mode::Exclusive);
-                line.wait().await;
-                let mut consumer = consumer.open().await?;
-                let seen = Seen::of(count)?;
-                while seen.distinct() < count {
-                    let batch = consumer.next_batch(512, LOOK).await?;
-                    for run in batch.chunk_by(|a, b| a.partition == b.partition) {
-                        for delivery in run {
-                            seen.note(number(delivery)?)?;
-                        }
-                        drop(run.last().map(|last| consumer.ack_cumulative(last)));
-                    }
-                }
-                consumer.close().await;
-                Ok(seen.repeats())
+        for (groups, figure) in [
+            (1, "kernel read bytes over the data, one group"),
+            (TOGETHER, "kernel read bytes over the data"),
+        ] {
+            broker = broker.stop()?.start()?;
+            let before = broker.usage()?;
+            let repeats = read_together(broker.home(), run, groups, count)?;
+            if repeats > 0 {
+                samples.fault("a group was given records twice");
             }
-        })?;
-        if repeats.iter().any(|repeats| *repeats > 0) {
-            samples.fault("a group was given records twice");
+            let read = broker.usage()?.since(before).read_bytes as f64;
+            let data = count as f64 * VALUE_BYTES as f64;
+            samples.add(figure, read / data, "");
         }
-        let read = broker.usage()?.since(before).read_bytes as f64;
-        let data = count as f64 * VALUE_BYTES as f64;
-        samples.add("kernel read bytes over the data", read / data, "");
     }
     Ok(())
+}
+
+/// Each group takes everything; says how often something came twice.
+fn read_together(home: &Home, run: usize, groups: usize, count: u64) -> Outcome<u64> {
+    let line = Line::of(groups);
+    let repeats = muster(groups, PATIENCE * 10, |group| {
+        let line = line.clone();
+        async move {
+            let client = clients::connect(home).await?;
+            let group = format!("{groups}-together-{run}-{group}");
+            let consumer = client.consumer(&group).topic(TOPIC).mode(Mode::Exclusive);
+            line.wait().await;
+            let mut consumer = consumer.open().await?;
+            let seen = Seen::of(count)?;
+            while seen.distinct() < count {
+                let batch = consumer.next_batch(512, LOOK).await?;
+                for run in batch.chunk_by(|a, b| a.partition == b.partition) {
+                    for delivery in run {
+                        seen.note(number(delivery)?)?;
+                    }
+                    drop(run.last().map(|last| consumer.ack_cumulative(last)));
+                }
+            }
+            consumer.close().await;
+            Ok(seen.repeats())
+        }
+    })?;
+    Ok(repeats.into_iter().sum())
 }
 
 /// Ten thousand groups with a member each and nothing to consume.

@@ -124,7 +124,7 @@ pub(crate) fn at_most_once(bench: &Bench, samples: &mut Samples) -> Outcome<()> 
             let file = bench.dir.join(format!("given-{run}-{kill}"));
             let member = member_process(home, TOPIC, "once", Mode::Shared, AckMode::None, &file)?;
             if kill < kills {
-                sleep(Duration::from_millis(5 + 7 * kill));
+                sleep(Duration::from_millis(40 + 20 * kill));
             } else {
                 await_consumed(home, "once")?;
                 // What was settled last is still on its way to the file.
