@@ -30,6 +30,7 @@ mod credit;
 mod delivery;
 mod error;
 mod groups;
+mod inbox;
 mod leased;
 mod letters;
 mod link;
@@ -84,6 +85,7 @@ pub use error::{
     AdminError, ConnectError, ConsumeError, DecodeError, EncodeError, Refusal, SendError,
 };
 pub use groups::{GroupDescription, ResetTo};
+pub use inbox::{Effect, Inbox};
 pub use letters::{DeadLetter, DeadLetters, LetterFault, LetterOrigin, LettersDone};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};

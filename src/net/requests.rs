@@ -434,6 +434,8 @@ fn actor_info(actor: crate::actors::stats::ActorStatus) -> ActorInfo {
         wake_ups: actor.wake_ups,
         overflow_up: actor.overflow_up,
         cascade_down: actor.cascade_down,
+        batches_read: actor.batches_read,
+        batches_skipped: actor.batches_skipped,
     }
 }
 

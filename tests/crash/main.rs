@@ -3,7 +3,7 @@
 //! Producers send numbered records and never stop; the broker, a child process, is killed at random
 //! moments and at named points of its inside; then everything is read back. What was acknowledged as
 //! durable is there, at the offset it was acknowledged with, and nothing is there twice; per key the
-//! order is that of sending.
+//! order is that of sending. Timers and consumer groups have audits of their own.
 //!
 //! `WATERWHEEL_TEST=full` makes it at least 200 kills, half of them at named points. `WATERWHEEL_SEED`
 //! repeats the choices of a run.
@@ -18,6 +18,7 @@
 
 mod audit;
 mod child;
+mod groups;
 mod load;
 mod timers;
 
