@@ -63,11 +63,7 @@ impl Session {
                     break;
                 }
             }
-            (
-                answer,
-                vec![(first, outcome)],
-                parted.into_iter().collect(),
-            )
+            (answer, vec![(first, outcome)], parted.into_iter().collect())
         }));
     }
 
@@ -183,7 +179,13 @@ mod tests {
 
     #[test]
     fn records_become_ranges_each_once_and_requests_stay_within_their_bounds() {
-        let records = [(tag(2), 7), (tag(1), 4), (tag(1), 3), (tag(1), 3), (tag(1), 6)];
+        let records = [
+            (tag(2), 7),
+            (tag(1), 4),
+            (tag(1), 3),
+            (tag(1), 3),
+            (tag(1), 6),
+        ];
         let found: Vec<(u64, u64, u32)> = ranges(&records)
             .iter()
             .map(|range| (range.lease.0, range.first.0, range.count))
@@ -196,6 +198,10 @@ mod tests {
             .collect();
         assert_eq!(sizes, [8192, 8192, 3616]);
         let scattered: Vec<(LeaseTag, u64)> = (0..3000).map(|lease| (tag(lease), 0)).collect();
-        assert!(requests(&ranges(&scattered)).iter().all(|one| one.len() <= RANGES_MAX));
+        assert!(
+            requests(&ranges(&scattered))
+                .iter()
+                .all(|one| one.len() <= RANGES_MAX)
+        );
     }
 }

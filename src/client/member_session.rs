@@ -408,11 +408,7 @@ impl Session {
                 let header = Acknowledge { consumer, ranges };
                 Box::pin(async move {
                     let answer = link.ask::<_, Settled>(&header).await;
-                    (
-                        answer.map(|(settled, _)| settled),
-                        waiters,
-                        Parted::new(),
-                    )
+                    (answer.map(|(settled, _)| settled), waiters, Parted::new())
                 })
             }
             Verdict::Not(after, reason) => {
@@ -424,11 +420,7 @@ impl Session {
                 };
                 Box::pin(async move {
                     let answer = link.ask::<_, Settled>(&header).await;
-                    (
-                        answer.map(|(settled, _)| settled),
-                        waiters,
-                        Parted::new(),
-                    )
+                    (answer.map(|(settled, _)| settled), waiters, Parted::new())
                 })
             }
         };

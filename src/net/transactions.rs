@@ -272,10 +272,7 @@ async fn list(
         true => groups(session).await,
         false => Vec::new(),
     };
-    let list: Vec<TransactionInfo> = found
-        .iter()
-        .map(|one| info(one, &names, &groups))
-        .collect();
+    let list: Vec<TransactionInfo> = found.iter().map(|one| info(one, &names, &groups)).collect();
     out.send(&TransactionsOk {}, correlation, encode_list(&list));
     Ok(())
 }
@@ -408,11 +405,7 @@ fn by_name(by: By) -> &'static str {
     }
 }
 
-fn info(
-    one: &Description,
-    names: &[(TopicId, String)],
-    groups: &[Known],
-) -> TransactionInfo {
+fn info(one: &Description, names: &[(TopicId, String)], groups: &[Known]) -> TransactionInfo {
     let (state, by) = match one.state {
         State::Open => ("open", None),
         State::Deciding(_, by) => ("deciding", Some(by)),

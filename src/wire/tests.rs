@@ -20,8 +20,8 @@ use super::status::*;
 use super::timer::*;
 use super::topic::*;
 use super::transaction::{
-    Attach, AttachUpTo, CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession, SessionOk,
-    TransactionEnded, TransactionsOk,
+    Attach, AttachUpTo, CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession,
+    SessionOk, TransactionEnded, TransactionsOk,
 };
 use crate::domain::batch::{BatchView, Compression, facts};
 use crate::domain::id::{

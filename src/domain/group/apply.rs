@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::command::{CursorNumber, Effect, MemberEvent};
-use super::delta::{Delta, Listed, Progress};
 use super::deliver::is_ordered;
+use super::delta::{Delta, Listed, Progress};
 use super::settle::Asked;
 use super::{Group, rows};
 use crate::domain::entry::{AppliedEntry, EntryKind};

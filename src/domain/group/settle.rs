@@ -218,7 +218,11 @@ impl Group {
 
     /// Takes a range out of a lease: the parts of it that are open. An error where the member has no
     /// such lease, or nothing of it is.
-    pub(super) fn take_open(&mut self, member: MemberId, range: LeasedRange) -> Result<Taken, GroupRejection> {
+    pub(super) fn take_open(
+        &mut self,
+        member: MemberId,
+        range: LeasedRange,
+    ) -> Result<Taken, GroupRejection> {
         let held = self
             .leases
             .get_mut(&range.lease)

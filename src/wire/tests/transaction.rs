@@ -134,8 +134,8 @@ fn a_listed_transaction_survives_the_wire() {
             partition: PartitionIndex(3),
             lane: Lane(0),
             records: 8,
-                    consumer_group: None,
-                }],
+            consumer_group: None,
+        }],
     };
     let body = crate::wire::topic::encode_list(std::slice::from_ref(&info));
     let read: Vec<TransactionInfo> = crate::wire::topic::decode_list(&body).unwrap();

@@ -1,4 +1,5 @@
 //! Groups against a naive model: every mode, with members that come, go, crash, refuse and are slow.
 
+mod attached;
 mod modes;
 mod rig;
