@@ -18,8 +18,10 @@
 
 mod audit;
 mod child;
+mod history;
 mod load;
 mod timers;
+mod transactions;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -66,6 +68,11 @@ impl Dice {
         });
         println!("WATERWHEEL_SEED={seed}");
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    /// One more, whose choices follow from this one's.
+    fn another(&mut self) -> Self {
+        Self(self.below(u64::MAX).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
     fn below(&mut self, bound: u64) -> u64 {

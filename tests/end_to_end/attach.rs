@@ -147,6 +147,33 @@ fn in_order_a_position_is_attached_and_what_is_rolled_back_comes_before_what_is_
 }
 
 #[test]
+fn in_order_the_next_member_waits_for_what_the_one_before_left_undecided() {
+    run(async {
+        let rig = Rig::start().await;
+        let (old, client) = (
+            rig.node.connect().await.unwrap(),
+            rig.node.connect().await.unwrap(),
+        );
+        fill(&client, 6).await;
+        let mut killed = consumer(&old, Mode::Exclusive).await;
+        let producer = session(&old).await;
+        let batch = take(&mut killed, 6).await;
+        let mut open = producer.transaction();
+        open.attach_up_to(&killed.settler(), &batch[1]).unwrap();
+        open.flush().await.unwrap();
+        let id = open.id();
+        std::mem::forget(open);
+        drop((killed, producer, old));
+        let mut next = consumer(&client, Mode::Exclusive).await;
+        let early = next.next_batch(1, NOTHING).await.unwrap();
+        assert!(early.is_empty(), "what is before it may still come again");
+        client.decide_transaction(id, false).await.unwrap();
+        let order: Vec<u64> = take(&mut next, 6).await.iter().map(|one| one.offset).collect();
+        assert_eq!(order, [0, 1, 2, 3, 4, 5]);
+    });
+}
+
+#[test]
 fn a_broker_killed_between_attachment_and_decision_still_holds_what_is_attached() {
     run(async {
         let rig = Rig::start_with(|config| config.checkpoint_ms = 50).await;

@@ -7,11 +7,13 @@
 //! - G9 A record is attached to one transaction at most: only what is leased and open can be, and attaching
 //!   takes it out of its lease.
 //! - G10 What is rolled back in a place that is consumed in order comes before what is behind it: leases
-//!   behind are taken back.
+//!   behind are taken back, and whoever the place is assigned to next is given nothing behind what an
+//!   earlier assignment left attached, until that is decided.
 
 use std::collections::BTreeMap;
 
 use super::command::{Answer, Attached, CursorNumber, Effect, LeasedRange};
+use super::cursor::Cursor;
 use super::delta::{Delta, Listed, Progress, Why};
 use super::rejection::GroupRejection;
 use super::settle::Asked;
@@ -132,6 +134,27 @@ impl Group {
             }
         }
         Ok(ranges)
+    }
+}
+
+impl Cursor {
+    /// The place is assigned anew: what is undecided now is not its next member's.
+    pub(super) fn inherit(&mut self) {
+        self.inherited = self.deciding.clone();
+        for (offset, listed) in &self.listed {
+            if matches!(listed.why, Why::Attached(_)) {
+                self.inherited.insert(*offset, offset + 1);
+            }
+        }
+    }
+
+    /// Whether something an earlier assignment left is undecided below an offset.
+    pub(super) fn inherits_below(&self, end: u64) -> bool {
+        self.inherited.within(0, end).iter().any(|(from, to)| {
+            let mut listed = self.listed.range(*from..*to);
+            listed.any(|(_, listed)| matches!(listed.why, Why::Attached(_)))
+                || self.deciding.meets(*from, *to)
+        })
     }
 }
 

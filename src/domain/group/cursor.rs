@@ -102,6 +102,8 @@ pub(super) struct Cursor {
     pub(super) leased: RangeSet,
     /// How often records that came back have been delivered, where that is not listed.
     pub(super) returned: BTreeMap<u64, u16>,
+    /// What was attached, or on its way to the log, when the place was last assigned.
+    pub(super) inherited: RangeSet,
     /// So many batches are looked through for those nobody needs.
     sweep_at: usize,
     /// Records whose batch is being found again.
@@ -142,6 +144,7 @@ impl Cursor {
             leases: BTreeSet::new(),
             leased: RangeSet::default(),
             returned: BTreeMap::new(),
+            inherited: RangeSet::default(),
             sweep_at: BATCHES_SWEPT,
             fetching: BTreeSet::new(),
             keys: HashMap::new(),
