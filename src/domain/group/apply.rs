@@ -150,12 +150,8 @@ impl Group {
             (self.rows.settled_ranges + ranges_after).saturating_sub(ranges_before);
         self.rows
             .progress(number, unlisted.keys().chain(now_listed.keys()).copied());
-        let was_full = self.listed >= u64::from(self.limits.listed_max) / 2;
         self.forget_listed(&unlisted);
         self.note_listed(&now_listed);
-        if was_full && !unlisted.is_empty() {
-            self.stir_all();
-        }
         for (offset, key) in freed {
             self.burying.remove(&(number, offset));
             self.dying.remove(&(number, offset));

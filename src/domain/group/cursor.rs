@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::command::{CursorNumber, Offered};
+use super::deliver::is_ordered;
 use super::delta::{Listed, NewCursor, Progress, Why};
 use super::ranges::RangeSet;
+use super::subscription::Mode;
 use crate::domain::id::{Generation, LeaseId, MemberId, Offset, PartitionId};
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::time::MonotonicMs;
@@ -195,6 +197,18 @@ impl Cursor {
     pub(super) fn is_settled(&self, offset: u64) -> bool {
         !self.listed.contains_key(&offset)
             && (self.floor.is_some_and(|floor| offset < floor) || self.settled.contains(offset))
+    }
+
+    /// The first record that is ready and listed, if the mode allows it to be leased now.
+    pub(super) fn first_listed_ready(&self, mode: Mode) -> Option<u64> {
+        let (first, _) = self.ready.first()?;
+        if is_ordered(mode) {
+            return self.listed.contains_key(&first).then_some(first);
+        }
+        self.ready
+            .iter()
+            .find_map(|(from, to)| self.listed.range(from..to).next())
+            .map(|(at, _)| *at)
     }
 
     // ---- applied state --------------------------------------------------------------------------

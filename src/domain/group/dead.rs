@@ -25,6 +25,18 @@ pub enum Copied {
     Later,
 }
 
+/// How far a dead letter has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Burial {
+    /// Its copy was asked for.
+    Asked,
+    /// It could not be written; its timer asks again.
+    Later,
+    /// On its way to the log. An answer to what was asked before a fence may come now, and is ignored:
+    /// the letter would be written twice.
+    Written,
+}
+
 impl Group {
     /// A record has been delivered as often as it may be: it is listed as dead, durably, first.
     pub(super) fn condemn(&mut self, number: CursorNumber, offset: u64) {
@@ -74,7 +86,7 @@ impl Group {
                 attempts: listed.attempts,
                 reason: reason.clone(),
             }));
-            self.burying.insert((number, offset));
+            self.burying.insert((number, offset), Burial::Asked);
         }
     }
 
@@ -92,11 +104,18 @@ impl Group {
             .cursors
             .get(&number)
             .is_some_and(|cursor| cursor.listed.contains_key(&offset.0));
-        if !self.burying.contains(&(number, offset.0)) || !listed {
+        if !listed {
             // Reset, or decided otherwise, meanwhile.
             self.burying.remove(&(number, offset.0));
             return self.finish(effects);
         }
+        let Some(burial @ Burial::Asked) = self.burying.get_mut(&(number, offset.0)) else {
+            return self.finish(effects);
+        };
+        *burial = match copied {
+            Copied::Later => Burial::Later,
+            Copied::To(_) | Copied::Lost => Burial::Written,
+        };
         let durable = self
             .cursors
             .get(&number)

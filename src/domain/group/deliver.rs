@@ -70,9 +70,8 @@ impl Group {
             return;
         };
         while let Some((member, is_alone)) = self.whose_turn(topic, key) {
-            if self.is_full(mode) {
-                break;
-            }
+            let full = self.is_full(mode);
+            self.full |= full;
             let (now, ageing_ms) = (self.now.monotonic, self.limits.ageing_ms);
             let Some(pool) = self
                 .subscriptions
@@ -81,11 +80,21 @@ impl Group {
             else {
                 break;
             };
-            let Some(number) = pool.next(now, ageing_ms) else {
+            let next = if full {
+                // What is listed already needs no room, and makes some once it is consumed.
+                pool.highest_first().find(|number| {
+                    self.cursors
+                        .get(number)
+                        .is_some_and(|c| c.first_listed_ready(mode).is_some())
+                })
+            } else {
+                pool.next(now, ageing_ms)
+            };
+            let Some(number) = next else {
                 break;
             };
             let records_max = if is_alone { u64::MAX } else { TURN_RECORDS };
-            let leased = self.lease(number, member, mode, records_max, effects);
+            let leased = self.lease(number, member, mode, records_max, full, effects);
             if let Some(pool) = self
                 .subscriptions
                 .get_mut(&topic)
@@ -143,12 +152,18 @@ impl Group {
         member: MemberId,
         mode: Mode,
         records_max: u64,
+        only_listed: bool,
         effects: &mut Vec<Effect>,
     ) -> Leased {
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return Leased::Nothing;
         };
-        let Some((from, to)) = cursor.ready.first() else {
+        let first = if only_listed {
+            cursor.first_listed_ready(mode).map(|at| (at, at + 1))
+        } else {
+            cursor.ready.first()
+        };
+        let Some((from, to)) = first else {
             return Leased::Nothing;
         };
         let topic = cursor.place.topic;
@@ -331,9 +346,15 @@ impl Group {
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };
-        let room = u64::from(self.limits.listed_max)
-            .saturating_sub(self.listed + self.leased_singly + self.pending.listed());
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        // Half of the list stays for what members refuse: full of waiting records, it would leave no room
+        // for the very ones they wait for.
+        let room = u64::from(self.limits.listed_max / 2)
+            .saturating_sub(self.listed + self.pending.listed());
+        let room = if self.listed_bytes < self.limits.snapshot_bytes_max / 4 {
+            usize::try_from(room).unwrap_or(usize::MAX)
+        } else {
+            0
+        };
         for offset in cursor.waiting_in_window(LISTED_AT_ONCE.min(room)) {
             let listed = Listed {
                 key_hash: cursor.key_of(offset),

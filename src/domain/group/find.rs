@@ -1,6 +1,7 @@
 //! Records found: into the window, and from there to whoever may have them.
 
 use super::command::{CursorNumber, Effect, Offered};
+use super::dead::Burial;
 use super::delta::Why;
 use super::subscription::{Mode, Poison};
 use super::{Group, Timer};
@@ -153,7 +154,7 @@ impl Group {
             cursor.ready.insert(offset, offset + 1);
             self.touched.insert(number);
         }
-        if self.burying.contains(&(number, offset)) {
+        if self.burying.get(&(number, offset)) == Some(&Burial::Later) {
             self.burying.remove(&(number, offset));
             self.dying.insert((number, offset));
         }
@@ -218,9 +219,12 @@ impl Group {
         let is_new = cursor.floor.is_none();
         let from = cursor.floor_or_zero();
         let mut gone: super::RangeSet = cursor.settled.gaps(from, start.0).into_iter().collect();
+        let mut waited = 0;
         for (offset, listed) in cursor.listed.range(..start.0) {
             if !matches!(listed.why, Why::Attached(_)) {
                 gone.insert(*offset, offset + 1);
+                let in_hand = cursor.leased.contains(*offset) || cursor.deciding.contains(*offset);
+                waited += u64::from(!in_hand);
             } else {
                 gone.remove(*offset, offset + 1);
             }
@@ -246,8 +250,10 @@ impl Group {
                 self.apply_progress(&progress, effects);
             }
         }
-        // A subscription that begins at the first record there is has lost nothing by what was before.
-        if expired > 0 && !is_new {
+        // A subscription that begins at the first record there is has lost nothing by what was before, but
+        // for records that came back to it: in order, others wait behind those.
+        let expired = if is_new { waited } else { expired };
+        if expired > 0 {
             self.pending.expire(number, expired);
         }
         self.touched.insert(number);

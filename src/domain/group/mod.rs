@@ -43,6 +43,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use self::command::{Answer, Command, CursorNumber, Effect, Lease, MemberEvent, TopicShape};
 use self::cursor::Cursor;
+use self::dead::Burial;
 use self::members::Member;
 use self::pool::Pool;
 use self::ranges::RangeSet;
@@ -162,7 +163,7 @@ pub struct Group {
     /// Where the next broadcast member without a name begins.
     nameless_starts: BTreeMap<TopicId, BTreeMap<PartitionId, Bounds>>,
     dying: BTreeSet<(CursorNumber, u64)>,
-    burying: BTreeSet<(CursorNumber, u64)>,
+    burying: BTreeMap<(CursorNumber, u64), Burial>,
     next_member: u64,
     next_lease: u64,
     next_job: u64,
@@ -170,6 +171,8 @@ pub struct Group {
     next_nameless: u64,
     /// Cursors whose readiness may have changed.
     touched: BTreeSet<CursorNumber>,
+    /// Somebody was not served for want of room in the list.
+    full: bool,
     /// Pools with something to deliver, perhaps.
     stirred: BTreeSet<(TopicId, MemberId)>,
     outbox: BTreeMap<MemberId, Vec<Lease>>,
@@ -209,13 +212,14 @@ impl Group {
             cursors_under_way: BTreeSet::new(),
             nameless_starts: BTreeMap::new(),
             dying: BTreeSet::new(),
-            burying: BTreeSet::new(),
+            burying: BTreeMap::new(),
             next_member: lives << 20 | 1,
             next_lease: lives << 22 | 1,
             next_job: 0,
             next_cursor: 0,
             next_nameless: 1 << 63,
             touched: BTreeSet::new(),
+            full: false,
             stirred: BTreeSet::new(),
             outbox: BTreeMap::new(),
             restating: false,
@@ -342,6 +346,10 @@ impl Group {
     /// What every input ends with: deliver what can be, look for more, write what has gathered, and say
     /// when to wake.
     fn finish(&mut self, effects: &mut Vec<Effect>) {
+        if self.full && !self.is_full(subscription::Mode::Shared) {
+            self.full = false;
+            self.stir_all();
+        }
         while !self.touched.is_empty() || !self.stirred.is_empty() {
             for number in std::mem::take(&mut self.touched) {
                 self.end_drain_if_empty(number, effects);

@@ -79,6 +79,11 @@ impl Pool {
         self.hungry.remove(&cursor);
     }
 
+    /// Whoever has something ready, the highest lane first.
+    pub(super) fn highest_first(&self) -> impl Iterator<Item = CursorNumber> {
+        self.ready.values().rev().flatten().copied()
+    }
+
     /// Who is served next; none where nobody can be, or a higher lane is about to have something.
     pub(super) fn next(&self, now: MonotonicMs, ageing_ms: u64) -> Option<CursorNumber> {
         let (top, cursors) = self.ready.last_key_value()?;

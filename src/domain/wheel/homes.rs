@@ -34,17 +34,19 @@ enum State {
     /// `asked`: the last round that had asked what is settled when it was written. What a round asked
     /// before says nothing about it: the clock may have stepped back in between.
     Kept {
-        asked: u64,
+        asked: Option<u64>,
     },
+    /// `round`: the last lap when its alarms left. They have homes where they went once a later one
+    /// is marked.
     Moved {
-        round: u64,
+        round: Option<u64>,
     },
     /// Does not read: left for the next start, which rebuilds.
     Rotten,
     /// Handed to the store.
     Writing {
         closed: bool,
-        asked: u64,
+        asked: Option<u64>,
     },
 }
 
@@ -53,10 +55,11 @@ enum State {
 pub(super) struct Homes {
     shift: u32,
     chunks: BTreeMap<RowId, State>,
-    /// The last round in which homes were written.
-    round: u64,
-    /// The last round that asked what is settled.
-    asked: u64,
+    /// The last round in which homes were written. None in a level's new life: which rounds are under way
+    /// it cannot know, so whatever it does before its first counts as done just before that.
+    round: Option<u64>,
+    /// The last round that asked what is settled; none likewise.
+    asked: Option<u64>,
     /// Writes the store has not confirmed.
     unconfirmed: usize,
     failed: bool,
@@ -68,8 +71,8 @@ impl Homes {
         Self {
             shift,
             chunks: found.into_iter().map(|id| (id, State::Waiting)).collect(),
-            round: 0,
-            asked: 0,
+            round: None,
+            asked: None,
             unconfirmed: 0,
             failed: false,
         }
@@ -140,20 +143,34 @@ impl Homes {
 
     /// A round asks what is settled.
     pub(super) fn asked(&mut self, round: u64) {
-        self.asked = round;
+        if self.asked.replace(round).is_none() {
+            for state in self.chunks.values_mut() {
+                if let State::Kept { asked } | State::Writing { asked, .. } = state {
+                    *asked = Some(round.saturating_sub(1));
+                }
+            }
+        }
     }
 
     /// A lap: what is not needed any more. `marked` is the last round that was marked.
     pub(super) fn lap(&mut self, round: u64, marked: u64, settled_ms: i64, changes: &mut Changes) {
-        self.round = round;
+        if self.round.replace(round).is_none() {
+            for state in self.chunks.values_mut() {
+                if let State::Moved { round: at } = state {
+                    *at = Some(round.saturating_sub(1));
+                }
+            }
+        }
         if self.failed {
             return;
         }
         let shift = self.shift;
         self.chunks.retain(|id, state| {
             let gone = match state {
-                State::Moved { round: at } => marked > *at,
-                State::Kept { asked } => round > *asked && (id.slot + 1) << shift <= settled_ms,
+                State::Moved { round: at } => at.is_some_and(|at| marked > at),
+                State::Kept { asked } => {
+                    asked.is_some_and(|asked| round > asked) && (id.slot + 1) << shift <= settled_ms
+                }
                 State::Waiting | State::Open | State::Rotten | State::Writing { .. } => false,
             };
             if gone {

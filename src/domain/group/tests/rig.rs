@@ -659,7 +659,7 @@ impl Rig {
         self.join("", 0, Settle::OnAcknowledge);
         self.settle_down();
         let member = *self.live().last().unwrap();
-        for _ in 0..60 {
+        for _ in 0..200 {
             let topic = TOPIC;
             self.command(Command::Credit {
                 member,
