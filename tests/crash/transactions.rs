@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use waterwheel::client::{
-    Client, Code, HalfMessage, LocalOutcome, LocalTransaction, Record, TopicConfig, Transaction,
+    Client, Code, HalfMessage, LocalOutcome, LocalTransaction, Record, TopicConfig,
     TransactionError, TransactionId, TransactionalProducer,
 };
 
@@ -86,7 +86,7 @@ impl LocalTransaction for Till {
     fn execute<'a>(&'a self, id: TransactionId, record: &'a Record) -> BoxFuture<'a, LocalOutcome> {
         async move {
             let number = number_of(record);
-            let how = if number % 5 == 0 {
+            let how = if number.is_multiple_of(5) {
                 Decided::Rollback
             } else {
                 Decided::Commit

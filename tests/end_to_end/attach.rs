@@ -65,11 +65,13 @@ async fn lag_and_attached(client: &Client) -> (u64, u64) {
 }
 
 fn code(error: &TransactionError) -> Option<Code> {
-    match error {
-        TransactionError::Refused(refusal) => Some(refusal.code),
-        TransactionError::Failed(why) => code(why),
-        _ => None,
+    if let TransactionError::Failed(why) = error {
+        return code(why);
     }
+    if let TransactionError::Refused(refusal) = error {
+        return Some(refusal.code);
+    }
+    None
 }
 
 #[test]

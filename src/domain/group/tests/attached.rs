@@ -21,20 +21,20 @@ type Records = BTreeSet<(PartitionId, u64)>;
 enum Move {
     World(Step),
     /// Of which transaction, by whom, of which lease, from where, how many.
-    Attach(u64, usize, usize, u64, u32),
+    Attach(usize, usize, usize, u64, u32),
     /// Everything of a place up to the lease's first record.
-    AttachUpTo(u64, usize, usize),
-    Decide(u64, bool),
+    AttachUpTo(usize, usize, usize),
+    Decide(usize, bool),
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
     let index = any::<usize>;
     let one = prop_oneof![
         8 => step().prop_map(Move::World),
-        3 => (0u64..3, index(), index(), 0u64..4, 1u32..6)
+        3 => (0usize..3, index(), index(), 0u64..4, 1u32..6)
             .prop_map(|(t, m, l, s, c)| Move::Attach(t, m, l, s, c)),
-        1 => (0u64..3, index(), index()).prop_map(|(t, m, l)| Move::AttachUpTo(t, m, l)),
-        2 => (0u64..3, any::<bool>()).prop_map(|(t, commit)| Move::Decide(t, commit)),
+        1 => (0usize..3, index(), index()).prop_map(|(t, m, l)| Move::AttachUpTo(t, m, l)),
+        2 => (0usize..3, any::<bool>()).prop_map(|(t, commit)| Move::Decide(t, commit)),
     ];
     proptest::collection::vec(one, 0..150)
 }
@@ -99,7 +99,7 @@ impl Model {
         self.check();
     }
 
-    fn attach(&mut self, slot: u64, member: MemberId, lease: LeaseId, first: u64, count: u32) {
+    fn attach(&mut self, slot: usize, member: MemberId, lease: LeaseId, first: u64, count: u32) {
         let (at, open, _) = &self.rig.clients[&member].leases[&lease];
         let wanted: Records = (first..first + u64::from(count))
             .map(|o| (*at, o))
@@ -119,7 +119,7 @@ impl Model {
         );
     }
 
-    fn attach_up_to(&mut self, slot: u64, member: MemberId, lease: LeaseId, end: u64) {
+    fn attach_up_to(&mut self, slot: usize, member: MemberId, lease: LeaseId, end: u64) {
         let leases = &self.rig.clients[&member].leases;
         let place = leases[&lease].0;
         let wanted: Records = leases
@@ -132,8 +132,8 @@ impl Model {
     }
 
     /// `wanted` is what must be attached; nothing where the command must be refused.
-    fn ask(&mut self, slot: u64, member: MemberId, what: Attached, wanted: Records) {
-        let number = self.open[slot as usize];
+    fn ask(&mut self, slot: usize, member: MemberId, what: Attached, wanted: Records) {
+        let number = self.open[slot];
         // As they are the transaction's now, who has them says they are done with.
         let word = Token(WORD + self.rig.next_token + 1);
         self.rig
@@ -165,8 +165,8 @@ impl Model {
     }
 
     /// A coordinator decides when nothing is on its way any more, and a transaction once.
-    fn decide(&mut self, slot: u64, commit: bool) {
-        let number = self.open[slot as usize];
+    fn decide(&mut self, slot: usize, commit: bool) {
+        let number = self.open[slot];
         if self.asked.values().any(|(of, _)| *of == number) {
             return;
         }
@@ -181,7 +181,7 @@ impl Model {
             .push_back(vec![(OWNER, decision_draft(id(number), decision))]);
         self.deciding.insert(number, (commit, records));
         self.next += 1;
-        self.open[slot as usize] = self.next;
+        self.open[slot] = self.next;
     }
 
     /// What the group had asked for is gone; decisions are their coordinator's, and still come.
