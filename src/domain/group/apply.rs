@@ -137,6 +137,7 @@ impl Group {
         for offset in &listed {
             cursor.window.remove(*offset, offset + 1);
             cursor.deciding.remove(*offset, offset + 1);
+            cursor.attaching.remove(*offset, offset + 1);
             cursor.listing.remove(offset);
             cursor.returned.remove(offset);
         }

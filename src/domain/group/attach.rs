@@ -53,6 +53,7 @@ impl Group {
             };
             for offset in open.iter().flat_map(|(from, to)| *from..*to) {
                 cursor.deciding.insert(offset, offset + 1);
+                cursor.attaching.insert(offset, offset + 1);
                 let listed = Listed {
                     key_hash: cursor.key_of(offset),
                     attempts,
@@ -140,7 +141,7 @@ impl Group {
 impl Cursor {
     /// The place is assigned anew: what is undecided now is not its next member's.
     pub(super) fn inherit(&mut self) {
-        self.inherited = self.deciding.clone();
+        self.inherited = self.attaching.clone();
         for (offset, listed) in &self.listed {
             if matches!(listed.why, Why::Attached(_)) {
                 self.inherited.insert(*offset, offset + 1);
@@ -153,7 +154,7 @@ impl Cursor {
         self.inherited.within(0, end).iter().any(|(from, to)| {
             let mut listed = self.listed.range(*from..*to);
             listed.any(|(_, listed)| matches!(listed.why, Why::Attached(_)))
-                || self.deciding.meets(*from, *to)
+                || self.attaching.meets(*from, *to)
         })
     }
 }
