@@ -20,6 +20,7 @@ mod audit;
 mod child;
 mod history;
 mod load;
+mod pipeline;
 mod timers;
 mod transactions;
 
