@@ -24,6 +24,7 @@
 //! in and end with its last clone, producer and reader.
 
 mod admin;
+mod attach;
 mod connection;
 mod consumer;
 mod credit;

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::attach::{self, AttachSaid};
 use super::group;
 use super::letters;
 use super::member::{self, Said};
@@ -99,6 +100,14 @@ pub(super) fn handle(
         FrameKind::ExtendLeases => {
             let said = Said::Extend(frame.decode().map_err(bad_frame)?);
             member::say(session, said, correlation, out);
+        }
+        FrameKind::Attach => {
+            let said = AttachSaid::These(frame.decode().map_err(bad_frame)?);
+            attach::attach(session, said, correlation, out);
+        }
+        FrameKind::AttachUpTo => {
+            let said = AttachSaid::UpTo(frame.decode().map_err(bad_frame)?);
+            attach::attach(session, said, correlation, out);
         }
         FrameKind::CreateSubscription
         | FrameKind::AlterSubscription

@@ -20,8 +20,8 @@ use super::status::*;
 use super::timer::*;
 use super::topic::*;
 use super::transaction::{
-    CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession, SessionOk,
-    TransactionEnded, TransactionsOk,
+    Attach, AttachUpTo, CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession,
+    SessionOk, TransactionEnded, TransactionsOk,
 };
 use crate::domain::batch::{BatchView, Compression, facts};
 use crate::domain::id::{
@@ -592,6 +592,8 @@ fn decode_as_told(frame: &Frame) {
         Some(FrameKind::OpenSession) => drop(frame.decode::<OpenSession>()),
         Some(FrameKind::EndTransaction) => drop(frame.decode::<EndTransaction>()),
         Some(FrameKind::ListTransactions) => drop(frame.decode::<ListTransactions>()),
+        Some(FrameKind::Attach) => drop(frame.decode::<Attach>()),
+        Some(FrameKind::AttachUpTo) => drop(frame.decode::<AttachUpTo>()),
         Some(FrameKind::SessionOk) => drop(frame.decode::<SessionOk>()),
         Some(FrameKind::TransactionEnded) => drop(frame.decode::<TransactionEnded>()),
         Some(FrameKind::TransactionsOk) => drop(frame.decode::<TransactionsOk>()),

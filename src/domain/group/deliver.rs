@@ -521,8 +521,9 @@ fn is_blocked(cursor: &Cursor) -> bool {
     let waits = cursor.listed.range(..first).any(|(offset, listed)| {
         !matches!(listed.why, Why::Attached(_)) && !cursor.leased.contains(*offset)
     });
-    // What is about to be listed, or fetched, waits as well.
+    // What is about to be listed, or fetched, waits as well; and what an earlier assignment left undecided.
     waits
+        || cursor.inherits_below(first)
         || cursor
             .fetching
             .first()
