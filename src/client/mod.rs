@@ -79,7 +79,7 @@ pub use crate::wire::timer::{NotAHandle, TimerHandle, TimerState};
 pub use crate::wire::topic::{
     AlterTopic, FlushMode, OffsetOk, PartitionInfo, TopicConfig, TopicInfo,
 };
-pub use admin::{BrokerStatus, Start, TopicDescription};
+pub use admin::{BrokerStatus, DeletedTopic, Start, TopicDescription};
 pub use consumer::{AckMode, Consumer, ConsumerBuilder};
 pub use delivery::{Delivery, DeliveryBatch};
 pub use error::{
