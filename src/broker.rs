@@ -229,14 +229,16 @@ impl Broker {
         } = ground;
         let cluster = opened.identity.cluster;
         let reader = opened.log.reader();
-        let pool =
-            ReadPool::start(reader.clone(), ReadPool::THREADS_DEFAULT).map_err(|source| {
-                StartError::Io {
-                    path: config.data.clone(),
-                    source,
-                }
-            })?;
-        let cache = Arc::new(TailCache::new(config.tail_cache_bytes_effective()));
+        let pool = ReadPool::start(
+            reader.clone(),
+            ReadPool::THREADS_DEFAULT,
+            config.read_cache_bytes(),
+        )
+        .map_err(|source| StartError::Io {
+            path: config.data.clone(),
+            source,
+        })?;
+        let cache = Arc::new(TailCache::new(config.tail_bytes()));
         let ahead = ReadAhead::start(
             reader.clone(),
             Arc::clone(&cache),

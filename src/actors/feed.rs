@@ -186,8 +186,10 @@ impl Feeder {
                 .as_ref()
                 .is_some_and(|filter| !filter.may_match(batch.tags));
             let records = if skips {
+                self.group.stats().skipped_batch();
                 Some(Vec::new())
             } else if feed.keys || filter.is_some() {
+                self.group.stats().read_batch();
                 match self.finder.body(&batch).await {
                     Ok(body) => Some(choose(&batch, from, &body, filter.as_ref())),
                     Err(Missed::Trimmed(start)) if offered.is_empty() => {

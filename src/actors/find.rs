@@ -20,7 +20,7 @@ use crate::domain::partition::index::BatchPlace;
 use crate::domain::partition::{Bounds, ReadAnswer, ReadFrom};
 use crate::domain::record::RecordBody;
 use crate::domain::rejection::Rejection;
-use crate::log::ReadError;
+use crate::log::{ReadError, Share};
 
 /// Between two attempts at something that passes.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -144,6 +144,7 @@ impl Finder {
         let (done, answer) = oneshot::channel();
         self.house.pool.submit(
             vec![batch.place()],
+            Share::Kept,
             Box::new(move |entries| {
                 let _ = done.send(entries);
             }),

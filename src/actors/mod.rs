@@ -87,6 +87,12 @@ impl<A: Actor> Link<A> {
         self.addr.do_send(message);
     }
 
+    /// Its counters.
+    #[must_use]
+    pub fn stats(&self) -> &ActorStats {
+        &self.stats
+    }
+
     /// Whether its actor lives.
     #[must_use]
     pub fn is_alive(&self) -> bool {

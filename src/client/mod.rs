@@ -24,12 +24,14 @@
 //! in and end with its last clone, producer and reader.
 
 mod admin;
+mod attach;
 mod connection;
 mod consumer;
 mod credit;
 mod delivery;
 mod error;
 mod groups;
+mod inbox;
 mod leased;
 mod letters;
 mod link;
@@ -77,13 +79,14 @@ pub use crate::wire::timer::{NotAHandle, TimerHandle, TimerState};
 pub use crate::wire::topic::{
     AlterTopic, FlushMode, OffsetOk, PartitionInfo, TopicConfig, TopicInfo,
 };
-pub use admin::{BrokerStatus, Start, TopicDescription};
+pub use admin::{BrokerStatus, DeletedTopic, Start, TopicDescription};
 pub use consumer::{AckMode, Consumer, ConsumerBuilder};
 pub use delivery::{Delivery, DeliveryBatch};
 pub use error::{
     AdminError, ConnectError, ConsumeError, DecodeError, EncodeError, Refusal, SendError,
 };
 pub use groups::{GroupDescription, ResetTo};
+pub use inbox::{Effect, Inbox};
 pub use letters::{DeadLetter, DeadLetters, LetterFault, LetterOrigin, LettersDone};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};

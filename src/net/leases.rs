@@ -23,6 +23,7 @@ use crate::domain::body::Body;
 use crate::domain::group::command::{Command, Lease, LeasedRange, MemberEvent, RetryAfter};
 use crate::domain::id::{LogPosition, MemberId};
 use crate::domain::partition::index::BatchPlace;
+use crate::log::Share;
 use crate::transport::SendStream;
 use crate::wire::code::Refused;
 use crate::wire::consume::{
@@ -319,7 +320,7 @@ impl Delivery<'_> {
         while let Some(left) = batches.get(bodies.len()..)
             && let Some(batch) = left.first()
         {
-            match reader::bodies(self.session, left).await {
+            match reader::bodies(self.session, left, Share::Kept).await {
                 Ok(read) => bodies.extend(read.into_iter().map(Some)),
                 Err(stop) => {
                     let of_batch = leases

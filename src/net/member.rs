@@ -38,7 +38,7 @@ use crate::domain::group::command::{self, Command, Join, LeasedRange, RetryAfter
 use crate::domain::group::letters::GROUP;
 use crate::domain::group::rejection::GroupRejection;
 use crate::domain::group::subscription::{Start, SubscriptionSpec};
-use crate::domain::id::{MemberId, PartitionId, TopicId};
+use crate::domain::id::{MemberId, OwnerId, PartitionId, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Topic;
 use crate::wire::code::{Code, Refused};
@@ -66,8 +66,9 @@ const AGAIN: Duration = Duration::from_millis(10);
 
 /// What the session knows of one of its members.
 pub(super) struct Member {
-    group: Link<GroupActor>,
-    id: MemberId,
+    pub(super) group: Link<GroupActor>,
+    pub(super) owner: OwnerId,
+    pub(super) id: MemberId,
     /// To the half that writes what it hears.
     local: UnboundedSender<Local>,
     /// It has left or was told lost: nobody needs to be told again.
@@ -94,7 +95,7 @@ impl Members {
         self.by_consumer.borrow().len()
     }
 
-    fn find(&self, consumer: u64) -> Result<Rc<Member>, Refused> {
+    pub(super) fn find(&self, consumer: u64) -> Result<Rc<Member>, Refused> {
         let found = self.by_consumer.borrow().get(&consumer).cloned().flatten();
         found.ok_or_else(|| refused(&Rejection::Group(GroupRejection::UnknownMember)))
     }
@@ -204,7 +205,7 @@ async fn run(
         .iter()
         .map(|subscription| spec(subscription, &topics))
         .collect::<Result<Vec<_>, _>>()?;
-    let group = open_group(session, &request.group, true).await?;
+    let (owner, group) = find_group(session, &request.group, true).await?;
     let mut stream = session
         .connection
         .open_uni()
@@ -237,6 +238,7 @@ async fn run(
     let (local, locals) = mpsc::unbounded_channel();
     let member = Rc::new(Member {
         group: group.clone(),
+        owner,
         id,
         local,
         gone: Cell::new(false),
@@ -321,6 +323,15 @@ pub(super) async fn find_group(
     name: &str,
     create: bool,
 ) -> Result<Link<GroupActor>, Refused> {
+    Ok(find_group(session, name, create).await?.1)
+}
+
+/// The same with its owner.
+async fn find_group(
+    session: &Session,
+    name: &str,
+    create: bool,
+) -> Result<(OwnerId, Link<GroupActor>), Refused> {
     let mut tries = 0;
     loop {
         let name = name.to_owned();
@@ -333,7 +344,7 @@ pub(super) async fn find_group(
             })
             .await;
         match answer {
-            Answer::GroupActor(_, link) => return Ok(link),
+            Answer::GroupActor(known, link) => return Ok((known.owner, link)),
             Answer::Refused(Rejection::Retry) if tries < TRIES => {
                 tries += 1;
                 tokio::time::sleep(AGAIN).await;
@@ -446,7 +457,7 @@ pub(super) fn withdraw(session: &Session, withdraw: Withdraw) {
     });
 }
 
-fn ranges(ranges: Vec<LeaseRange>) -> Vec<LeasedRange> {
+pub(super) fn ranges(ranges: Vec<LeaseRange>) -> Vec<LeasedRange> {
     let range = |range: LeaseRange| LeasedRange {
         lease: range.lease,
         first: range.first,

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::attach::{self, AttachSaid};
 use super::group;
 use super::letters;
 use super::member::{self, Said};
@@ -99,6 +100,14 @@ pub(super) fn handle(
         FrameKind::ExtendLeases => {
             let said = Said::Extend(frame.decode().map_err(bad_frame)?);
             member::say(session, said, correlation, out);
+        }
+        FrameKind::Attach => {
+            let said = AttachSaid::These(frame.decode().map_err(bad_frame)?);
+            attach::attach(session, said, correlation, out);
+        }
+        FrameKind::AttachUpTo => {
+            let said = AttachSaid::UpTo(frame.decode().map_err(bad_frame)?);
+            attach::attach(session, said, correlation, out);
         }
         FrameKind::CreateSubscription
         | FrameKind::AlterSubscription
@@ -207,6 +216,8 @@ async fn answer(
                 retention_ms: config.retention_ms,
                 retention_bytes: config.retention_bytes,
                 levels: config.levels,
+                timers_max: config.timers_max,
+                delay_ms_max: config.delay_ms_max,
             };
             let command = Command::Create {
                 name: name.clone(),
@@ -221,6 +232,8 @@ async fn answer(
                 flush: alter.flush.map(flush),
                 retention_ms: alter.retention_ms,
                 retention_bytes: alter.retention_bytes,
+                timers_max: alter.timers_max,
+                delay_ms_max: alter.delay_ms_max,
             };
             let name = alter.name.clone();
             let command = Command::Alter {
@@ -232,8 +245,10 @@ async fn answer(
         }
         FrameKind::DeleteTopic => {
             let DeleteTopic { name } = frame.decode().map_err(bad_frame)?;
+            let timers = timers::pending(session, &name).await;
             let command = Command::Delete { name: name.clone() };
-            command_topic(session, command, &name, correlation, out).await?;
+            let topic = changed(session, command, &name).await?;
+            out.send(&TopicOk { topic, timers }, correlation, Bytes::new());
         }
         FrameKind::DescribeTopic => {
             let DescribeTopic { name } = frame.decode().map_err(bad_frame)?;
@@ -299,6 +314,12 @@ async fn command_topic(
     correlation: u64,
     out: &Out,
 ) -> Result<(), Refused> {
+    let topic = changed(session, command, name).await?;
+    out.send(&TopicOk { topic, timers: 0 }, correlation, Bytes::new());
+    Ok(())
+}
+
+async fn changed(session: &Session, command: Command, name: &str) -> Result<TopicInfo, Refused> {
     if *session.shared.stopping.borrow() {
         return Err(refused(&Rejection::ShuttingDown));
     }
@@ -309,14 +330,7 @@ async fn command_topic(
     let Answer::Topic(topic) = answer else {
         return Err(unexpected(answer, name));
     };
-    out.send(
-        &TopicOk {
-            topic: info(&topic),
-        },
-        correlation,
-        Bytes::new(),
-    );
-    Ok(())
+    Ok(info(&topic))
 }
 
 async fn describe(
@@ -352,7 +366,10 @@ async fn describe(
         });
     }
     out.send(
-        &TopicOk { topic: info(topic) },
+        &TopicOk {
+            topic: info(topic),
+            timers: 0,
+        },
         correlation,
         encode_list(&partitions),
     );
@@ -434,6 +451,8 @@ fn actor_info(actor: crate::actors::stats::ActorStatus) -> ActorInfo {
         wake_ups: actor.wake_ups,
         overflow_up: actor.overflow_up,
         cascade_down: actor.cascade_down,
+        batches_read: actor.batches_read,
+        batches_skipped: actor.batches_skipped,
     }
 }
 
@@ -463,6 +482,8 @@ fn info(topic: &Topic) -> TopicInfo {
             retention_ms: topic.config.retention_ms,
             retention_bytes: topic.config.retention_bytes,
             levels: topic.config.levels,
+            timers_max: topic.config.timers_max,
+            delay_ms_max: topic.config.delay_ms_max,
         },
         lanes: topic.config.levels,
         leaders: Vec::new(),

@@ -155,6 +155,10 @@ kinds! {
     EndTransaction = 0x0091,
     /// Which transactions there are.
     ListTransactions = 0x0092,
+    /// Records are consumed if a transaction commits.
+    Attach = 0x0093,
+    /// All up to a place are.
+    AttachUpTo = 0x0094,
 
     /// Answers `Hello`.
     HelloOk = 0x4001,

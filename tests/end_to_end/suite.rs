@@ -1,6 +1,7 @@
 // What a broker and its clients do, whatever carries their frames: included by the test that goes over QUIC
 // and by the one that stays in the process.
 
+mod attach;
 mod calls;
 mod client;
 mod codes;

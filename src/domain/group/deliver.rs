@@ -71,6 +71,11 @@ impl Group {
         let Some(mode) = self.subscriptions.get(&topic).map(|s| s.spec.mode) else {
             return;
         };
+        if self.has_lanes(topic) {
+            // Before anything is leased: a higher lane nothing is looked for in would never be served by
+            // members whose credit is used up each time by what lies ready below.
+            self.look_for_more(topic, key, effects);
+        }
         while let Some((member, is_alone)) = self.whose_turn(topic, key) {
             let full = self.is_full(mode);
             self.full |= full;
@@ -297,7 +302,7 @@ impl Group {
         let hungry: Vec<CursorNumber> = pool.hungry.iter().copied().collect();
         let filter: std::sync::Arc<str> = subscription.spec.filter.as_str().into();
         let window_max = self.limits.window_max;
-        let has_lanes = self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1);
+        let has_lanes = self.has_lanes(topic);
         for number in hungry {
             let Some(cursor) = self.cursors.get_mut(&number) else {
                 continue;
@@ -345,6 +350,10 @@ impl Group {
 
     pub(super) fn settled_ranges_max(&self) -> u64 {
         SETTLED_RANGES_MAX.min(self.limits.snapshot_bytes_max / SNAPSHOT_BYTES_PER_RANGE)
+    }
+
+    fn has_lanes(&self, topic: TopicId) -> bool {
+        self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1)
     }
 
     /// The window is full of records that wait behind their keys: they are listed, so that others can be
@@ -512,8 +521,9 @@ fn is_blocked(cursor: &Cursor) -> bool {
     let waits = cursor.listed.range(..first).any(|(offset, listed)| {
         !matches!(listed.why, Why::Attached(_)) && !cursor.leased.contains(*offset)
     });
-    // What is about to be listed, or fetched, waits as well.
+    // What is about to be listed, or fetched, waits as well; and what an earlier assignment left undecided.
     waits
+        || cursor.inherits_below(first)
         || cursor
             .fetching
             .first()

@@ -27,6 +27,7 @@ pub mod rows;
 pub mod subscription;
 
 mod apply;
+mod attach;
 mod cursor;
 pub mod dead;
 mod deliver;
@@ -307,10 +308,10 @@ impl Group {
             Command::Unreadable { member, lease } => self.unreadable(token, member, lease, effects),
             Command::Attach {
                 member,
-                ranges,
+                what,
                 transaction,
                 tied,
-            } => self.attach(token, member, &ranges, transaction, tied, effects),
+            } => self.attach(token, member, &what, (transaction, tied), effects),
             Command::Subscribe(spec) => self.subscribe(token, spec, effects),
             Command::Alter { topic, change } => self.alter(token, topic, change, effects),
             Command::Unsubscribe { topic } => self.unsubscribe(Some(token), topic, effects),
