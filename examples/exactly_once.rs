@@ -37,7 +37,7 @@ fn prepare(database: &Connection) -> Result<(), rusqlite::Error> {
 
 /// The effect and the note of it, or neither where it is `cut_off`: the transaction is dropped then.
 fn sell(database: &mut Connection, sold: &Delivery, cut_off: bool) -> Result<Effect<()>, Failure> {
-    let amount: u64 = std::str::from_utf8(&sold.value)?.parse()?;
+    let amount: i64 = std::str::from_utf8(&sold.value)?.parse()?;
     let mut sales = Sales(database.transaction()?);
     let done = sold.apply_once("sales", &mut sales, |sales| {
         let sql = "UPDATE stock SET sold = sold + ?1";

@@ -30,7 +30,9 @@ use crate::domain::commit::Commit;
 use crate::domain::id::{LogIndex, OwnerId};
 use crate::domain::partition::{Limits, TimerLimits};
 use crate::domain::time::WallMs;
-use crate::log::{Disk, Log, LogError, LogOptions, Opened, ReadPool, RealDisk, TailCache};
+use crate::log::{
+    Disk, Log, LogError, LogOptions, Opened, ReadAhead, ReadPool, RealDisk, TailCache,
+};
 use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
 use crate::net::local::Connector;
 use crate::net::server;
@@ -236,6 +238,18 @@ impl Broker {
             path: config.data.clone(),
             source,
         })?;
+        let cache = Arc::new(TailCache::new(config.tail_bytes()));
+        let ahead = ReadAhead::start(
+            reader.clone(),
+            Arc::clone(&cache),
+            config.read_ahead_bytes_effective(),
+            ReadAhead::THREADS_DEFAULT,
+            move || clock.now().wall.0,
+        )
+        .map_err(|source| StartError::Io {
+            path: config.data.clone(),
+            source,
+        })?;
         let secret_path = config.data.join("timers.secret");
         let timer_secret =
             crate::net::timers::secret(&secret_path).map_err(|source| StartError::Io {
@@ -255,8 +269,9 @@ impl Broker {
             gauge: Arc::clone(&gauge),
             registry: Registry::default(),
             vigil: Vigil::default(),
-            cache: Arc::new(TailCache::new(config.tail_bytes())),
+            cache,
             pool: Arc::new(pool),
+            ahead: Arc::new(ahead),
         };
         let house = standing.actors(
             opened,
@@ -455,11 +470,6 @@ fn commit_neighbour(workers: &[Arbiter], fallback: &Arbiter) -> actix_rt::Arbite
     workers.first().unwrap_or(fallback).handle()
 }
 
-/// What fits a flush of the log beside its headers.
-fn snapshot_bytes_max(config: &Config) -> u64 {
-    u64::from(config.flush_bytes_max).saturating_sub(u64::from(config.flush_bytes_max / 16))
-}
-
 fn limits(config: &Config) -> crate::wire::hello::Limits {
     let overhead = u32::try_from(FRAME_OVERHEAD_BYTES_MAX).unwrap_or(u32::MAX);
     crate::wire::hello::Limits {
@@ -523,7 +533,7 @@ fn lay_ground(
     }
     let limits = Limits {
         producers_max: config.producers_per_partition_effective(),
-        snapshot_bytes_max: snapshot_bytes_max(config),
+        snapshot_bytes_max: config.snapshot_bytes_max(),
     };
     let views = data.join("views");
     let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
@@ -567,6 +577,7 @@ struct Standing<'a> {
     vigil: Vigil,
     cache: Arc<TailCache>,
     pool: Arc<ReadPool>,
+    ahead: Arc<ReadAhead>,
 }
 
 impl Standing<'_> {
@@ -653,6 +664,7 @@ impl Standing<'_> {
             wheel: Wheel::default(),
             reader,
             pool: Arc::clone(&self.pool),
+            ahead: Arc::clone(&self.ahead),
             cache: Arc::clone(&self.cache),
             registry: self.registry.clone(),
             clock: self.clock,
@@ -662,8 +674,9 @@ impl Standing<'_> {
             }),
             settings: Settings {
                 transactions: config.transaction_limits(),
+                groups: config.group_limits(),
                 producers_per_partition_max: config.producers_per_partition_effective(),
-                snapshot_bytes_max: snapshot_bytes_max(config),
+                snapshot_bytes_max: config.snapshot_bytes_max(),
                 producer_state_ms: config.producer_state_ms,
                 partition_mailbox: config.partition_mailbox,
                 standing_mailbox: config.standing_mailbox,

@@ -294,6 +294,9 @@ impl Actor for DirectoryActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(self.stats.capacity);
+        for topic in self.machine.iter() {
+            self.house.timer_limits.set(topic.id, topic.config.timers());
+        }
         load::begin_again(self, ctx);
         let link = self.link(ctx);
         self.coordinators.start(&self.house, &link, &self.arbiters);

@@ -13,7 +13,9 @@ mod coordinators;
 pub mod directory;
 mod failures;
 pub mod feed;
+pub mod find;
 pub mod group;
+pub mod letters;
 pub mod load;
 pub mod partition;
 pub mod reply;
@@ -45,7 +47,7 @@ use crate::domain::id::{Incarnation, OwnerId, TopicId};
 use crate::domain::partition::TimerLimits;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, Now, WallMs};
-use crate::log::{LogReader, ReadPool, TailCache};
+use crate::log::{LogReader, ReadAhead, ReadPool, TailCache};
 
 /// An actor's address together with its counters.
 #[derive(Debug)]
@@ -218,6 +220,8 @@ pub struct House {
     pub pool: Arc<ReadPool>,
     /// The log's most recent payloads.
     pub cache: Arc<TailCache>,
+    /// Records that are about to be published, read before they are asked for.
+    pub ahead: Arc<ReadAhead>,
     /// Counters of every actor.
     pub registry: Registry,
     /// The clocks.
@@ -296,6 +300,8 @@ pub struct Settings {
     pub producer_state_ms: u64,
     /// Messages a partition's mailbox takes from those that ask.
     pub partition_mailbox: usize,
+    /// Limits of consumer groups.
+    pub groups: crate::domain::group::Limits,
     /// Limits of transactions.
     pub transactions: crate::domain::transaction::Limits,
     /// Messages a standing actor's mailbox takes from those that ask.

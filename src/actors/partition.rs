@@ -187,6 +187,7 @@ impl PartitionActor {
                     };
                     self.house.wheel.returned(AlarmClock::Wall, returned);
                 }
+                Effect::Ahead(near) => self.read_ahead(&near),
                 Effect::LoadBodies(first) => {
                     let reply = self.link(ctx);
                     self.house.store.tell(LoadBodies {

@@ -1,8 +1,9 @@
 //! `waterwheel status`: how the broker is.
 //!
 //! With `--json` one object: `version`, `uptime_ms`, `connections`, `log_bytes`, `segments`,
-//! `bytes_in_flight`, `sealed` (why, or null), `ready`, `cluster`, `failed` (which standing actor, only if
-//! one did); with `--actors` then one object per actor:
+//! `bytes_in_flight`, `sealed` (why, or null), `ready`, `cluster`, `reads` (issued to the disk),
+//! `read_ahead_bytes`, `read_ahead_hits`, `read_ahead_misses` (records of timers read before they were due,
+//! and not), `failed` (which standing actor, only if one did); with `--actors` then one object per actor:
 //! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`; of levels of
 //! the timing wheel also `wake_ups`, `overflow_up` and `cascade_down`, a consumer group `batches_read` and
 //! `batches_skipped`, where they are not zero.
@@ -97,6 +98,10 @@ struct BrokerLine<'a> {
     sealed: Option<&'a str>,
     ready: bool,
     cluster: &'a str,
+    reads: u64,
+    read_ahead_bytes: u64,
+    read_ahead_hits: u64,
+    read_ahead_misses: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<&'a str>,
 }
@@ -113,6 +118,10 @@ impl<'a> BrokerLine<'a> {
             sealed: status.sealed.as_deref(),
             ready: status.ready,
             cluster,
+            reads: status.reads,
+            read_ahead_bytes: status.read_ahead_bytes,
+            read_ahead_hits: status.read_ahead_hits,
+            read_ahead_misses: status.read_ahead_misses,
             failed: status.failed.as_deref(),
         }
     }
@@ -131,7 +140,8 @@ fn state(status: &StatusOk) -> String {
 
 fn text(status: &StatusOk, cluster: &str) -> String {
     format!(
-        "waterwheel {}, up {}, {}\n{}, {} in flight, log of {} in {}, cluster {cluster}",
+        "waterwheel {}, up {}, {}\n{}, {} in flight, log of {} in {}, cluster {cluster}\n\
+         {}, {} of delayed records read ahead ({} in time, {} not)",
         status.version,
         rough_span(status.uptime_ms),
         state(status),
@@ -139,6 +149,10 @@ fn text(status: &StatusOk, cluster: &str) -> String {
         rough_bytes(status.bytes_in_flight),
         rough_bytes(status.log_bytes),
         counted(status.segments, "segment"),
+        counted(status.reads, "read"),
+        rough_bytes(status.read_ahead_bytes),
+        status.read_ahead_hits,
+        status.read_ahead_misses,
     )
 }
 
@@ -193,7 +207,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&BrokerLine::new(&status, "c1")).unwrap(),
-            r#"{"version":"0.1.0","uptime_ms":61005,"connections":0,"log_bytes":0,"segments":0,"bytes_in_flight":0,"sealed":null,"ready":true,"cluster":"c1"}"#
+            r#"{"version":"0.1.0","uptime_ms":61005,"connections":0,"log_bytes":0,"segments":0,"bytes_in_flight":0,"sealed":null,"ready":true,"cluster":"c1","reads":0,"read_ahead_bytes":0,"read_ahead_hits":0,"read_ahead_misses":0}"#
         );
         assert!(text(&status, "c1").starts_with("waterwheel 0.1.0, up 1m 1s, ready\n"));
         status.sealed = Some("a write failed".to_owned());

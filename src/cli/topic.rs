@@ -1,7 +1,8 @@
 //! `waterwheel topic`: make, list, describe, alter and delete topics.
 //!
 //! With `--json` a topic is one object a line: `name`, `id`, `partitions`, `keyed`, `flush`,
-//! `retention_ms`, `retention_bytes` (both null where all is kept); `describe` adds `details`, an array
+//! `retention_ms`, `retention_bytes` (both null where all is kept), `timers_max` and `delay_ms_max` where
+//! they are set; `delete` adds `timers`, how many delayed records went with it; `describe` adds `details`, an array
 //! of `partition`, `start_offset`, `high_watermark`, `log_end_offset`.
 
 use std::num::NonZeroU64;
@@ -12,11 +13,11 @@ use serde::Serialize;
 use super::connect::Connect;
 use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
-use super::output::say;
+use super::output::{counted, say};
 use super::table::Table;
 use super::{print, print_json};
 use crate::client::{
-    AdminError, AlterTopic, Code, FlushMode, PartitionInfo, TopicConfig, TopicInfo,
+    AdminError, AlterTopic, Code, DeletedTopic, FlushMode, PartitionInfo, TopicConfig, TopicInfo,
 };
 use crate::config::human::{exact_bytes, exact_span, parse_bytes};
 
@@ -59,6 +60,13 @@ enum Action {
         /// How many priority levels its records may have, 1 to 32; fixed for ever.
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
         priorities: u8,
+        /// How many delayed records may wait in one partition; as many as the broker allows where it is not
+        /// given.
+        #[arg(long, value_name = "N", value_parser = parse_bound)]
+        max_timers: Option<Kept>,
+        /// How far ahead a record may be delayed, e.g. 30d; as far as the broker allows where it is not given.
+        #[arg(long, value_name = "SPAN", value_parser = parse_bound_ms)]
+        max_delay: Option<Kept>,
     },
     /// List all topics.
     List,
@@ -83,8 +91,14 @@ enum Action {
         /// How many bytes a partition keeps at least, or `all`.
         #[arg(long, value_name = "BYTES", value_parser = parse_kept_bytes)]
         retention_bytes: Option<Kept>,
+        /// How many delayed records may wait in one partition, or `none` for no bound.
+        #[arg(long, value_name = "N", value_parser = parse_bound)]
+        max_timers: Option<Kept>,
+        /// How far ahead a record may be delayed, or `none` for no bound.
+        #[arg(long, value_name = "SPAN", value_parser = parse_bound_ms)]
+        max_delay: Option<Kept>,
     },
-    /// Delete a topic and what is in it.
+    /// Delete a topic and what is in it; says how many delayed records waited there.
     Delete {
         /// Its name.
         name: String,
@@ -126,6 +140,28 @@ fn parse_kept(text: &str, amount: impl Fn(&str) -> Result<u64, String>) -> Resul
     }
 }
 
+/// A bound; none is none.
+fn parse_bound(text: &str) -> Result<Kept, String> {
+    if text == "none" {
+        return Ok(Kept(None));
+    }
+    let number = text.replace('_', "").parse::<NonZeroU64>();
+    number
+        .map(|number| Kept(Some(number)))
+        .map_err(|_| "write a number above 0, or none".to_owned())
+}
+
+fn parse_bound_ms(text: &str) -> Result<Kept, String> {
+    if text == "none" {
+        return Ok(Kept(None));
+    }
+    let span = u64::try_from(parse_duration(text)?.as_millis()).map_err(|why| why.to_string())?;
+    match NonZeroU64::new(span) {
+        Some(span) => Ok(Kept(Some(span))),
+        None => Err("no record could be delayed; write none to set no bound".to_owned()),
+    }
+}
+
 fn parse_kept_ms(text: &str) -> Result<Kept, String> {
     parse_kept(text, |text| {
         u64::try_from(parse_duration(text)?.as_millis()).map_err(|fault| fault.to_string())
@@ -151,6 +187,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
             retention_bytes,
             if_not_exists,
             priorities,
+            max_timers,
+            max_delay,
         } => {
             let config = TopicConfig {
                 partitions,
@@ -159,6 +197,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
                 retention_ms: retention.and_then(Kept::amount),
                 retention_bytes: retention_bytes.and_then(Kept::amount),
                 levels: priorities,
+                timers_max: max_timers.and_then(Kept::amount),
+                delay_ms_max: max_delay.and_then(Kept::amount),
             };
             match client.create_topic(&name, config.clone()).await {
                 Err(error) if if_not_exists && is(&error, Code::TopicExists) => {
@@ -182,6 +222,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
             flush,
             retention,
             retention_bytes,
+            max_timers,
+            max_delay,
         } => {
             let change = AlterTopic {
                 name,
@@ -189,13 +231,15 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
                 flush: flush.map(FlushMode::from),
                 retention_ms: retention.map(Kept::amount),
                 retention_bytes: retention_bytes.map(Kept::amount),
+                timers_max: max_timers.map(Kept::amount),
+                delay_ms_max: max_delay.map(Kept::amount),
             };
             let topic = client.alter_topic(&change).await.map_err(missing)?;
             show(&topic, json, "altered ")?;
         }
         Action::Delete { name } => {
-            let topic = client.delete_topic(&name).await.map_err(missing)?;
-            show(&topic, json, "deleted ")?;
+            let deleted = client.delete_topic(&name).await.map_err(missing)?;
+            gone(&deleted, json)?;
         }
     }
     Ok(Outcome::Done)
@@ -270,6 +314,13 @@ struct TopicLine<'a> {
     retention_ms: Option<u64>,
     retention_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    timers_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delay_ms_max: Option<u64>,
+    /// Of a deleted topic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timers: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<Vec<PartitionLine>>,
 }
 
@@ -291,6 +342,9 @@ impl<'a> TopicLine<'a> {
             flush: topic.config.flush,
             retention_ms: topic.config.retention_ms,
             retention_bytes: topic.config.retention_bytes,
+            timers_max: topic.config.timers_max,
+            delay_ms_max: topic.config.delay_ms_max,
+            timers: None,
             details: details.map(|partitions| partitions.iter().map(PartitionLine::new).collect()),
         }
     }
@@ -316,8 +370,14 @@ impl<'a> TopicLine<'a> {
                 )
             }
         };
+        let timers = self
+            .timers_max
+            .map_or_else(String::new, |max| format!(", {max} timers a partition"));
+        let delay = self.delay_ms_max.map_or_else(String::new, |ms| {
+            format!(", delays up to {}", exact_span(ms))
+        });
         format!(
-            "{} partition{}, {}, flush {}, {kept}",
+            "{} partition{}, {}, flush {}, {kept}{timers}{delay}",
             self.partitions,
             if self.partitions == 1 { "" } else { "s" },
             if self.keyed { "keyed" } else { "unkeyed" },
@@ -339,6 +399,19 @@ impl PartitionLine {
             log_end_offset: partition.log_end_offset.0,
         }
     }
+}
+
+fn gone(deleted: &DeletedTopic, json: bool) -> Result<(), CliError> {
+    let mut line = TopicLine::new(&deleted.topic, None);
+    line.timers = Some(deleted.timers);
+    if json {
+        return print_json(&line);
+    }
+    let timers = match deleted.timers {
+        0 => String::new(),
+        waited => format!("; {} went with it", counted(waited, "pending timer")),
+    };
+    print(format!("{}{timers}", line.text("deleted ")))
 }
 
 fn show(topic: &TopicInfo, json: bool, did: &str) -> Result<(), CliError> {
@@ -406,6 +479,33 @@ mod tests {
             TopicLine::new(&topic, None).text("created "),
             "created orders (id 7): 1 partition, keyed, flush sync, keeps 1s"
         );
+        let mut bounded = topic;
+        bounded.config.timers_max = Some(5);
+        bounded.config.delay_ms_max = Some(60_000);
+        let mut line = TopicLine::new(&bounded, None);
+        line.timers = Some(3);
+        assert_eq!(
+            serde_json::to_string(&line).unwrap(),
+            r#"{"name":"orders","id":7,"partitions":1,"keyed":true,"flush":"sync","retention_ms":1000,"retention_bytes":null,"timers_max":5,"delay_ms_max":60000,"timers":3}"#
+        );
+        assert!(
+            line.text("")
+                .ends_with(", 5 timers a partition, delays up to 1m")
+        );
+    }
+
+    #[test]
+    fn a_bound_is_a_number_or_none_and_never_zero() {
+        assert_eq!(parse_bound("none").unwrap().amount(), None);
+        assert_eq!(parse_bound("10_000").unwrap().amount(), Some(10_000));
+        assert_eq!(parse_bound_ms("none").unwrap().amount(), None);
+        assert_eq!(parse_bound_ms("30s").unwrap().amount(), Some(30_000));
+        for wrong in ["0", "-1", "all", ""] {
+            assert!(parse_bound(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["0s", "all"] {
+            assert!(parse_bound_ms(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

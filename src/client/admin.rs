@@ -59,6 +59,16 @@ pub struct TopicDescription {
     pub partitions: Vec<PartitionInfo>,
 }
 
+/// A topic that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeletedTopic {
+    /// The topic as it was.
+    pub topic: TopicInfo,
+    /// How many delayed records waited in it, counted right before: they are gone with it.
+    pub timers: u64,
+}
+
 /// How the broker is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -128,7 +138,7 @@ impl Client {
         let request = DescribeTopic {
             name: name.to_owned(),
         };
-        let (TopicOk { topic }, body) = self.ask(&request).await?;
+        let (TopicOk { topic, .. }, body) = self.ask(&request).await?;
         Ok(TopicDescription {
             topic,
             partitions: decode_list(&body).map_err(AdminError::Protocol)?,
@@ -143,15 +153,17 @@ impl Client {
         Ok(self.ask::<_, TopicOk>(change).await?.0.topic)
     }
 
-    /// Deletes a topic and what is in it.
+    /// Deletes a topic and what is in it, the delayed records that wait there too: the answer says how many
+    /// those were.
     ///
     /// # Errors
     /// Refused with `unknown-topic`; otherwise as for all requests.
-    pub async fn delete_topic(&self, name: &str) -> Result<TopicInfo, AdminError> {
+    pub async fn delete_topic(&self, name: &str) -> Result<DeletedTopic, AdminError> {
         let request = DeleteTopic {
             name: name.to_owned(),
         };
-        Ok(self.ask::<_, TopicOk>(&request).await?.0.topic)
+        let (TopicOk { topic, timers }, _) = self.ask(&request).await?;
+        Ok(DeletedTopic { topic, timers })
     }
 
     /// Where a partition begins and ends, and the offset of a place in it.

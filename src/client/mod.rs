@@ -24,6 +24,7 @@
 //! in and end with its last clone, producer and reader.
 
 mod admin;
+mod attach;
 mod connection;
 mod consumer;
 mod credit;
@@ -32,6 +33,7 @@ mod error;
 mod groups;
 mod inbox;
 mod leased;
+mod letters;
 mod link;
 mod member_session;
 mod membership;
@@ -77,7 +79,7 @@ pub use crate::wire::timer::{NotAHandle, TimerHandle, TimerState};
 pub use crate::wire::topic::{
     AlterTopic, FlushMode, OffsetOk, PartitionInfo, TopicConfig, TopicInfo,
 };
-pub use admin::{BrokerStatus, Start, TopicDescription};
+pub use admin::{BrokerStatus, DeletedTopic, Start, TopicDescription};
 pub use consumer::{AckMode, Consumer, ConsumerBuilder};
 pub use delivery::{Delivery, DeliveryBatch};
 pub use error::{
@@ -85,6 +87,7 @@ pub use error::{
 };
 pub use groups::{GroupDescription, ResetTo};
 pub use inbox::{Effect, Inbox};
+pub use letters::{DeadLetter, DeadLetters, LetterFault, LetterOrigin, LettersDone};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};
 pub use reader::{Fetched, Reader, ReaderBuilder};

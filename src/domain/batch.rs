@@ -51,13 +51,15 @@
 mod builder;
 mod compression;
 mod cut;
+mod head;
 mod header;
 mod pieces;
 mod view;
 
 pub use builder::{BatchBuilder, BatchFull, BatchStamp};
 pub use compression::Compression;
-pub use cut::{Cut, Opened};
+pub use cut::{Cut, Opened, Taken};
+pub use head::{BatchHead, head_bytes_max};
 pub use header::{BatchHeader, Delivery, facts};
 pub use pieces::{CheckedBatch, check};
 pub use view::{BatchView, Bodies, Slot};

@@ -13,7 +13,8 @@ pub mod groups;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
 use self::groups::Group;
 use super::commit::OwnerRange;
@@ -22,6 +23,7 @@ use super::id::{
     GroupId, LANES_MAX, Lane, OwnerId, OwnerSequence, PARTITIONS_MAX, PartitionId, PartitionIndex,
     ProducerId, Token, TopicId,
 };
+use super::partition::TimerLimits;
 use super::partition::rows::encode;
 use super::rejection::Rejection;
 
@@ -49,7 +51,7 @@ pub enum Flush {
 }
 
 /// What can be changed about a topic.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct TopicConfig {
     /// Records with equal keys go to one partition, so the partition count is fixed.
     pub keyed: bool,
@@ -61,20 +63,56 @@ pub struct TopicConfig {
     pub retention_bytes: Option<u64>,
     /// How many priority levels it has, 1 to 32, each a lane of every partition; fixed for ever. Absent in
     /// what was written before there were any, and where there is one.
-    #[serde(default = "one_level", skip_serializing_if = "is_one_level")]
+    #[serde(default = "one_level")]
     pub levels: u8,
+    /// Delayed records that may wait in one partition; none: as many as the broker allows. This and the
+    /// next are absent in what was written before there were any, and where neither is set.
+    #[serde(default)]
+    pub timers_max: Option<u64>,
+    /// How far ahead a record may be delayed, in milliseconds; none: as far as the broker allows.
+    #[serde(default)]
+    pub delay_ms_max: Option<u64>,
+}
+
+/// By place, the last ones left out where they say nothing, so that a topic that has nothing of them is
+/// written as it was before there were any.
+impl Serialize for TopicConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let is_bounded = self.timers_max.is_some() || self.delay_ms_max.is_some();
+        let fields = match (is_bounded, self.levels) {
+            (true, _) => 7,
+            (false, 1) => 4,
+            (false, _) => 5,
+        };
+        let mut out = serializer.serialize_struct("TopicConfig", fields)?;
+        out.serialize_field("keyed", &self.keyed)?;
+        out.serialize_field("flush", &self.flush)?;
+        out.serialize_field("retention_ms", &self.retention_ms)?;
+        out.serialize_field("retention_bytes", &self.retention_bytes)?;
+        if fields > 4 {
+            out.serialize_field("levels", &self.levels)?;
+        }
+        if is_bounded {
+            out.serialize_field("timers_max", &self.timers_max)?;
+            out.serialize_field("delay_ms_max", &self.delay_ms_max)?;
+        }
+        out.end()
+    }
+}
+
+impl TopicConfig {
+    /// The bounds of its delayed records.
+    #[must_use]
+    pub fn timers(&self) -> TimerLimits {
+        TimerLimits {
+            pending_max: self.timers_max,
+            delay_max_ms: self.delay_ms_max,
+        }
+    }
 }
 
 fn one_level() -> u8 {
     1
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes fields by reference"
-)]
-fn is_one_level(levels: &u8) -> bool {
-    *levels == 1
 }
 
 impl Default for TopicConfig {
@@ -85,6 +123,8 @@ impl Default for TopicConfig {
             retention_ms: None,
             retention_bytes: None,
             levels: 1,
+            timers_max: None,
+            delay_ms_max: None,
         }
     }
 }
@@ -98,6 +138,10 @@ pub struct TopicChange {
     pub retention_ms: Option<Option<u64>>,
     /// The retention by size; `Some(None)` keeps all.
     pub retention_bytes: Option<Option<u64>>,
+    /// How many delayed records may wait in a partition; `Some(None)` sets no bound.
+    pub timers_max: Option<Option<u64>>,
+    /// How far ahead a record may be delayed; `Some(None)` sets no bound.
+    pub delay_ms_max: Option<Option<u64>>,
 }
 
 impl TopicChange {
@@ -108,6 +152,8 @@ impl TopicChange {
             retention_ms: self.retention_ms.unwrap_or(config.retention_ms),
             retention_bytes: self.retention_bytes.unwrap_or(config.retention_bytes),
             levels: config.levels,
+            timers_max: self.timers_max.unwrap_or(config.timers_max),
+            delay_ms_max: self.delay_ms_max.unwrap_or(config.delay_ms_max),
         }
     }
 }
@@ -736,6 +782,11 @@ fn check_config(config: &TopicConfig) -> Result<(), Rejection> {
     if config.retention_ms == Some(0) || config.retention_bytes == Some(0) {
         return Err(Rejection::InvalidConfig(
             "a retention of 0 would drop every record at once; leave it out to keep all".into(),
+        ));
+    }
+    if config.timers_max == Some(0) || config.delay_ms_max == Some(0) {
+        return Err(Rejection::InvalidConfig(
+            "a bound of 0 would let no delayed record in; leave it out to set none".into(),
         ));
     }
     Ok(())

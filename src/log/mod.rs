@@ -26,6 +26,7 @@
 //! written, whole.
 
 mod active;
+mod ahead;
 mod buffer;
 mod codec;
 mod disk;
@@ -47,6 +48,7 @@ mod verify;
 mod walk;
 mod writer;
 
+pub use ahead::{AheadCounts, FetchDone, Fetched, Piece, ReadAhead, Wish};
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::{Damage, DamageReason, LogError, ReadError};
 pub use header::{LogIdentity, SegmentNumber};

@@ -3,7 +3,9 @@
 //! Places that lie near each other are read together, directly into pooled aligned memory; bodies are
 //! slices of it. What is lent out keeps its extent's memory until the last slice is dropped.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -77,6 +79,73 @@ impl LogReader {
             .zip(places)
             .map(|(answer, place)| answer.unwrap_or_else(|| gone(place.position)))
             .collect()
+    }
+
+    /// Reads a part of an entry, counted from where its frame starts. A part that lies outside it is gone.
+    fn read_part(&self, place: EntryPlace, part: Range<u64>) -> Result<Bytes, ReadError> {
+        let gone = || ReadError::Gone {
+            position: place.position,
+        };
+        let segment = self
+            .table
+            .segment(self.segment_of(place))
+            .filter(|segment| end_of(place) <= segment.end().0)
+            .ok_or_else(gone)?;
+        if part.start > part.end || part.end > u64::from(place.length) {
+            return Err(gone());
+        }
+        let unit = self.table.identity.unit();
+        let from = place.position.0.saturating_add(part.start);
+        let start = round_down(from, unit);
+        let end = place.position.0.saturating_add(part.end);
+        let length = round_up(end - start, unit);
+        let read = self
+            .read_range(&segment, start - segment.base(), length)
+            .map_err(|why| ReadError::Io {
+                file: segment.name.clone(),
+                why: why.to_string(),
+            })?;
+        let within = index(from - start)..index(end - start);
+        read.get(within.clone()).ok_or_else(gone)?;
+        Ok(read.slice(within))
+    }
+
+    /// The head of a payload: what its frame says is checked, what follows it up to `bytes` is not.
+    ///
+    /// # Errors
+    /// As for a whole entry, where the frame is not the one of this place.
+    pub fn read_head(&self, place: EntryPlace, bytes: u64) -> Result<Bytes, ReadError> {
+        let end = bytes
+            .saturating_add(FRAME_BYTES as u64)
+            .min(u64::from(place.length));
+        let read = self.read_part(place, 0..end)?;
+        let frame = Frame::decode(&read, self.table.identity.seed, place.position.0);
+        if frame.is_none_or(|frame| frame.place != place) || read.len() < FRAME_BYTES {
+            return Err(ReadError::Gone {
+                position: place.position,
+            });
+        }
+        Ok(read.slice(FRAME_BYTES..))
+    }
+
+    /// Reads a part of an entry's body, in one read. No checksum is looked at: whoever reads a part has to
+    /// know what it must look like.
+    ///
+    /// # Errors
+    /// As for a whole entry.
+    pub fn read_body_part(&self, place: EntryPlace, part: Range<u64>) -> Result<Bytes, ReadError> {
+        let frame = FRAME_BYTES as u64;
+        let (start, end) = (
+            part.start.saturating_add(frame),
+            part.end.saturating_add(frame),
+        );
+        self.read_part(place, start..end)
+    }
+
+    /// How many reads were issued to the disk since the log was opened.
+    #[must_use]
+    pub fn reads_issued(&self) -> u64 {
+        self.table.reads.load(Ordering::Relaxed)
     }
 
     /// Everything in log order from a position up to another, or up to the end as of now. Segments in it
@@ -214,6 +283,7 @@ impl LogReader {
         length: u64,
     ) -> std::io::Result<Bytes> {
         let file = self.table.file(segment)?;
+        self.table.reads.fetch_add(1, Ordering::Relaxed);
         let mut lent = self.table.buffers.lend(index(length));
         let into = lent.bytes_mut().get_mut(..index(length));
         file.read_at(offset, into.unwrap_or_default())?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::domain::id::LogPosition;
@@ -15,7 +16,7 @@ use super::options::LogOptions;
 use super::summary::Footer;
 
 /// Files kept open for reading; older ones are opened again when they are asked for.
-const OPEN_FILES_MAX: usize = 128;
+const OPEN_FILES_MAX: usize = 512;
 
 /// One segment as the outside sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +116,8 @@ pub(crate) struct Table {
     pub(crate) identity: LogIdentity,
     pub(crate) options: LogOptions,
     pub(crate) buffers: BufferPool,
+    /// Reads issued to the disk.
+    pub(crate) reads: AtomicU64,
     segments: RwLock<BTreeMap<SegmentNumber, Arc<Segment>>>,
     opened: Mutex<VecDeque<SegmentNumber>>,
 }
@@ -131,6 +134,7 @@ impl Table {
             identity,
             options,
             buffers: BufferPool::new(),
+            reads: AtomicU64::new(0),
             segments: RwLock::new(segments),
             opened: Mutex::default(),
         }

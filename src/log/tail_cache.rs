@@ -77,6 +77,21 @@ impl TailCache {
         Attendance(Arc::clone(self))
     }
 
+    /// Whether the entry at a position is still here.
+    #[must_use]
+    pub fn has(&self, position: LogPosition) -> bool {
+        let kept = self.kept();
+        kept.entries
+            .binary_search_by_key(&position, |(place, _)| place.position)
+            .is_ok()
+    }
+
+    /// Whether a reader is there.
+    #[must_use]
+    pub fn is_attended(&self) -> bool {
+        self.readers.load(Ordering::Relaxed) > 0
+    }
+
     /// The body of the entry at a position, if it is still here.
     #[must_use]
     pub fn lookup(&self, position: LogPosition) -> Option<Body> {

@@ -9,7 +9,7 @@ use std::collections::hash_map::Entry;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::domain::batch::{BATCH_RECORDS_MAX, BatchError, Cut, Opened};
+use crate::domain::batch::{BATCH_RECORDS_MAX, BatchError, Cut, Opened, Taken};
 use crate::domain::body::Body;
 use crate::domain::id::{LogPosition, Offset};
 use crate::domain::partition::index::BatchPlace;
@@ -49,17 +49,31 @@ impl Outgoing {
     }
 }
 
+/// What there is of the records of a place.
+#[derive(Debug)]
+pub(super) enum Payload {
+    /// The payload they lie in.
+    Whole(Body),
+    /// All of them, from the first on, each by itself.
+    Pieces(Vec<Taken>),
+}
+
 /// Puts frames together from consecutive places and the payloads they name, from the offset `from` on.
-pub(super) fn gather(places: &[BatchPlace], bodies: Vec<Body>, from: Offset) -> Vec<Outgoing> {
+pub(super) fn gather(places: &[BatchPlace], payloads: Vec<Payload>, from: Offset) -> Vec<Outgoing> {
     let mut gathering = Gathering::new(from);
-    for (place, body) in places.iter().zip(bodies) {
-        if place.reference.is_none() {
-            gathering.close();
-            gathering.out.push(Outgoing::Whole(*place, body));
-        } else if place.is_whole() && place.count > 1 && place.first_offset >= from {
-            gathering.whole(place, body);
-        } else {
-            gathering.cut(place, &body);
+    for (place, payload) in places.iter().zip(payloads) {
+        match payload {
+            Payload::Pieces(taken) => gathering.taken(place, &taken),
+            Payload::Whole(body) if place.reference.is_none() => {
+                gathering.close();
+                gathering.out.push(Outgoing::Whole(*place, body));
+            }
+            Payload::Whole(body)
+                if place.is_whole() && place.count > 1 && place.first_offset >= from =>
+            {
+                gathering.whole(place, body);
+            }
+            Payload::Whole(body) => gathering.cut(place, &body),
         }
     }
     gathering.close();
@@ -138,40 +152,62 @@ impl Gathering {
                 }
             }
         }
-        let skip = self.from.0.saturating_sub(place.first_offset.0);
-        let skip = u32::try_from(skip).unwrap_or(u32::MAX);
-        for at in skip..place.count {
-            let offset = Offset(place.first_offset.0.saturating_add(u64::from(at)));
-            loop {
-                let follows = self.first.0.checked_add(self.cut.len() as u64) == Some(offset.0);
-                if !self.cut.is_empty() && (!follows || self.cut.len() >= BATCH_RECORDS_MAX) {
-                    self.close();
+        for at in self.skip(place)..place.count {
+            let Some(opened) = self.opened.get(&place.position) else {
+                return;
+            };
+            match opened.take(place.record(at)) {
+                Ok(taken) => {
+                    if !self.push(place, at, &taken) {
+                        return;
+                    }
                 }
-                let Some(opened) = self.opened.get(&place.position) else {
-                    return;
-                };
-                let was_empty = self.cut.is_empty();
-                match self.cut.push(opened, place.record(at)) {
-                    Ok(true) => {
-                        if was_empty {
-                            self.first = offset;
-                        }
-                        self.detail(place, at);
-                        break;
-                    }
-                    Ok(false) if !was_empty => self.close(),
-                    Ok(false) => {
-                        return self
-                            .out
-                            .push(Outgoing::Unreadable(*place, BatchError::Directory));
-                    }
-                    Err(error) => {
-                        self.close();
-                        return self.out.push(Outgoing::Unreadable(*place, error));
-                    }
+                Err(error) => {
+                    self.close();
+                    return self.out.push(Outgoing::Unreadable(*place, error));
                 }
             }
         }
+    }
+
+    fn taken(&mut self, place: &BatchPlace, all: &[Taken]) {
+        for (at, taken) in (0..place.count)
+            .zip(all)
+            .skip(usize::try_from(self.skip(place)).unwrap_or(usize::MAX))
+        {
+            if !self.push(place, at, taken) {
+                return;
+            }
+        }
+    }
+
+    /// How many records of a place lie before what is wanted.
+    fn skip(&self, place: &BatchPlace) -> u32 {
+        let skip = self.from.0.saturating_sub(place.first_offset.0);
+        u32::try_from(skip).unwrap_or(u32::MAX)
+    }
+
+    /// Adds a record to the batch that is being put together, or to the next; says whether it could.
+    fn push(&mut self, place: &BatchPlace, at: u32, taken: &Taken) -> bool {
+        let offset = Offset(place.first_offset.0.saturating_add(u64::from(at)));
+        let follows = self.first.0.checked_add(self.cut.len() as u64) == Some(offset.0);
+        if !self.cut.is_empty() && (!follows || self.cut.len() >= BATCH_RECORDS_MAX) {
+            self.close();
+        }
+        if !self.cut.is_empty() && !self.cut.push_taken(taken.clone()) {
+            self.close();
+        } else if !self.cut.is_empty() {
+            self.detail(place, at);
+            return true;
+        }
+        if self.cut.push_taken(taken.clone()) {
+            self.first = offset;
+            self.detail(place, at);
+            return true;
+        }
+        self.out
+            .push(Outgoing::Unreadable(*place, BatchError::Directory));
+        false
     }
 }
 
@@ -238,7 +274,8 @@ mod tests {
             whole,
             place(16, 1, 20, 0, 2),
         ];
-        let bodies = vec![a.clone(), b.clone(), a, b.clone(), b.clone()];
+        let bodies = [a.clone(), b.clone(), a, b.clone(), b.clone()];
+        let bodies = bodies.map(Payload::Whole).into();
         let out = gather(&places, bodies, Offset(11));
         let [
             Outgoing::Gathered {
@@ -272,7 +309,8 @@ mod tests {
     #[test]
     fn a_payload_that_is_no_batch_spoils_nothing_beside_it() {
         let places = [place(10, 1, 10, 0, 1), place(11, 1, 20, 0, 1)];
-        let bodies = vec![Body::from(&b"rotten"[..]), payload(&["b"])];
+        let bodies = [Body::from(&b"rotten"[..]), payload(&["b"])];
+        let bodies = bodies.map(Payload::Whole).into();
         let out = gather(&places, bodies, Offset(10));
         assert!(matches!(
             out.as_slice(),

@@ -11,13 +11,14 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::member::Local;
+use super::pieces::{Pieces, Wanted, is_read_alone, pieces};
 use super::reader::{self, Stop};
 use super::refusal::refused;
 use super::session::Session;
 use crate::actors::Link;
 use crate::actors::group::{Do, GroupActor};
 use crate::actors::reply::ReplyTo;
-use crate::domain::batch::{BATCH_BYTES_CEILING, BatchError, Cut, Opened};
+use crate::domain::batch::{BATCH_BYTES_CEILING, BatchError, Cut, Opened, Taken};
 use crate::domain::body::Body;
 use crate::domain::group::command::{Command, Lease, LeasedRange, MemberEvent, RetryAfter};
 use crate::domain::id::{LogPosition, MemberId};
@@ -26,7 +27,8 @@ use crate::log::Share;
 use crate::transport::SendStream;
 use crate::wire::code::Refused;
 use crate::wire::consume::{
-    Assigned, LeaseHead, Leased, LeasesLost, RANGES_MAX, Revoked, Unsubscribed, Withdrawn,
+    Assigned, LeaseHead, Leased, LeasesLost, PublishedLater, RANGES_MAX, Revoked, Unsubscribed,
+    Withdrawn,
 };
 use crate::wire::frame::{Header, encode};
 
@@ -208,9 +210,28 @@ impl Delivery<'_> {
             let (batches, taken) = next_batches(rest);
             let (now, after) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
             rest = after;
+            let runs: Vec<&[Lease]> = now.chunk_by(is_together).collect();
+            let mut alone = self.alone(&runs).await;
+            // What is left is read by payload.
+            let batches: Vec<BatchPlace> = batches
+                .into_iter()
+                .filter(|batch| {
+                    runs.iter().zip(&alone).any(|(run, alone)| {
+                        let first = run.first().map(|lease| lease.batch.position);
+                        alone.is_none() && first == Some(batch.position)
+                    })
+                })
+                .collect();
             let bodies = self.bodies(&batches, now).await;
-            for run in now.chunk_by(is_together) {
+            for (run, alone) in runs.into_iter().zip(&mut alone) {
                 let Some(first) = run.first() else { continue };
+                if let Some(taken) = alone.take() {
+                    self.deliver_alone(run, taken);
+                    if self.group.bytes >= GROUP_BYTES {
+                        self.flush().await?;
+                    }
+                    continue;
+                }
                 let body = batches
                     .iter()
                     .zip(&bodies)
@@ -225,6 +246,72 @@ impl Delivery<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Records that are to be had one by one, by runs of leases; none where their payload is needed.
+    async fn alone(&self, runs: &[&[Lease]]) -> Vec<Option<Vec<Taken>>> {
+        let is_reference = |lease: &Lease| lease.batch.reference.is_some();
+        if !runs.iter().copied().flatten().any(is_reference) {
+            return runs.iter().map(|_| None).collect();
+        }
+        let wanted: Vec<Wanted> = runs
+            .iter()
+            .copied()
+            .flatten()
+            .map(|lease| {
+                let skip = lease.first.0.saturating_sub(lease.batch.first_offset.0);
+                Wanted {
+                    place: lease.batch,
+                    skip: u32::try_from(skip).unwrap_or(u32::MAX),
+                    count: lease.count,
+                }
+            })
+            .collect();
+        let bytes_max = 4 * GROUP_BYTES as u64;
+        let mut found = pieces(self.session, &wanted, bytes_max).await.into_iter();
+        runs.iter()
+            .map(|run| {
+                // All of a run's, even where one of them is not to be had: the next run's follow.
+                let of_run: Vec<Pieces> = found.by_ref().take(run.len()).collect();
+                let mut all = Vec::new();
+                for pieces in of_run {
+                    match pieces {
+                        Pieces::Taken(taken) => all.extend(taken),
+                        Pieces::Whole | Pieces::Beyond => return None,
+                    }
+                }
+                Some(all)
+            })
+            .collect()
+    }
+
+    /// Puts leases of one batch into frames, whose records are here one by one.
+    fn deliver_alone(&mut self, run: &[Lease], taken: Vec<Taken>) {
+        let mut taken = taken.into_iter();
+        for leases in run.chunks(LEASES_MAX) {
+            let Some(first) = leases.first() else {
+                continue;
+            };
+            let count = leases
+                .iter()
+                .map(|lease| usize::try_from(lease.count).unwrap_or(usize::MAX))
+                .fold(0usize, usize::saturating_add);
+            let mut cut = Cut::new(BATCH_BYTES_CEILING);
+            let all = taken
+                .by_ref()
+                .take(count)
+                .all(|taken| cut.push_taken(taken));
+            match cut.finish().filter(|_| all) {
+                Some(batch) => {
+                    self.group.frame(&head(first, leases), &batch);
+                    tracing::trace!(
+                        target: "waterwheel::trace",
+                        offset = first.first.0, leases = leases.len(), attempt = first.attempt, "leased"
+                    );
+                }
+                None => self.unreadable(leases.iter(), &BatchError::Directory.to_string()),
+            }
+        }
     }
 
     /// The batches' bytes; none where they cannot be read, for which the leases are given back.
@@ -389,6 +476,10 @@ fn head(first: &Lease, leases: &[Lease]) -> Leased {
                 bytes: lease.bytes,
             })
             .collect(),
+        published: first.batch.reference.map(|reference| PublishedLater {
+            stored: reference.stored,
+            due: reference.due,
+        }),
     }
 }
 
@@ -405,7 +496,11 @@ fn next_batches(leases: &[Lease]) -> (Vec<BatchPlace>, usize) {
         {
             continue;
         }
-        let length = usize::try_from(lease.batch.length).unwrap_or(usize::MAX);
+        let length = match is_read_alone(&lease.batch) {
+            true => lease.batch.bytes(),
+            false => u64::from(lease.batch.length),
+        };
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
         if !batches.is_empty() && bytes + length > GROUP_BYTES {
             return (batches, index);
         }

@@ -22,8 +22,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::Instrument;
 
-use super::gather::{Outgoing, gather};
+use super::gather::{Outgoing, Payload, gather};
 use super::out::Out;
+use super::pieces::{self, Pieces, is_read_alone};
 use super::refusal::refused;
 use super::requests::{bounds, read_from, unexpected};
 use super::session::{Place, Session, first, question};
@@ -438,10 +439,10 @@ async fn group(
     let mut answer = ask(session, control, open, from, bytes_max, deadline).await?;
     limit_records(&mut answer.batches, from, records_left);
     limit_payloads(&mut answer.batches);
-    let bodies = bodies(session, &answer.batches, Share::Alone).await?;
-    answer.batches.truncate(bodies.len());
+    let payloads = payloads(session, &answer.batches).await?;
+    answer.batches.truncate(payloads.len());
     let end = answer.batches.last().map_or(from, BatchPlace::end);
-    let frames = gather(&answer.batches, bodies, from);
+    let frames = gather(&answer.batches, payloads, from);
     let unreadable = frames
         .iter()
         .position(|frame| matches!(frame, Outgoing::Unreadable(..)));
@@ -481,7 +482,12 @@ fn limit_payloads(places: &mut Vec<BatchPlace>) {
     let mut bytes = 0u64;
     let mut kept = 0;
     for place in places.iter() {
-        if place.reference.is_some() && positions.insert(place.position) {
+        if is_read_alone(place) {
+            bytes = bytes.saturating_add(place.bytes());
+            if bytes > PAYLOAD_BYTES && kept > 0 {
+                break;
+            }
+        } else if place.reference.is_some() && positions.insert(place.position) {
             bytes = bytes.saturating_add(u64::from(place.length));
             if bytes > PAYLOAD_BYTES && kept > 0 {
                 break;
@@ -598,6 +604,57 @@ pub(super) async fn half_batch(
             read.first().map(Body::to_bytes)
         }
         _ => None,
+    }
+}
+
+/// What is to be delivered of these places: single records where that is less, else their payloads. As many
+/// as can be had, one at least.
+async fn payloads(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Payload>, Stop> {
+    if batches.iter().all(|batch| batch.reference.is_none()) {
+        let bodies = bodies(session, batches, Share::Alone).await?;
+        return Ok(bodies.into_iter().map(Payload::Whole).collect());
+    }
+    let wanted: Vec<pieces::Wanted> = batches
+        .iter()
+        .map(|place| pieces::Wanted {
+            place: *place,
+            skip: 0,
+            count: place.count,
+        })
+        .collect();
+    let mut found = pieces::pieces(session, &wanted, PAYLOAD_BYTES).await;
+    let beyond = found
+        .iter()
+        .position(|found| matches!(found, Pieces::Beyond));
+    found.truncate(beyond.unwrap_or(batches.len()));
+    let whole: Vec<BatchPlace> = batches
+        .iter()
+        .zip(&found)
+        .filter(|(_, found)| matches!(found, Pieces::Whole))
+        .map(|(place, _)| *place)
+        .collect();
+    let read = match whole.is_empty() {
+        true => Ok(Vec::new()),
+        false => bodies(session, &whole, Share::Alone).await,
+    };
+    let (read, stop) = match read {
+        Ok(read) => (read, None),
+        Err(stop) => (Vec::new(), Some(stop)),
+    };
+    let mut read = read.into_iter();
+    let mut payloads = Vec::with_capacity(found.len());
+    for found in found {
+        let payload = match found {
+            Pieces::Taken(taken) => Some(Payload::Pieces(taken)),
+            Pieces::Whole => read.next().map(Payload::Whole),
+            Pieces::Beyond => None,
+        };
+        let Some(payload) = payload else { break };
+        payloads.push(payload);
+    }
+    match stop {
+        Some(stop) if payloads.is_empty() => Err(stop),
+        Some(_) | None => Ok(payloads),
     }
 }
 

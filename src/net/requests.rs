@@ -11,7 +11,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::attach::{self, AttachSaid};
 use super::group;
+use super::letters;
 use super::member::{self, Said};
 use super::out::Out;
 use super::reader;
@@ -99,6 +101,14 @@ pub(super) fn handle(
             let said = Said::Extend(frame.decode().map_err(bad_frame)?);
             member::say(session, said, correlation, out);
         }
+        FrameKind::Attach => {
+            let said = AttachSaid::These(frame.decode().map_err(bad_frame)?);
+            attach::attach(session, said, correlation, out);
+        }
+        FrameKind::AttachUpTo => {
+            let said = AttachSaid::UpTo(frame.decode().map_err(bad_frame)?);
+            attach::attach(session, said, correlation, out);
+        }
         FrameKind::CreateSubscription
         | FrameKind::AlterSubscription
         | FrameKind::RemoveSubscription
@@ -106,6 +116,8 @@ pub(super) fn handle(
         | FrameKind::DescribeGroup
         | FrameKind::ResetGroup
         | FrameKind::DeleteGroup
+        | FrameKind::ListDeadLetters
+        | FrameKind::SettleDeadLetters
         | FrameKind::Metadata
         | FrameKind::CreateTopic
         | FrameKind::DescribeTopic
@@ -204,6 +216,8 @@ async fn answer(
                 retention_ms: config.retention_ms,
                 retention_bytes: config.retention_bytes,
                 levels: config.levels,
+                timers_max: config.timers_max,
+                delay_ms_max: config.delay_ms_max,
             };
             let command = Command::Create {
                 name: name.clone(),
@@ -218,6 +232,8 @@ async fn answer(
                 flush: alter.flush.map(flush),
                 retention_ms: alter.retention_ms,
                 retention_bytes: alter.retention_bytes,
+                timers_max: alter.timers_max,
+                delay_ms_max: alter.delay_ms_max,
             };
             let name = alter.name.clone();
             let command = Command::Alter {
@@ -229,8 +245,10 @@ async fn answer(
         }
         FrameKind::DeleteTopic => {
             let DeleteTopic { name } = frame.decode().map_err(bad_frame)?;
+            let timers = timers::pending(session, &name).await;
             let command = Command::Delete { name: name.clone() };
-            command_topic(session, command, &name, correlation, out).await?;
+            let topic = changed(session, command, &name).await?;
+            out.send(&TopicOk { topic, timers }, correlation, Bytes::new());
         }
         FrameKind::DescribeTopic => {
             let DescribeTopic { name } = frame.decode().map_err(bad_frame)?;
@@ -264,6 +282,14 @@ async fn answer(
             };
             out.send(&ok, correlation, Bytes::new());
         }
+        FrameKind::ListDeadLetters => {
+            let request = frame.decode().map_err(bad_frame)?;
+            letters::list(session, request, correlation, out).await?;
+        }
+        FrameKind::SettleDeadLetters => {
+            let request = frame.decode().map_err(bad_frame)?;
+            letters::settle(session, request, correlation, out).await?;
+        }
         FrameKind::AskTimer => {
             let ask: AskTimer = frame.decode().map_err(bad_frame)?;
             timers::ask(session, &ask, correlation, out).await?;
@@ -288,6 +314,12 @@ async fn command_topic(
     correlation: u64,
     out: &Out,
 ) -> Result<(), Refused> {
+    let topic = changed(session, command, name).await?;
+    out.send(&TopicOk { topic, timers: 0 }, correlation, Bytes::new());
+    Ok(())
+}
+
+async fn changed(session: &Session, command: Command, name: &str) -> Result<TopicInfo, Refused> {
     if *session.shared.stopping.borrow() {
         return Err(refused(&Rejection::ShuttingDown));
     }
@@ -298,14 +330,7 @@ async fn command_topic(
     let Answer::Topic(topic) = answer else {
         return Err(unexpected(answer, name));
     };
-    out.send(
-        &TopicOk {
-            topic: info(&topic),
-        },
-        correlation,
-        Bytes::new(),
-    );
-    Ok(())
+    Ok(info(&topic))
 }
 
 async fn describe(
@@ -341,7 +366,10 @@ async fn describe(
         });
     }
     out.send(
-        &TopicOk { topic: info(topic) },
+        &TopicOk {
+            topic: info(topic),
+            timers: 0,
+        },
         correlation,
         encode_list(&partitions),
     );
@@ -375,6 +403,7 @@ fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .clone();
     let failed = shared.house.vigil.failed().map(str::to_owned);
+    let ahead = shared.house.ahead.counts();
     let ok = StatusOk {
         uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         connections: shared.connections.load(Ordering::Relaxed),
@@ -384,6 +413,10 @@ fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
         ready: sealed.is_none() && failed.is_none() && !*shared.stopping.borrow(),
         sealed,
         failed,
+        reads: shared.house.ahead.reads_issued(),
+        read_ahead_bytes: ahead.bytes,
+        read_ahead_hits: ahead.hits,
+        read_ahead_misses: ahead.misses,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let list: Vec<ActorInfo> = if actors {
@@ -449,6 +482,8 @@ fn info(topic: &Topic) -> TopicInfo {
             retention_ms: topic.config.retention_ms,
             retention_bytes: topic.config.retention_bytes,
             levels: topic.config.levels,
+            timers_max: topic.config.timers_max,
+            delay_ms_max: topic.config.delay_ms_max,
         },
         lanes: topic.config.levels,
         leaders: Vec::new(),

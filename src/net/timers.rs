@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use ring::hmac;
 
 use super::out::Out;
@@ -22,13 +23,14 @@ use super::requests::unexpected;
 use super::session::{Place, Session, first, question};
 use super::tls::write_whole;
 use crate::actors::Link;
-use crate::actors::directory::Locate;
+use crate::actors::directory::{List, Locate};
 use crate::actors::partition::{self, PartitionActor};
 use crate::actors::reply::Answer;
 use crate::domain::batch::Delivery;
-use crate::domain::id::OwnerId;
+use crate::domain::id::{Lane, OwnerId, PartitionIndex, RecordNumber};
 use crate::domain::partition::delayed::{self, TimerAnswer, TimerCommand};
 use crate::domain::rejection::Rejection;
+use crate::domain::time::WallMs;
 use crate::wire::code::{Code, Refused};
 use crate::wire::timer::{
     AskTimer, ListTimers, ListedTimer, TimerAction, TimerKey, TimerOk, TimerState, TimersOk,
@@ -36,6 +38,8 @@ use crate::wire::timer::{
 use crate::wire::topic::encode_list;
 
 const SECRET_BYTES: usize = 32;
+/// Partitions asked at a time.
+const ASKED_TOGETHER: usize = 64;
 
 /// The secret of a data directory, made where there is none: losing the file makes every handle given out
 /// before one that nobody knows of.
@@ -137,6 +141,50 @@ async fn located(
 }
 
 /// Lists what waits in a partition.
+/// How many delayed records wait in a topic, as far as its partitions can be asked: each is, as to
+/// describe it, so many at a time.
+pub(super) async fn pending(session: &Session, name: &str) -> u64 {
+    let names = vec![name.to_owned()];
+    let answer = session
+        .shared
+        .ask_directory(|reply| List { names, reply })
+        .await;
+    let Answer::Topics(topics, _) = answer else {
+        return 0;
+    };
+    let Some(topic) = topics.first() else {
+        return 0;
+    };
+    let lanes = (0..topic.partitions)
+        .flat_map(|index| (0..topic.config.levels).map(move |level| (index, Lane(level))));
+    let places = lanes.map(|(index, lane)| (topic.id, PartitionIndex(index), lane));
+    stream::iter(places)
+        .map(|place| pending_in(session, place))
+        .buffer_unordered(ASKED_TOGETHER)
+        .fold(0, async |sum: u64, pending| sum.saturating_add(pending))
+        .await
+}
+
+async fn pending_in(session: &Session, place: Place) -> u64 {
+    let Ok((_, partition)) = located(session, place).await else {
+        return 0;
+    };
+    let (reply, mut answer) = question();
+    partition.tell(partition::AskTimers {
+        list: delayed::ListTimers {
+            from: RecordNumber(u64::MAX),
+            due_from: WallMs(i64::MAX),
+            due_before: WallMs(i64::MIN),
+            max: 1,
+        },
+        reply,
+    });
+    match first(&mut answer).await {
+        Answer::Timer(TimerAnswer::Listed { pending, .. }) => pending,
+        _ => 0,
+    }
+}
+
 pub(super) async fn list(
     session: &Session,
     list: &ListTimers,

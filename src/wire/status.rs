@@ -42,6 +42,18 @@ pub struct StatusOk {
     /// Whether it takes and serves records.
     #[serde(default)]
     pub ready: bool,
+    /// Reads of the commit log that were issued to the disk, by whomever, since the broker started.
+    #[serde(default)]
+    pub reads: u64,
+    /// Bytes held of records read ahead of their time, and of what tells where they lie.
+    #[serde(default)]
+    pub read_ahead_bytes: u64,
+    /// Records that were read ahead by the time they were wanted.
+    #[serde(default)]
+    pub read_ahead_hits: u64,
+    /// Single records that were not, and were read when they were wanted.
+    #[serde(default)]
+    pub read_ahead_misses: u64,
     /// The kind of standing actor that failed, if one did: a restart recovers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,

@@ -20,8 +20,8 @@ use super::status::*;
 use super::timer::*;
 use super::topic::*;
 use super::transaction::{
-    CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession, SessionOk,
-    TransactionEnded, TransactionsOk,
+    Attach, AttachUpTo, CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession,
+    SessionOk, TransactionEnded, TransactionsOk,
 };
 use crate::domain::batch::{BatchView, Compression, facts};
 use crate::domain::id::{
@@ -31,6 +31,7 @@ use crate::domain::id::{
 use crate::domain::record::{Record, RecordBody};
 use crate::domain::time::WallMs;
 
+mod letters;
 mod transaction;
 
 fn frame_of<H: Header>(header: &H, correlation: u64, body: &'static [u8]) -> Bytes {
@@ -94,9 +95,11 @@ fn info() -> TopicInfo {
 fn golden_frames() -> Vec<Bytes> {
     let mut frames = golden_requests();
     frames.extend(groups::golden_requests());
+    frames.extend(letters::requests());
     frames.extend(transaction::requests());
     frames.extend(golden_answers());
     frames.extend(groups::golden_answers());
+    frames.extend(letters::answers());
     frames.extend(transaction::answers());
     frames.extend(golden_events());
     frames.extend(groups::golden_events());
@@ -140,8 +143,18 @@ fn golden_requests() -> Vec<Bytes> {
                 flush: Some(FlushMode::Async),
                 retention_ms: Some(None),
                 retention_bytes: None,
+                ..AlterTopic::default()
             },
             r"\x85\xa4name\xa1t\xaapartitions\t\xa5flush\xa5async\xacretention_ms\x00\xafretention_bytes\xc0",
+        ),
+        golden(
+            AlterTopic {
+                name: "t".into(),
+                timers_max: Some(Some(9)),
+                delay_ms_max: Some(None),
+                ..AlterTopic::default()
+            },
+            r"\x87\xa4name\xa1t\xaapartitions\xc0\xa5flush\xc0\xacretention_ms\xc0\xafretention_bytes\xc0\xaatimers_max\t\xacdelay_ms_max\x00",
         ),
         golden(DeleteTopic { name: "t".into() }, r"\x81\xa4name\xa1t"),
         golden(
@@ -232,7 +245,10 @@ fn golden_answers() -> Vec<Bytes> {
         golden(Pong {}, r"\x80"),
         golden(MetadataOk { topics: 1 }, r"\x81\xa6topics\x01"),
         golden(
-            TopicOk { topic: info() },
+            TopicOk {
+                topic: info(),
+                timers: 0,
+            },
             r"\x81\xa5topic\x85\xa4name\xa1t\xa2id\x05\xa6config\x85\xaapartitions\x08\xa5keyed\xc3\xa5flush\xa4sync\xacretention_ms\xcd\xea`\xafretention_bytes\xc0\xa5lanes\x01\xa7leaders\x91\x82\xa4node\x01\xa5epoch\x00",
         ),
         golden(
@@ -589,6 +605,8 @@ fn decode_as_told(frame: &Frame) {
         Some(FrameKind::OpenSession) => drop(frame.decode::<OpenSession>()),
         Some(FrameKind::EndTransaction) => drop(frame.decode::<EndTransaction>()),
         Some(FrameKind::ListTransactions) => drop(frame.decode::<ListTransactions>()),
+        Some(FrameKind::Attach) => drop(frame.decode::<Attach>()),
+        Some(FrameKind::AttachUpTo) => drop(frame.decode::<AttachUpTo>()),
         Some(FrameKind::SessionOk) => drop(frame.decode::<SessionOk>()),
         Some(FrameKind::TransactionEnded) => drop(frame.decode::<TransactionEnded>()),
         Some(FrameKind::TransactionsOk) => drop(frame.decode::<TransactionsOk>()),

@@ -37,6 +37,12 @@ pub struct TopicConfig {
     /// How many priority levels its records may have, 1 to 32; fixed for ever.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub levels: u8,
+    /// How many delayed records may wait in one partition; as many as the broker allows where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timers_max: Option<u64>,
+    /// How far ahead a record may be delayed, in milliseconds; as far as the broker allows where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms_max: Option<u64>,
 }
 
 #[expect(
@@ -45,6 +51,14 @@ pub struct TopicConfig {
 )]
 fn is_one(levels: &u8) -> bool {
     *levels == 1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes fields by reference"
+)]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 fn yes() -> bool {
@@ -62,6 +76,8 @@ impl TopicConfig {
             retention_ms: None,
             retention_bytes: None,
             levels: 1,
+            timers_max: None,
+            delay_ms_max: None,
         }
     }
 }
@@ -173,11 +189,17 @@ pub struct AlterTopic {
     /// How many bytes a partition keeps; `Some(None)` is all.
     #[serde(default, with = "change")]
     pub retention_bytes: Option<Option<u64>>,
+    /// How many delayed records may wait in one partition; `Some(None)` sets no bound.
+    #[serde(default, with = "change", skip_serializing_if = "Option::is_none")]
+    pub timers_max: Option<Option<u64>>,
+    /// How far ahead a record may be delayed, in milliseconds; `Some(None)` sets no bound.
+    #[serde(default, with = "change", skip_serializing_if = "Option::is_none")]
+    pub delay_ms_max: Option<Option<u64>>,
 }
 header!(AlterTopic, AlterTopic);
 
 /// A change of an optional value on the wire: nil leaves it, 0 takes it away, anything else sets it.
-/// (A retention of 0 would keep nothing and is no valid value.)
+/// (A retention or bound of 0 would keep or let in nothing and is no valid value.)
 mod change {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -215,6 +237,9 @@ header!(DeleteTopic, DeleteTopic);
 pub struct TopicOk {
     /// The topic.
     pub topic: TopicInfo,
+    /// When it was deleted: how many delayed records waited in it, which are gone with it.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub timers: u64,
 }
 header!(TopicOk, TopicOk);
 

@@ -19,8 +19,11 @@
 mod audit;
 mod child;
 mod groups;
+mod history;
 mod load;
+mod pipeline;
 mod timers;
+mod transactions;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -67,6 +70,11 @@ impl Dice {
         });
         println!("WATERWHEEL_SEED={seed}");
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    /// One more, whose choices follow from this one's.
+    fn another(&mut self) -> Self {
+        Self(self.below(u64::MAX).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
     fn below(&mut self, bound: u64) -> u64 {

@@ -218,12 +218,69 @@ fn handles_that_are_forged_foreign_or_of_a_deleted_topic_are_of_nothing() {
         }
         let state = timers.get(&real).await.unwrap();
         assert!(matches!(state, TimerState::Pending { .. }));
-        client.delete_topic(TOPIC).await.unwrap();
+        assert_eq!(client.delete_topic(TOPIC).await.unwrap().timers, 1);
         client
             .create_topic(TOPIC, TopicConfig::new(1))
             .await
             .unwrap();
         assert_eq!(timers.cancel(&real).await.unwrap(), TimerState::NotFound);
+        rig.node.stop().await;
+    });
+}
+
+async fn refused(client: &Client, record: Record) -> Code {
+    let producer = client.producer(TOPIC).open().await.unwrap();
+    let SendError::Refused(refusal) = producer.send(record).await.unwrap_err() else {
+        panic!("it failed by itself");
+    };
+    refusal.code
+}
+
+#[test]
+fn a_topics_own_bounds_hold_survive_a_crash_and_can_be_changed_and_what_waits_goes_with_it() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = rig.node.connect().await.unwrap();
+        let mut config = TopicConfig::new(2);
+        (config.timers_max, config.delay_ms_max) = (Some(2), Some(3_600_000));
+        let made = client.create_topic(TOPIC, config.clone()).await.unwrap();
+        assert_eq!(made.config, config);
+        let later = || Record::new("later").deliver_after(Duration::from_secs(600));
+        let far = || Record::new("far").deliver_after(Duration::from_secs(3_601));
+        assert_eq!(refused(&client, far()).await, Code::DelayTooLong);
+        let producer = client.producer(TOPIC).open().await.unwrap();
+        let mut kept = None;
+        for _ in 0..2 {
+            kept = Some(producer.send_to(1, later()).await.unwrap());
+        }
+        let rig = rig.kill_and_restart(|_| ()).await;
+        let client = rig.node.connect().await.unwrap();
+        let producer = client.producer(TOPIC).open().await.unwrap();
+        let SendError::Refused(refusal) = producer.send_to(1, later()).await.unwrap_err() else {
+            panic!("it is not refused")
+        };
+        assert_eq!(refusal.code, Code::TooManyTimers);
+        // The other partition has room, and a timer that is there cannot be moved too far either.
+        producer.send_to(0, later()).await.unwrap();
+        let timers = client.timers();
+        let handle = handle(&kept.unwrap());
+        let moved = timers.reschedule_after(&handle, Duration::from_secs(3_601)).await;
+        assert!(moved.unwrap_err().to_string().contains("3600000"));
+        let change = waterwheel::client::AlterTopic {
+            name: TOPIC.to_owned(),
+            timers_max: Some(Some(3)),
+            delay_ms_max: Some(None),
+            ..Default::default()
+        };
+        let altered = client.alter_topic(&change).await.unwrap();
+        assert_eq!(altered.config.timers_max, Some(3));
+        assert_eq!(altered.config.delay_ms_max, None);
+        producer.send_to(1, far()).await.unwrap();
+        // Deleted by a broker whose partitions nobody has asked for since it started.
+        let rig = rig.restart().await;
+        let client = rig.node.connect().await.unwrap();
+        assert_eq!(client.delete_topic(TOPIC).await.unwrap().timers, 4);
+        assert_eq!(client.timers().get(&handle).await.unwrap(), TimerState::NotFound);
         rig.node.stop().await;
     });
 }

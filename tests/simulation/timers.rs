@@ -24,7 +24,7 @@ use waterwheel::domain::id::{
     LogIndex, LogPosition, Offset, OwnerId, OwnerSequence, RecordNumber, Term, Token,
 };
 use waterwheel::domain::partition::delayed::{TimerAnswer, TimerCommand};
-use waterwheel::domain::partition::publication::Publication;
+use waterwheel::domain::partition::publication::{Publication, PublishPlace};
 use waterwheel::domain::partition::rows::RowId;
 use waterwheel::domain::partition::{
     Append, Delta, Effect as Wants, Limits, Partition, TimerLimits, alarms_of,
@@ -62,6 +62,7 @@ enum Message {
 #[derive(Debug)]
 enum Told {
     Due(u64, Vec<Alarm>),
+    Near(Vec<Alarm>),
     Armed(usize),
     Applied(AppliedEntry),
 }
@@ -105,6 +106,7 @@ struct World {
     covering: usize,
     truth: BTreeMap<u64, Truth>,
     answers: usize,
+    came_near: usize,
 }
 
 fn column(deliveries: &[Delivery]) -> Bytes {
@@ -142,6 +144,7 @@ impl World {
             covering: 0,
             truth: BTreeMap::new(),
             answers: 0,
+            came_near: 0,
         };
         world.begin();
         world
@@ -243,8 +246,31 @@ impl World {
                 }
                 Wants::Timer(token, answer) => self.answered(token, answer),
                 Wants::Refuse(token, _) => drop(self.asked.remove(&token)),
+                Wants::Ahead(near) => self.came_near(&near),
                 Wants::Accepted(_) | Wants::Stored(..) | Wants::Batches(..) | Wants::Found(..) => {}
             }
+        }
+    }
+
+    /// What is read ahead lies where it was stored.
+    fn came_near(&mut self, near: &[(PublishPlace, WallMs)]) {
+        for (place, due) in near {
+            let entry = &self.log[usize::try_from(place.position.0 / 4096).expect("small")];
+            assert_eq!(entry.header.kind, EntryKind::Payload);
+            assert_eq!(place.length, entry.place.length);
+            assert_eq!(place.of, entry.header.numbers);
+            assert!(place.index < place.of);
+            let number = entry.header.first_number.0 + u64::from(place.index);
+            // It may be settled or moved by now, though not applied; it never was unknown.
+            if let Some(Truth::Waits {
+                due: at,
+                version: 0,
+            }) = self.truth.get(&number)
+            {
+                assert_eq!(due.0, *at);
+            }
+            assert!(self.truth.contains_key(&number));
+            self.came_near += 1;
         }
     }
 
@@ -423,6 +449,7 @@ impl World {
             Some(Told::Due(batch, alarms)) => {
                 self.act(|partition, wants| partition.due(batch, &alarms, wants))
             }
+            Some(Told::Near(alarms)) => self.act(|partition, wants| partition.near(&alarms, wants)),
             Some(Told::Armed(count)) => self.act(|partition, wants| partition.armed(count, wants)),
             Some(Told::Applied(entry)) => self.act(|partition, wants| {
                 partition.apply(&entry, wants);
@@ -446,6 +473,10 @@ impl World {
             match effect {
                 Effect::Over(alarms) => self.mail[level + 1].push_back(Message::Over(alarms)),
                 Effect::Fall { alarms, last } => {
+                    if level == 1 {
+                        let near = alarms.iter().map(|held| held.alarm).collect();
+                        self.told.push_back(Told::Near(near));
+                    }
                     self.mail[level - 1].push_back(Message::Fall(alarms, last))
                 }
                 Effect::Landed(slot) => self.mail[level + 1].push_back(Message::Landed(slot)),

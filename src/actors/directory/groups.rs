@@ -163,8 +163,12 @@ impl DirectoryActor {
         true
     }
 
-    /// Tells whoever watches a topic what it is now.
+    /// Tells whoever watches a topic what it is now, and everybody what bounds its delayed records have.
     pub(super) fn topic_changed(&mut self, topic: TopicId) {
+        let timers = self.machine.topic(topic).map(|found| found.config.timers());
+        self.house
+            .timer_limits
+            .set(topic, timers.unwrap_or_default());
         let Some(watchers) = self.groups.watchers.get(&topic) else {
             return;
         };

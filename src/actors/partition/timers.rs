@@ -7,11 +7,15 @@ use crate::actors::cleaner::Inspected;
 use crate::actors::reply::ReplyTo;
 use crate::actors::wheel::{AlarmEvent, Returned};
 use crate::domain::alarm::AlarmClock;
+use crate::domain::entry::EntryPlace;
 use crate::domain::id::{LogPosition, RecordNumber};
 use crate::domain::ledger::SegmentNumber;
 use crate::domain::partition::TimerLimits;
 use crate::domain::partition::delayed::{ListTimers, TimerCommand};
+use crate::domain::partition::publication::PublishPlace;
 use crate::domain::rejection::Rejection;
+use crate::domain::time::WallMs;
+use crate::log::{Piece, Wish};
 
 impl Handler<AlarmEvent> for PartitionActor {
     type Result = ();
@@ -42,7 +46,8 @@ impl Handler<AlarmEvent> for PartitionActor {
                 };
                 self.house.wheel.returned(clock, returned);
             }
-            AlarmEvent::Near { .. } | AlarmEvent::Armed { .. } | AlarmEvent::Began { .. } => {}
+            AlarmEvent::Near { alarms } => self.machine.near(&alarms, &mut effects),
+            AlarmEvent::Armed { .. } | AlarmEvent::Began { .. } => {}
         }
         self.perform(effects, ctx);
     }
@@ -161,6 +166,24 @@ impl Handler<Inspect> for PartitionActor {
 }
 
 impl PartitionActor {
+    pub(super) fn read_ahead(&self, near: &[(PublishPlace, WallMs)]) {
+        let wishes: Vec<Wish> = near
+            .iter()
+            .map(|(place, due)| Wish {
+                piece: Piece {
+                    place: EntryPlace {
+                        position: place.position,
+                        length: place.length,
+                    },
+                    index: place.index,
+                    of: place.of,
+                },
+                due_ms: due.0,
+            })
+            .collect();
+        self.house.ahead.wish(&wishes);
+    }
+
     pub(super) fn timer_limits(&self) -> TimerLimits {
         self.house.timer_limits.of(self.id.topic)
     }

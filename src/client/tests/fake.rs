@@ -284,7 +284,7 @@ impl FakeBroker {
                     leaders: Vec::new(),
                 };
                 state.topics.push(topic.clone());
-                put(out, id, &TopicOk { topic }, b"");
+                put(out, id, &TopicOk { topic, timers: 0 }, b"");
             }
             FrameKind::OpenProducer => {
                 state.next_producer += 1;

@@ -117,6 +117,26 @@ impl Opened {
     }
 }
 
+impl Opened {
+    /// One record, taken out. Its checksum is not checked.
+    ///
+    /// # Errors
+    /// [`BatchError`] where there is no such record, or its body does not decompress.
+    pub fn take(&self, index: usize) -> Result<Taken, BatchError> {
+        let slot = self.slot(index).ok_or(BatchError::Directory)?;
+        let body = self.body(index)?;
+        let header = self.header();
+        let first = header.first_sequence.0;
+        let origin = Origin {
+            producer: header.producer,
+            epoch: header.epoch,
+            first_sequence: ProducerSequence(first.saturating_add(index as u64)),
+            transaction: header.transaction,
+        };
+        Ok(Taken { slot, body, origin })
+    }
+}
+
 /// Header and directory in one piece, and the body section behind them.
 fn split(body: &Body) -> Result<(BatchView, Body), BatchError> {
     let first = body.pieces().first().cloned().unwrap_or_default();
@@ -157,11 +177,34 @@ fn section(body: &Body, start: usize, end: usize) -> Option<Bytes> {
 
 /// What the records of a cut have in common, as far as they have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Origin {
-    producer: ProducerId,
-    epoch: ProducerEpoch,
-    first_sequence: ProducerSequence,
-    transaction: TransactionNumber,
+pub(super) struct Origin {
+    pub(super) producer: ProducerId,
+    pub(super) epoch: ProducerEpoch,
+    pub(super) first_sequence: ProducerSequence,
+    pub(super) transaction: TransactionNumber,
+}
+
+/// A record taken out of a batch, for a [`Cut`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    pub(super) slot: Slot,
+    pub(super) body: Bytes,
+    pub(super) origin: Origin,
+}
+
+impl Taken {
+    /// What it takes in memory, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.body.len()
+    }
+
+    /// The same with a body of its own, where it is a slice of something larger.
+    #[must_use]
+    pub fn detached(mut self) -> Self {
+        self.body = Bytes::copy_from_slice(&self.body);
+        self
+    }
 }
 
 /// Puts chosen records together as one batch. Empty to begin with and after [`Cut::finish`].
@@ -218,10 +261,16 @@ impl Cut {
     /// [`BatchError`] where the batch has no such record or its body does not decompress.
     pub fn push(&mut self, batch: &Opened, index: usize) -> Result<bool, BatchError> {
         let slot = batch.slot(index).ok_or(BatchError::Directory)?;
+        if !self.has_room(&slot) {
+            return Ok(false);
+        }
+        Ok(self.push_taken(batch.take(index)?))
+    }
+
+    fn has_room(&self, slot: &Slot) -> bool {
         let body_bytes = usize::try_from(slot.body_bytes).unwrap_or(usize::MAX);
-        let flags = self.flags | needed(&slot);
         let bytes = bytes_of(
-            flags,
+            self.flags | needed(slot),
             self.body_bytes.saturating_add(body_bytes),
             self.len() + 1,
         );
@@ -230,25 +279,23 @@ impl Cut {
         } else {
             self.bytes_max
         };
-        if self.len() >= BATCH_RECORDS_MAX || bytes > limit {
-            return Ok(false);
+        self.len() < BATCH_RECORDS_MAX && bytes <= limit
+    }
+
+    /// Adds a record that was taken out already; says whether there was room, as [`Cut::push`] does.
+    pub fn push_taken(&mut self, taken: Taken) -> bool {
+        let Taken { slot, body, origin } = taken;
+        if !self.has_room(&slot) {
+            return false;
         }
-        let body = batch.body(index)?;
-        let header = batch.header();
-        let origin = Origin {
-            producer: header.producer,
-            epoch: header.epoch,
-            first_sequence: ProducerSequence(header.first_sequence.0.saturating_add(index as u64)),
-            transaction: header.transaction,
-        };
         let first = *self.origin.get_or_insert(origin);
         self.mixed |= (first.producer, first.epoch, first.transaction)
             != (origin.producer, origin.epoch, origin.transaction);
+        self.flags |= needed(&slot);
         self.slots.push(slot);
+        self.body_bytes += body.len();
         self.bodies.push(body);
-        self.body_bytes += body_bytes;
-        self.flags = flags;
-        Ok(true)
+        true
     }
 
     /// The finished batch; none where no record was pushed. Empty afterwards.

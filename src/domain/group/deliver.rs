@@ -17,8 +17,10 @@ const READY_LOW: u64 = 1024;
 const FEED_BYTES: u64 = 1 << 20;
 /// Records listed at once because their window is full of them.
 const LISTED_AT_ONCE: usize = 1024;
-/// Settled ranges all cursors may have together: they must fit a snapshot.
-const SETTLED_RANGES_MAX: usize = 100_000;
+/// Settled ranges all cursors may have together.
+const SETTLED_RANGES_MAX: u64 = 100_000;
+/// Bytes of a snapshot for each of them: half of it is for what waits, and there is the rest.
+const SNAPSHOT_BYTES_PER_RANGE: u64 = 64;
 
 /// What came of an attempt to lease.
 enum Leased {
@@ -291,7 +293,7 @@ impl Group {
             return;
         };
         let mode = subscription.spec.mode;
-        if self.is_full(mode) || self.settled_ranges() > SETTLED_RANGES_MAX {
+        if self.is_full(mode) || self.has_many_ranges() {
             return;
         }
         let Some(pool) = subscription.pools.get(&key) else {
@@ -341,12 +343,17 @@ impl Group {
         }
     }
 
-    fn has_lanes(&self, topic: TopicId) -> bool {
-        self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1)
+    /// Whether there are as many settled ranges as may be: they must fit a snapshot.
+    pub(super) fn has_many_ranges(&self) -> bool {
+        self.rows.settled_ranges as u64 > self.settled_ranges_max()
     }
 
-    fn settled_ranges(&self) -> usize {
-        self.rows.settled_ranges
+    pub(super) fn settled_ranges_max(&self) -> u64 {
+        SETTLED_RANGES_MAX.min(self.limits.snapshot_bytes_max / SNAPSHOT_BYTES_PER_RANGE)
+    }
+
+    fn has_lanes(&self, topic: TopicId) -> bool {
+        self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1)
     }
 
     /// The window is full of records that wait behind their keys: they are listed, so that others can be
@@ -514,8 +521,9 @@ fn is_blocked(cursor: &Cursor) -> bool {
     let waits = cursor.listed.range(..first).any(|(offset, listed)| {
         !matches!(listed.why, Why::Attached(_)) && !cursor.leased.contains(*offset)
     });
-    // What is about to be listed, or fetched, waits as well.
+    // What is about to be listed, or fetched, waits as well; and what an earlier assignment left undecided.
     waits
+        || cursor.inherits_below(first)
         || cursor
             .fetching
             .first()

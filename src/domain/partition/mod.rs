@@ -32,8 +32,8 @@ use serde::{Deserialize, Serialize};
 use self::delayed::{TimerAnswer, Timers};
 use self::index::{BatchPlace, Found, Index};
 use self::producers::{ProducerTable, StoredBatch, Verdict};
-use self::publication::Publication;
-use self::stored::{Lookup, Override, StoredPlace, Table};
+use self::publication::{Publication, PublishPlace};
+use self::stored::{Override, StoredPlace, Table};
 use super::alarm::{self, Alarm};
 use super::body::Body;
 use super::entry::{AppliedEntry, Draft, EntryKind, PayloadFacts};
@@ -187,6 +187,8 @@ pub enum Effect {
     },
     /// Fetch this row of bodies and bring it back with [`Partition::bodies_loaded`].
     LoadBodies(RecordNumber),
+    /// These will be published soon, each at its time: their payloads may be read ahead.
+    Ahead(Vec<(PublishPlace, WallMs)>),
 }
 
 /// The partition's own deltas: the body of its `State` entries.

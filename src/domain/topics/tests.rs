@@ -460,6 +460,8 @@ fn rows_deltas_and_snapshots_are_written_as_ever() {
             retention_ms: Some(86_400_000),
             retention_bytes: None,
             levels: 1,
+            timers_max: None,
+            delay_ms_max: None,
         },
     };
     let head = Head {
@@ -534,6 +536,44 @@ fn a_topic_with_one_priority_level_is_written_as_before_there_were_any() {
     assert_eq!(new, b"\x95\xc3\xa4Sync\xc0\xc0\x20");
     assert_eq!(rmp_serde::from_slice::<TopicConfig>(&old).unwrap(), one);
     assert_eq!(rmp_serde::from_slice::<TopicConfig>(&new).unwrap(), many);
+}
+
+#[test]
+fn bounds_of_delayed_records_are_written_behind_the_rest_and_zero_is_none() {
+    let bounded = TopicConfig {
+        delay_ms_max: Some(60_000),
+        ..TopicConfig::default()
+    };
+    let bytes = rmp_serde::to_vec(&bounded).unwrap();
+    assert_eq!(bytes, b"\x97\xc3\xa4Sync\xc0\xc0\x01\xc0\xcd\xea\x60");
+    assert_eq!(
+        rmp_serde::from_slice::<TopicConfig>(&bytes).unwrap(),
+        bounded
+    );
+    let mut directory = Topics::default();
+    for config in [
+        TopicConfig {
+            timers_max: Some(0),
+            ..TopicConfig::default()
+        },
+        TopicConfig {
+            delay_ms_max: Some(0),
+            ..TopicConfig::default()
+        },
+    ] {
+        let mut effects = Vec::new();
+        let command = Command::Create {
+            name: "t".into(),
+            partitions: 1,
+            config,
+        };
+        directory.handle(Token(1), command, &mut effects);
+        let refused = matches!(
+            effects.pop(),
+            Some(Effect::Refuse(_, Rejection::InvalidConfig(_)))
+        );
+        assert!(refused);
+    }
 }
 
 #[test]

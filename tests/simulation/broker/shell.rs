@@ -219,7 +219,8 @@ impl House {
                 Effect::Timer(..)
                 | Effect::Arm { .. }
                 | Effect::Returned { .. }
-                | Effect::LoadBodies(_) => {}
+                | Effect::LoadBodies(_)
+                | Effect::Ahead(_) => {}
                 Effect::LoadRun(first) => {
                     let address = shell.address;
                     self.tell(

@@ -146,7 +146,8 @@ impl Rig {
                 Effect::Timer(..)
                 | Effect::Arm { .. }
                 | Effect::Returned { .. }
-                | Effect::LoadBodies(_) => panic!("nothing is delayed here"),
+                | Effect::LoadBodies(_)
+                | Effect::Ahead(_) => panic!("nothing is delayed here"),
             }
         }
     }

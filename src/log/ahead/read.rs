@@ -1,0 +1,312 @@
+//! Reading single records out of payloads, with as few and as short reads as their layout allows.
+//!
+//! A small payload is read whole, together with its neighbours. Of a large one the directory is needed
+//! first; it is kept, as far as there is room, because the payload's other records come another time. A
+//! record near the front is read together with the directory, in one go.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::{Fetched, Piece};
+use crate::domain::batch::{BatchHead, Opened, Taken, head_bytes_max};
+use crate::domain::body::Body;
+use crate::domain::entry::EntryPlace;
+use crate::domain::id::LogPosition;
+use crate::log::reader::LogReader;
+use crate::log::tail_cache::TailCache;
+
+/// A payload up to this long is read whole.
+pub(in crate::log) const WHOLE_BYTES: u32 = 32 << 10;
+/// The directory and a record are read in one go up to this long.
+const TOGETHER_BYTES: u64 = 64 << 10;
+/// Records of one payload are read in one go across a gap of this much.
+const GAP_BYTES: u64 = 16 << 10;
+/// What a directory costs beside itself: its places in map and queue.
+const OVERHEAD_BYTES: usize = 96;
+
+/// Reads records.
+pub(super) struct PieceReader {
+    reader: LogReader,
+    cache: Arc<TailCache>,
+    heads: Mutex<Heads>,
+}
+
+impl PieceReader {
+    pub(super) fn new(reader: LogReader, cache: Arc<TailCache>, heads_bytes_max: usize) -> Self {
+        Self {
+            reader,
+            cache,
+            heads: Mutex::new(Heads::new(heads_bytes_max)),
+        }
+    }
+
+    pub(super) fn heads_bytes(&self) -> usize {
+        self.heads().bytes
+    }
+
+    pub(super) fn reads_issued(&self) -> u64 {
+        self.reader.reads_issued()
+    }
+
+    fn heads(&self) -> MutexGuard<'_, Heads> {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads pieces up to so many bytes, the first at least; answers in the order asked.
+    pub(super) fn fetch(&self, pieces: &[Piece], bytes_max: u64) -> Vec<Fetched> {
+        let mut left = bytes_max;
+        let mut fetched = Vec::with_capacity(pieces.len());
+        let mut rest = pieces;
+        while !rest.is_empty() {
+            let mut expected = 0u64;
+            let many = rest
+                .iter()
+                .take_while(|piece| {
+                    expected = expected.saturating_add(piece.bytes());
+                    expected <= left
+                })
+                .count();
+            let many = if fetched.is_empty() {
+                many.max(1)
+            } else {
+                many
+            };
+            if many == 0 {
+                break;
+            }
+            let (now, after) = rest.split_at_checked(many).unwrap_or((rest, &[]));
+            rest = after;
+            for taken in self.read(now) {
+                let Some(taken) = taken else {
+                    fetched.push(Fetched::Unreadable);
+                    continue;
+                };
+                let bytes = taken.bytes() as u64;
+                if bytes > left && !fetched.is_empty() {
+                    left = 0;
+                    fetched.push(Fetched::Beyond);
+                } else {
+                    left = left.saturating_sub(bytes);
+                    fetched.push(Fetched::Taken(taken));
+                }
+            }
+        }
+        fetched.resize(pieces.len(), Fetched::Beyond);
+        fetched
+    }
+
+    /// Reads pieces; answers in the order asked.
+    pub(super) fn read(&self, pieces: &[Piece]) -> Vec<Option<Taken>> {
+        let mut order: Vec<(usize, Piece)> = pieces.iter().copied().enumerate().collect();
+        order.sort_unstable_by_key(|(_, piece)| *piece);
+        let mut answers = vec![None; pieces.len()];
+        let payloads: Vec<&[(usize, Piece)]> =
+            order.chunk_by(|a, b| a.1.place == b.1.place).collect();
+        let mut whole = Vec::new();
+        for payload in payloads {
+            let Some((_, first)) = payload.first() else {
+                continue;
+            };
+            if let Some(body) = self.cache.lookup(first.place.position) {
+                take_from(&body, payload, &mut answers);
+            } else if first.place.length <= WHOLE_BYTES || nearly_all(payload, first) {
+                whole.push((first.place, payload));
+            } else {
+                self.read_payload(first.place, first.of, payload, &mut answers);
+            }
+        }
+        let places: Vec<EntryPlace> = whole.iter().map(|(place, _)| *place).collect();
+        for ((_, payload), entry) in whole.iter().zip(self.reader.read(&places)) {
+            if let Ok(entry) = entry {
+                take_from(&Body::from(entry.body), payload, &mut answers);
+            }
+        }
+        answers
+    }
+
+    fn read_payload(
+        &self,
+        place: EntryPlace,
+        of: u32,
+        payload: &[(usize, Piece)],
+        answers: &mut [Option<Taken>],
+    ) {
+        let known = self.heads().get(place.position);
+        let (head, front) = match known {
+            Some(head) => (head, Bytes::new()),
+            None => match self.read_head(place, of, payload) {
+                Some(read) => read,
+                None => return,
+            },
+        };
+        let ranges = payload.iter().filter_map(|(at, piece)| {
+            let index = usize::try_from(piece.index).unwrap_or(usize::MAX);
+            Some((*at, index, head.range(index)?))
+        });
+        let mut far = Vec::new();
+        for (at, index, range) in ranges {
+            match slice(&front, 0, &range) {
+                Some(stored) => put(answers, at, head.take(index, stored).ok()),
+                None => far.push((at, index, range)),
+            }
+        }
+        // They are sorted by index, and so by where they lie.
+        for near in far.chunk_by(|a, b| b.2.start <= a.2.end.saturating_add(GAP_BYTES)) {
+            let (Some(first), Some(last)) = (near.first(), near.last()) else {
+                continue;
+            };
+            let start = first.2.start;
+            let Ok(read) = self.reader.read_body_part(place, start..last.2.end) else {
+                continue;
+            };
+            for (at, index, range) in near {
+                let stored = slice(&read, start, range);
+                put(
+                    answers,
+                    *at,
+                    stored.and_then(|stored| head.take(*index, stored).ok()),
+                );
+            }
+        }
+    }
+
+    /// Reads a payload's directory, and what is wanted of its front with it.
+    fn read_head(
+        &self,
+        place: EntryPlace,
+        of: u32,
+        payload: &[(usize, Piece)],
+    ) -> Option<(Arc<BatchHead>, Bytes)> {
+        let least = head_bytes_max(of) as u64;
+        // Where the records' ends are if all are of one length, and a little more.
+        let each = u64::from(place.length).saturating_sub(least / 2) / u64::from(of.max(1));
+        let front = payload
+            .iter()
+            .map(|(_, piece)| {
+                let records = u64::from(piece.index).saturating_add(1);
+                least.saturating_add(each.saturating_mul(records)) + each / 4 + 256
+            })
+            .take_while(|end| *end <= TOGETHER_BYTES)
+            .last()
+            .unwrap_or(least);
+        let read = self.reader.read_head(place, front.max(least)).ok()?;
+        let head = Arc::new(BatchHead::parse(&read).ok()?);
+        self.heads().put(place.position, &head);
+        Some((head, read))
+    }
+}
+
+/// Most of a payload is wanted: one read of all of it.
+fn nearly_all(payload: &[(usize, Piece)], first: &Piece) -> bool {
+    let wanted: HashSet<u32> = payload.iter().map(|(_, piece)| piece.index).collect();
+    wanted.len() as u64 * 2 > u64::from(first.of)
+}
+
+fn put(answers: &mut [Option<Taken>], at: usize, taken: Option<Taken>) {
+    if let Some(place) = answers.get_mut(at) {
+        *place = taken;
+    }
+}
+
+fn slice<'a>(bytes: &'a Bytes, from: u64, range: &std::ops::Range<u64>) -> Option<&'a [u8]> {
+    let start = usize::try_from(range.start.checked_sub(from)?).ok()?;
+    let end = usize::try_from(range.end.checked_sub(from)?).ok()?;
+    bytes.get(start..end)
+}
+
+fn take_from(body: &Body, payload: &[(usize, Piece)], answers: &mut [Option<Taken>]) {
+    let Ok(opened) = Opened::open(body) else {
+        return;
+    };
+    for (at, piece) in payload {
+        let index = usize::try_from(piece.index).unwrap_or(usize::MAX);
+        put(answers, *at, opened.take(index).ok().map(Taken::detached));
+    }
+}
+
+/// Directories, within a bound. Who was asked for since it was last looked at stays another round.
+struct Heads {
+    bytes_max: usize,
+    bytes: usize,
+    by_position: HashMap<LogPosition, (Arc<BatchHead>, bool)>,
+    queue: VecDeque<LogPosition>,
+}
+
+impl Heads {
+    fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            bytes: 0,
+            by_position: HashMap::new(),
+            queue: VecDeque::new(),
+        }
+    }
+
+    fn get(&mut self, position: LogPosition) -> Option<Arc<BatchHead>> {
+        let (head, used) = self.by_position.get_mut(&position)?;
+        *used = true;
+        Some(Arc::clone(head))
+    }
+
+    fn put(&mut self, position: LogPosition, head: &Arc<BatchHead>) {
+        let cost = head.bytes() + OVERHEAD_BYTES;
+        if self.by_position.contains_key(&position) || cost > self.bytes_max {
+            return;
+        }
+        while self.bytes + cost > self.bytes_max
+            && let Some(oldest) = self.queue.pop_front()
+        {
+            match self.by_position.get_mut(&oldest) {
+                Some((_, used)) if *used => {
+                    *used = false;
+                    self.queue.push_back(oldest);
+                }
+                Some((gone, _)) => {
+                    self.bytes = self.bytes.saturating_sub(gone.bytes() + OVERHEAD_BYTES);
+                    self.by_position.remove(&oldest);
+                }
+                None => {}
+            }
+        }
+        self.bytes += cost;
+        self.queue.push_back(position);
+        self.by_position.insert(position, (Arc::clone(head), false));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::batch::{BatchBuilder, BatchStamp, Compression};
+    use crate::domain::id::MessageId;
+    use crate::domain::record::Record;
+    use crate::domain::time::WallMs;
+
+    #[test]
+    fn directories_stay_within_their_bound_and_the_used_ones_stay() {
+        let mut builder = BatchBuilder::new(1 << 20, Compression::None);
+        for _ in 0..100 {
+            builder
+                .push(&Record::new("x"), MessageId::default(), WallMs(1))
+                .unwrap();
+        }
+        let batch = builder.finish(BatchStamp::default()).unwrap();
+        let head = Arc::new(BatchHead::parse(&batch).unwrap());
+        let each = head.bytes() + OVERHEAD_BYTES;
+        let mut heads = Heads::new(10 * each);
+        for position in 0..10 {
+            heads.put(LogPosition(position), &head);
+        }
+        assert!(heads.get(LogPosition(0)).is_some());
+        for position in 10..15 {
+            heads.put(LogPosition(position), &head);
+            heads.put(LogPosition(position), &head);
+            assert!(heads.bytes <= 10 * each);
+        }
+        assert!(heads.get(LogPosition(0)).is_some(), "it was used");
+        assert!(heads.get(LogPosition(1)).is_none());
+        assert_eq!(heads.by_position.len(), heads.queue.len());
+    }
+}
