@@ -206,7 +206,7 @@ async fn run(
         .map(|subscription| spec(subscription, &topics))
         .collect::<Result<Vec<_>, _>>()?;
     check_not_ours(&request.group)?;
-    let (owner, group) = find_owned_group(session, &request.group, true).await?;
+    let (owner, group) = find_owner(session, &request.group, true).await?;
     let mut stream = session
         .connection
         .open_uni()
@@ -324,11 +324,11 @@ pub(super) async fn find_group(
     name: &str,
     create: bool,
 ) -> Result<Link<GroupActor>, Refused> {
-    Ok(find_owned_group(session, name, create).await?.1)
+    Ok(find_owner(session, name, create).await?.1)
 }
 
 /// The same with its owner.
-async fn find_owned_group(
+async fn find_owner(
     session: &Session,
     name: &str,
     create: bool,
