@@ -345,7 +345,7 @@ fn contradictions_say_what_to_write_instead() {
         ),
         (
             |config| config.admission_bytes = 1 << 30,
-            "memory_bytes of at least 1543503872",
+            "memory_bytes of at least 1632982360",
         ),
     ];
     for (bend, expected) in cases {
