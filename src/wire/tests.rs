@@ -270,7 +270,7 @@ fn golden_answers() -> Vec<Bytes> {
                 ready: true,
                 ..StatusOk::default()
             },
-            r"\x88\xa9uptime_ms\x00\xabconnections\x00\xa9log_bytes\x00\xa8segments\x00\xafbytes_in_flight\x00\xa6sealed\xa1s\xa7version\xa0\xa5ready\xc3\xa5reads\x00\xb0read_ahead_bytes\x00\xafread_ahead_hits\x00\xb1read_ahead_misses\x00",
+            r"\x8c\xa9uptime_ms\x00\xabconnections\x00\xa9log_bytes\x00\xa8segments\x00\xafbytes_in_flight\x00\xa6sealed\xa1s\xa7version\xa0\xa5ready\xc3\xa5reads\x00\xb0read_ahead_bytes\x00\xafread_ahead_hits\x00\xb1read_ahead_misses\x00",
         ),
         golden(
             Stored {
