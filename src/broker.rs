@@ -229,14 +229,16 @@ impl Broker {
         } = ground;
         let cluster = opened.identity.cluster;
         let reader = opened.log.reader();
-        let pool =
-            ReadPool::start(reader.clone(), ReadPool::THREADS_DEFAULT).map_err(|source| {
-                StartError::Io {
-                    path: config.data.clone(),
-                    source,
-                }
-            })?;
-        let cache = Arc::new(TailCache::new(config.tail_cache_bytes_effective()));
+        let pool = ReadPool::start(
+            reader.clone(),
+            ReadPool::THREADS_DEFAULT,
+            config.read_cache_bytes(),
+        )
+        .map_err(|source| StartError::Io {
+            path: config.data.clone(),
+            source,
+        })?;
+        let cache = Arc::new(TailCache::new(config.tail_bytes()));
         let ahead = ReadAhead::start(
             reader.clone(),
             Arc::clone(&cache),
@@ -468,11 +470,6 @@ fn commit_neighbour(workers: &[Arbiter], fallback: &Arbiter) -> actix_rt::Arbite
     workers.first().unwrap_or(fallback).handle()
 }
 
-/// What fits a flush of the log beside its headers.
-fn snapshot_bytes_max(config: &Config) -> u64 {
-    u64::from(config.flush_bytes_max).saturating_sub(u64::from(config.flush_bytes_max / 16))
-}
-
 fn limits(config: &Config) -> crate::wire::hello::Limits {
     let overhead = u32::try_from(FRAME_OVERHEAD_BYTES_MAX).unwrap_or(u32::MAX);
     crate::wire::hello::Limits {
@@ -536,7 +533,7 @@ fn lay_ground(
     }
     let limits = Limits {
         producers_max: config.producers_per_partition_effective(),
-        snapshot_bytes_max: snapshot_bytes_max(config),
+        snapshot_bytes_max: config.snapshot_bytes_max(),
     };
     let views = data.join("views");
     let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
@@ -677,8 +674,9 @@ impl Standing<'_> {
             }),
             settings: Settings {
                 transactions: config.transaction_limits(),
+                groups: config.group_limits(),
                 producers_per_partition_max: config.producers_per_partition_effective(),
-                snapshot_bytes_max: snapshot_bytes_max(config),
+                snapshot_bytes_max: config.snapshot_bytes_max(),
                 producer_state_ms: config.producer_state_ms,
                 partition_mailbox: config.partition_mailbox,
                 standing_mailbox: config.standing_mailbox,

@@ -146,7 +146,8 @@ knobs! {
     /// budget. A sender waits when they are used up. No more than three flushes' worth of them is past
     /// its turn and queued for the disk, so that what is written next is chosen late.
     admission_bytes: u64 = 0, 0, 1 << 40;
-    /// Bytes of recent batches kept for readers that are near the end; 0 takes an eighth of the budget.
+    /// Bytes of recent batches kept: half for readers near the end, half of what was read last for groups
+    /// that go through a backlog together; 0 takes an eighth of the budget.
     tail_cache_bytes: u64 = 0, 0, 1 << 40;
     /// Bytes of delayed records (and of what tells where they lie) read ahead of their time, so that
     /// timers that fire in another order than they were written in are not late; 0 takes an eighth of
@@ -180,6 +181,22 @@ knobs! {
     transaction_check_ms: u32 = 30_000, 10, 24 * 3_600_000;
     /// Questions for its outcome that were heard before a half message is rolled back as expired.
     transaction_checks_max: u16 = 15, 1, 1000;
+    /// Members one consumer group may have.
+    group_members_max: u32 = 10_000, 1, 1_000_000;
+    /// Subscriptions one consumer group may have.
+    group_subscriptions_max: u32 = 1000, 1, 100_000;
+    /// Records of one group that may wait for a retry, a transaction or their key, and be leased one by
+    /// one in the modes without an order: at the bound nothing more is leased until some are settled.
+    /// Never more than fit half of `flush_bytes_max` with their reasons.
+    group_waiting_max: u32 = 150_000, 1, 10_000_000;
+    /// Records of one partition that a group may have found or leased and not settled.
+    group_window_max: u32 = 16_384, 64, 1_000_000;
+    /// The largest filter a subscription may have, in bytes.
+    group_filter_bytes_max: u32 = 4096, 1, 4096;
+    /// How long a member may settle what it has of a partition that moves to another, in milliseconds.
+    group_drain_ms: u32 = 1000, 0, 600_000;
+    /// How long a level of priority waits, at most, while higher ones are served, in milliseconds.
+    group_ageing_ms: u32 = 1000, 1, 3_600_000;
     /// Delayed records that may wait in one partition of any topic; 0 sets no bound.
     timers_max: u64 = 0, 0, 1 << 40;
     /// How far ahead a record may be delayed in any topic, in milliseconds; 0 sets no bound.
@@ -351,6 +368,18 @@ impl Config {
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
+    /// Of these, bytes of batches as they were written.
+    #[must_use]
+    pub fn tail_bytes(&self) -> usize {
+        self.tail_cache_bytes_effective() - self.read_cache_bytes()
+    }
+
+    /// Of these, bytes of what was read last for consumers that go through a backlog together.
+    #[must_use]
+    pub fn read_cache_bytes(&self) -> usize {
+        self.tail_cache_bytes_effective() / 2
+    }
+
     /// Producers remembered per partition: what was asked for, but no more than a partition's snapshot,
     /// which is one flush, has room for.
     #[must_use]
@@ -358,6 +387,27 @@ impl Config {
         let room = self.flush_bytes_max.saturating_sub(SNAPSHOT_REST_BYTES_MAX);
         self.producers_per_partition_max
             .min((room / PRODUCER_SNAPSHOT_BYTES_MAX).max(1))
+    }
+
+    /// What fits a flush of the log beside its headers.
+    #[must_use]
+    pub fn snapshot_bytes_max(&self) -> u64 {
+        u64::from(self.flush_bytes_max).saturating_sub(u64::from(self.flush_bytes_max / 16))
+    }
+
+    /// Limits of consumer groups, as their actors take them.
+    #[must_use]
+    pub fn group_limits(&self) -> crate::domain::group::Limits {
+        crate::domain::group::Limits {
+            members_max: self.group_members_max,
+            subscriptions_max: self.group_subscriptions_max,
+            listed_max: self.group_waiting_max,
+            snapshot_bytes_max: self.snapshot_bytes_max(),
+            window_max: u64::from(self.group_window_max),
+            filter_bytes_max: self.group_filter_bytes_max,
+            drain_ms: u64::from(self.group_drain_ms),
+            ageing_ms: u64::from(self.group_ageing_ms),
+        }
     }
 
     /// Limits of transactions, as the coordinators take them.

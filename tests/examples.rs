@@ -145,6 +145,32 @@ fn the_web_service_takes_orders_shows_them_both_ways_and_keeps_them() {
 }
 
 #[test]
+fn every_effect_happens_once_however_often_it_is_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("stock.sqlite");
+    let output = Command::new(example("exactly_once"))
+        .arg(&database)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    // 1 to 200, each once.
+    assert!(said.contains("200 effects, together 20100"), "{said}");
+    let deliveries: u64 = said.split(' ').next().unwrap().parse().unwrap();
+    assert!(deliveries >= 400, "it delivered again: {said}");
+    // And by another look at what the database holds.
+    let database = rusqlite::Connection::open(database).unwrap();
+    let (total, noted): (i64, i64) = database
+        .query_row(
+            "SELECT (SELECT sold FROM stock), (SELECT count(*) FROM inbox)",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .unwrap();
+    assert_eq!((total, noted), (20_100, 200));
+}
+
+#[test]
 fn the_pipeline_keeps_every_account_in_order() {
     let output = Command::new(example("ordered_pipeline")).output().unwrap();
     assert!(output.status.success(), "{output:?}");

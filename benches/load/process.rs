@@ -24,6 +24,8 @@ pub(crate) struct Usage {
     pub(crate) written_bytes: u64,
     /// Calls that read from files and devices.
     pub(crate) read_calls: u64,
+    /// Bytes it caused to be fetched from a device.
+    pub(crate) read_bytes: u64,
 }
 
 impl Usage {
@@ -56,6 +58,7 @@ impl Usage {
             cpu_s: ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
             written_bytes: named(&io, "write_bytes:").unwrap_or(0),
             read_calls: named(&io, "syscr:").unwrap_or(0),
+            read_bytes: named(&io, "read_bytes:").unwrap_or(0),
         })
     }
 
@@ -65,6 +68,7 @@ impl Usage {
             cpu_s: self.cpu_s - earlier.cpu_s,
             written_bytes: self.written_bytes.saturating_sub(earlier.written_bytes),
             read_calls: self.read_calls.saturating_sub(earlier.read_calls),
+            read_bytes: self.read_bytes.saturating_sub(earlier.read_bytes),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! | `quic-server` | settings, directory | raw quinn: discards, answers and pumps ([`super::quic::server`]) |
 //! | `quic-flood` | settings, directory, address, connections | raw quinn, flat out, until it is ended |
 //! | `pour` | data directory, address, topic, producers, milliseconds | the product's producers, flat out |
+//! | `consume` | data directory, address, topic, group, mode, acknowledged, file | a member of a group, until it is killed; what it had goes into the file |
 //!
 //! A role ends when its standard input does: the harness is gone then.
 
@@ -19,6 +20,7 @@ use super::clients::{self, Until};
 use super::process::READY_WITHIN;
 use super::quic::{self, Settings};
 use super::records::{Pool, VALUE_BYTES};
+use super::scenario;
 use super::{Outcome, say};
 
 /// The word that tells a role from a command line.
@@ -31,6 +33,8 @@ pub(crate) const QUIC_FLOOD: &str = "quic-flood";
 
 /// The product's producers, flat out.
 pub(crate) const POUR: &str = "pour";
+/// A member of a consumer group that is killed sooner or later.
+pub(crate) const CONSUME: &str = "consume";
 
 /// This binary in another role.
 pub(crate) fn command(role: &str) -> Outcome<Command> {
@@ -82,6 +86,15 @@ fn perform(role: &str, rest: &[String]) -> Outcome<()> {
             let pool = Pool::new(VALUE_BYTES);
             clients::pour(&home, topic, &pool, producers.parse()?, until)?;
             Ok(())
+        }
+        (CONSUME, [data, address, rest @ ..]) => {
+            let home = Home {
+                data: PathBuf::from(data),
+                address: address.parse()?,
+                ready_within: READY_WITHIN,
+                in_process: None,
+            };
+            scenario::groups::consume_until_killed(&home, rest)
         }
         _ => Err("no such role".into()),
     }

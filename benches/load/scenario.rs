@@ -2,6 +2,7 @@
 
 mod budget;
 mod embedded;
+pub(crate) mod groups;
 mod idle;
 mod produce;
 mod read;
@@ -26,11 +27,13 @@ pub(crate) enum Family {
     Timers,
     /// Transactions and half messages.
     Transactions,
+    /// Consumer groups.
+    Groups,
 }
 
 impl Family {
     /// Every family.
-    pub(crate) const ALL: [Self; 3] = [Self::Core, Self::Timers, Self::Transactions];
+    pub(crate) const ALL: [Self; 4] = [Self::Core, Self::Timers, Self::Transactions, Self::Groups];
 
     /// Its name on the command line.
     pub(crate) fn name(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Family {
             Self::Core => "core",
             Self::Timers => "timers",
             Self::Transactions => "transactions",
+            Self::Groups => "groups",
         }
     }
 }
@@ -278,6 +282,137 @@ pub(crate) const ALL: &[Scenario] = &[
         ],
         perform: transactions::pending,
     },
+    Scenario {
+        name: "groups-rates",
+        family: Family::Groups,
+        about: "exclusive, shared and key-ordered over one backlog, beside the raw transport",
+        goals: &[
+            Goal::at_least("exclusive: share of the raw transport", 0.7),
+            Goal::at_least("shared, single durable acks, over exclusive", 0.5),
+            Goal::at_least("key-ordered, 10 000 keys, over shared", 0.8),
+        ],
+        perform: groups::rates::rates,
+    },
+    Scenario {
+        name: "groups-handover",
+        family: Family::Groups,
+        about: "a member closes, a member is killed: its successor, and everybody else",
+        goals: &[
+            Goal::at_most("orderly close: first delivery to the successor", 100.0),
+            Goal::at_most("SIGKILL: first delivery to the successor", 5_100.0),
+            Goal::at_most("orderly close: gap of the others beyond control", 20.0),
+            Goal::at_most("SIGKILL: gap of the others beyond control", 20.0),
+        ],
+        perform: groups::handover::handover,
+    },
+    Scenario {
+        name: "groups-together",
+        family: Family::Groups,
+        about: "ten groups over one backlog, started together: what is read from the disk",
+        goals: &[Goal::at_most("kernel read bytes over the data", 1.1)],
+        perform: groups::many::together,
+    },
+    Scenario {
+        name: "groups-idle",
+        family: Family::Groups,
+        about: "10 000 groups with a member each that wait",
+        goals: &[
+            Goal::at_most("RSS, 10 000 idle groups", 1_000.0),
+            Goal::at_most("wake-ups of 10 000 idle groups", 0.0),
+            Goal::at_most("CPU, 10 000 idle groups", 0.5),
+        ],
+        perform: groups::many::idle,
+    },
+    Scenario {
+        name: "groups-stalled",
+        family: Family::Groups,
+        about: "a member that takes its prefetch and stalls for a minute, beside three that do not",
+        goals: &[
+            Goal::at_most("RSS growth beyond the stalled prefetch", 10.0),
+            Goal::at_most("p99 of the others over without", 1.25),
+        ],
+        perform: groups::stalled::stalled,
+    },
+    Scenario {
+        name: "groups-retries",
+        family: Family::Groups,
+        about: "100 000 refused: back on time, at last dead letters, each once",
+        goals: &[
+            Goal::at_most("refused: early", 0.0),
+            Goal::at_most("refused: lateness p99", 1_000.0),
+            Goal::at_most("dead letters missing or doubled", 0.0),
+        ],
+        perform: groups::retries::retries,
+    },
+    Scenario {
+        name: "groups-retries-killed",
+        family: Family::Groups,
+        about: "the same through kill -9 at every stage",
+        goals: &[Goal::at_most(
+            "kill -9: dead letters missing or doubled",
+            0.0,
+        )],
+        perform: groups::retries::killed,
+    },
+    Scenario {
+        name: "groups-filter",
+        family: Family::Groups,
+        about: "one record in a hundred by its tag: batches touched that cannot match",
+        goals: &[
+            Goal::at_most("a rare tag among common ones: touched in vain", 5.0),
+            Goal::at_most("a hundred tags, batch by batch: touched in vain", 5.0),
+        ],
+        perform: groups::choosing::filter,
+    },
+    Scenario {
+        name: "groups-priority",
+        family: Family::Groups,
+        about: "a high record beside 10 million low ones; a backlog at every level",
+        goals: &[
+            Goal::at_most("high beside low: latency over idle, p50", 2.0),
+            Goal::at_most("delivered while a higher level was deliverable", 0.0),
+            Goal::at_most("refused and not back at its level", 0.0),
+        ],
+        perform: groups::choosing::priority,
+    },
+    Scenario {
+        name: "groups-reset",
+        family: Family::Groups,
+        about: "live exclusive and shared groups set back by time",
+        goals: &[
+            Goal::at_most("missing or foreign after a reset", 0.0),
+            Goal::at_most("twice to live leases", 0.0),
+            Goal::at_most("dry run tells other numbers", 0.0),
+        ],
+        perform: groups::places::reset,
+    },
+    Scenario {
+        name: "groups-pull",
+        family: Family::Groups,
+        about: "N records if they are there, else what there is after T",
+        goals: &[
+            Goal::at_most("wake-ups while a pull waits", 0.0),
+            Goal::at_most("a pull that waited, beyond its time", 50.0),
+        ],
+        perform: groups::places::pull,
+    },
+    Scenario {
+        name: "groups-workers",
+        family: Family::Groups,
+        about: "1 000 keys, 16 workers, random handler times: order, and a drain in the middle",
+        goals: &[
+            Goal::at_most("out of order within a key", 0.0),
+            Goal::at_most("handled twice around a drain", 0.0),
+        ],
+        perform: groups::workers::workers,
+    },
+    Scenario {
+        name: "groups-at-most-once",
+        family: Family::Groups,
+        about: "consumers killed again and again: repeats",
+        goals: &[Goal::at_most("at most once: repeats", 0.0)],
+        perform: groups::workers::at_most_once,
+    },
 ];
 
 impl Scenario {
@@ -294,7 +429,7 @@ impl Scenario {
 /// The list for whoever named none.
 pub(crate) fn catalogue() -> String {
     let mut text = String::from(
-        "cargo bench --bench load -- SCENARIO... | goals core|timers [--json FILE] [--quick] [--runs N]\n\n",
+        "cargo bench --bench load -- SCENARIO... | goals core|timers|transactions|groups [--json FILE] [--quick] [--runs N]\n\n",
     );
     for scenario in ALL {
         let _ = writeln!(text, "  {:<22} {}", scenario.name, scenario.about);

@@ -6,40 +6,27 @@
 //! goes. Whole batches that nobody wants one by one are not even read. A search the group has no use for
 //! any more is dropped; the partition then forgets whoever waited.
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "of many answers and refusals a few are told apart"
-)]
-
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-
-use super::directory::{DirectoryActor, Do as DirectoryDo, List, Locate};
+use super::Link;
+use super::directory::{Do as DirectoryDo, List};
+use super::find::{Finder, Missed, first, question, record_at};
 use super::group::GroupActor;
-use super::partition::{Lookup, PartitionActor, Read};
-use super::reply::{Answer, ReplyTo};
-use super::{House, Link};
+use super::reply::Answer;
 use crate::domain::batch::{BatchBuilder, BatchStamp, BatchView, Compression, Slot};
 use crate::domain::body::Body;
 use crate::domain::entry::{Draft, EntryKind};
 use crate::domain::filter::{Filter, Subject, Verdict};
 use crate::domain::group::command::{CursorNumber, DeadLetter, Feed, Offered, OfferedRecord};
-use crate::domain::group::dead::Copied;
+use crate::domain::group::dead::{Copied, topic_of};
 use crate::domain::group::subscription::Start;
 use crate::domain::id::{Lane, Offset, OwnerId, PartitionId, PartitionIndex};
 use crate::domain::key::partition_of;
 use crate::domain::partition::index::BatchPlace;
-use crate::domain::partition::{Bounds, ReadAnswer, ReadFrom};
+use crate::domain::partition::{Bounds, ReadFrom};
 use crate::domain::record::{Record, RecordBody};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::{Command, TopicConfig};
-use crate::log::ReadError;
-
-/// Between two attempts at something that passes.
-const AGAIN: Duration = Duration::from_millis(20);
-/// Attempts before a question is given up.
-const TRIES: u32 = 100;
 
 /// How long it is waited for how far a place goes: lower lanes wait for it too.
 const SURVEY: Duration = Duration::from_secs(1);
@@ -104,22 +91,10 @@ pub enum Found {
 /// What a task needs.
 #[derive(Debug, Clone)]
 pub struct Feeder {
-    /// The standing actors.
-    pub house: House,
-    /// Finds partitions.
-    pub directory: Link<DirectoryActor>,
+    /// Finds batches and reads them.
+    pub finder: Finder,
     /// Whom it tells.
     pub group: Link<GroupActor>,
-}
-
-/// Why records could not be had.
-enum Missed {
-    /// They are gone: the partition begins here.
-    Trimmed(Offset),
-    /// They cannot be read.
-    Unreadable,
-    /// The topic is gone, or the broker is.
-    Gone,
 }
 
 impl Feeder {
@@ -150,7 +125,7 @@ impl Feeder {
     /// Finds the batch of one record.
     pub async fn fetch(self, feed: Feed) {
         let (cursor, offset) = (feed.cursor, feed.from);
-        let batch = match self.batches(feed.place, offset, 1, false).await {
+        let batch = match self.finder.batches(feed.place, offset, 1, false).await {
             Ok(answer) => answer.batches.first().map(|batch| Offered {
                 batch: *batch,
                 from: batch.first_offset,
@@ -176,12 +151,13 @@ impl Feeder {
             Start::Time(time) => ReadFrom::Time(time),
             Start::Offset(offset) => ReadFrom::Offset(offset),
         };
-        let mut found = self.bounds(place, from).await;
+        let mut found = self.finder.bounds(place, from).await;
         if let (Err(Rejection::OffsetOutOfRange { start, end }), Start::Offset(offset)) =
             (&found, start_of(&start))
         {
             let offset = offset.clamp(*start, *end);
             found = self
+                .finder
                 .bounds(place, ReadFrom::Earliest)
                 .await
                 .map(|bounds| Bounds { offset, ..bounds });
@@ -189,90 +165,9 @@ impl Feeder {
         self.group.tell(Found::Looked { job, place, found });
     }
 
-    async fn bounds(&self, place: PartitionId, from: ReadFrom) -> Result<Bounds, Rejection> {
-        for _ in 0..TRIES {
-            let partition = self.partition(place).await?;
-            let (reply, mut answer) = question();
-            partition.tell(Lookup { from, reply });
-            match first(&mut answer).await {
-                Answer::Bounds(bounds) => return Ok(bounds),
-                Answer::Refused(Rejection::Retry) => tokio::time::sleep(AGAIN).await,
-                Answer::Refused(rejection) => return Err(rejection),
-                _ => return Err(Rejection::Retry),
-            }
-        }
-        Err(Rejection::Retry)
-    }
-
-    async fn partition(&self, place: PartitionId) -> Result<Link<PartitionActor>, Rejection> {
-        let PartitionId {
-            topic,
-            partition,
-            lane,
-        } = place;
-        let (reply, mut answer) = question();
-        self.directory.tell(Locate {
-            topic,
-            partition,
-            lane,
-            reply,
-        });
-        match first(&mut answer).await {
-            Answer::Partition(_, link) => Ok(link),
-            Answer::Refused(rejection) => Err(rejection),
-            _ => Err(Rejection::Retry),
-        }
-    }
-
-    /// Batches from an offset on; where there are none, when there are.
-    async fn batches(
-        &self,
-        place: PartitionId,
-        from: Offset,
-        bytes_max: u64,
-        wait: bool,
-    ) -> Result<ReadAnswer, Missed> {
-        let mut tries = 0;
-        loop {
-            let refused = match self.partition(place).await {
-                Ok(partition) => {
-                    let (reply, mut answer) = question();
-                    partition.tell(Read {
-                        from,
-                        bytes_max,
-                        wait,
-                        reply,
-                    });
-                    match first(&mut answer).await {
-                        Answer::Batches(answer) => return Ok(answer),
-                        Answer::Refused(rejection) => rejection,
-                        _ => Rejection::Retry,
-                    }
-                }
-                Err(rejection) => rejection,
-            };
-            match refused {
-                Rejection::OffsetOutOfRange { start, .. } if from < start => {
-                    return Err(Missed::Trimmed(start));
-                }
-                Rejection::UnknownTopic
-                | Rejection::PartitionOutOfRange { .. }
-                | Rejection::ShuttingDown => return Err(Missed::Gone),
-                // A partition that is being made again, stopped, or damaged in its views.
-                _ => {
-                    tries += 1;
-                    if tries > TRIES && !wait {
-                        return Err(Missed::Unreadable);
-                    }
-                    let pause = AGAIN * tries.min(50);
-                    tokio::time::sleep(pause).await;
-                }
-            }
-        }
-    }
-
     async fn find(&self, feed: &Feed) -> Result<(Vec<Offered>, Offset), Missed> {
         let answer = self
+            .finder
             .batches(feed.place, feed.from, feed.bytes_max, feed.wait)
             .await?;
         let high_watermark = answer.high_watermark;
@@ -291,9 +186,11 @@ impl Feeder {
                 .as_ref()
                 .is_some_and(|filter| !filter.may_match(batch.tags));
             let records = if skips {
+                self.group.stats().skipped_batch();
                 Some(Vec::new())
             } else if feed.keys || filter.is_some() {
-                match self.body(&batch).await {
+                self.group.stats().read_batch();
+                match self.finder.body(&batch).await {
                     Ok(body) => Some(choose(&batch, from, &body, filter.as_ref())),
                     Err(Missed::Trimmed(start)) if offered.is_empty() => {
                         return Err(Missed::Trimmed(start));
@@ -313,26 +210,6 @@ impl Feeder {
         Ok((offered, high_watermark))
     }
 
-    /// A batch's bytes, from the cache of the log's tail or read.
-    async fn body(&self, batch: &BatchPlace) -> Result<Body, Missed> {
-        if let Some(body) = self.house.cache.lookup(batch.position) {
-            return Ok(body);
-        }
-        let (done, answer) = oneshot::channel();
-        self.house.pool.submit(
-            vec![batch.place()],
-            Box::new(move |entries| {
-                let _ = done.send(entries);
-            }),
-        );
-        let read = answer.await.map_err(|_| Missed::Gone)?;
-        match read.into_iter().next() {
-            Some(Ok(entry)) => Ok(entry.body.into()),
-            Some(Err(ReadError::Gone { .. })) => Err(Missed::Trimmed(batch.end())),
-            Some(Err(_)) | None => Err(Missed::Unreadable),
-        }
-    }
-
     // ---- dead letters ---------------------------------------------------------------------------
 
     /// Copies a record into the dead-letter topic: as entries, for the group to tie to its settlement.
@@ -347,7 +224,11 @@ impl Feeder {
     }
 
     async fn copy(&self, letter: &DeadLetter, group: &str) -> Copied {
-        let batch = match self.batches(letter.place, letter.offset, 1, false).await {
+        let batch = match self
+            .finder
+            .batches(letter.place, letter.offset, 1, false)
+            .await
+        {
             Ok(answer) => answer
                 .batches
                 .first()
@@ -359,7 +240,7 @@ impl Feeder {
         let Some(batch) = batch else {
             return Copied::Lost;
         };
-        let body = match self.body(&batch).await {
+        let body = match self.finder.body(&batch).await {
             Ok(body) => body,
             Err(Missed::Gone) => return Copied::Later,
             Err(Missed::Trimmed(_) | Missed::Unreadable) => return Copied::Lost,
@@ -367,10 +248,7 @@ impl Feeder {
         let Some((slot, record)) = record_at(&batch, letter.offset, &body) else {
             return Copied::Lost;
         };
-        let name = letter
-            .to
-            .clone()
-            .unwrap_or_else(|| format!("{group}.dead-letters"));
+        let name = letter.to.clone().unwrap_or_else(|| topic_of(group));
         let Some((owner, source)) = self.dead_letter_owner(&name, letter, slot.key_hash).await
         else {
             return Copied::Later;
@@ -409,7 +287,7 @@ impl Feeder {
         key_hash: u64,
     ) -> Option<(OwnerId, String)> {
         let (reply, mut answer) = question();
-        self.directory.tell(List {
+        self.finder.directory.tell(List {
             names: Vec::new(),
             reply,
         });
@@ -422,7 +300,7 @@ impl Feeder {
             .map(|topic| topic.name.clone())?;
         let Some(topic) = topics.iter().find(|topic| topic.name == name) else {
             let (reply, mut answer) = question();
-            self.directory.tell(DirectoryDo {
+            self.finder.directory.tell(DirectoryDo {
                 command: Command::Create {
                     name: name.to_owned(),
                     partitions: 1,
@@ -497,16 +375,6 @@ fn choose(
         .collect()
 }
 
-/// One record of a batch.
-fn record_at(batch: &BatchPlace, offset: Offset, body: &Body) -> Option<(Slot, RecordBody)> {
-    let view = BatchView::parse_structure(&body.to_bytes()).ok()?;
-    let skip = u32::try_from(offset.0.checked_sub(batch.first_offset.0)?).ok()?;
-    let at = batch.record(skip);
-    let slot = view.slot(at)?;
-    let (_, body) = view.bodies().ok()?.nth(at)?.ok()?;
-    Some((slot, RecordBody::decode(&body).ok()?))
-}
-
 /// The copy: as it was, with where it came from and why it is here.
 fn dead_record(
     letter: &DeadLetter,
@@ -546,15 +414,3 @@ fn dead_record(
 
 /// How the headers of a dead letter begin that say where it came from and why.
 pub const DEAD_HEADER: &str = "waterwheel-dead-";
-
-fn question() -> (ReplyTo, mpsc::UnboundedReceiver<super::reply::Mail>) {
-    let (tx, rx) = mpsc::unbounded_channel();
-    (ReplyTo::new(tx, 0), rx)
-}
-
-async fn first(answer: &mut mpsc::UnboundedReceiver<super::reply::Mail>) -> Answer {
-    answer
-        .recv()
-        .await
-        .map_or(Answer::Refused(Rejection::Retry), |mail| mail.answer)
-}

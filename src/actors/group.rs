@@ -4,7 +4,7 @@
 //! and the directory makes another from rows and log, never from old memory. Records come to it as
 //! directories (offsets and key hashes), found by tasks of [`super::feed`]; bodies never pass through it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use actix::{
@@ -19,9 +19,11 @@ use super::commit::{Persist, Ticket};
 use super::directory::DirectoryActor;
 use super::directory::groups::Watch;
 use super::feed::{Feeder, Found};
+use super::find::Finder;
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::store::Write;
+use super::transaction::HalfGuard;
 use super::wheel::{AlarmEvent, Arm, Returned};
 use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows, load};
 use crate::domain::alarm::{Alarm, AlarmClock};
@@ -33,6 +35,7 @@ use crate::domain::group::{self, Group, rows};
 use crate::domain::id::{GroupId, LogPosition, MemberId, OwnerId, Token, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::MonotonicMs;
+use crate::domain::transaction::shard_of_owner;
 use crate::store::{RowChange, RowKey, Tree, layout};
 
 /// A consumer group as the directory knows it.
@@ -66,6 +69,9 @@ pub struct GroupActor {
     life: Life,
     pending: HashMap<Token, Pending>,
     next_token: u64,
+    /// Attachments that were asked for and not yet written, oldest first: their coordinators hear when
+    /// they are stored, refused or lost.
+    attaching: VecDeque<(Token, HalfGuard)>,
     members: HashMap<MemberId, UnboundedSender<MemberEvent>>,
     feeds: HashMap<CursorNumber, JoinHandle<()>>,
     /// When it wants to be woken.
@@ -90,7 +96,7 @@ impl GroupActor {
         directory: Link<DirectoryActor>,
         stats: Arc<ActorStats>,
     ) -> Self {
-        let limits = group::Limits::default();
+        let limits = house.settings.groups;
         let owner = known.owner;
         Self {
             machine: Group::new(owner, limits, 0),
@@ -103,6 +109,7 @@ impl GroupActor {
             stats,
             pending: HashMap::new(),
             next_token: 0,
+            attaching: VecDeque::new(),
             members: HashMap::new(),
             feeds: HashMap::new(),
             waking: None,
@@ -116,8 +123,10 @@ impl GroupActor {
 
     fn feeder(&self, ctx: &Context<Self>) -> Feeder {
         Feeder {
-            house: self.house.clone(),
-            directory: self.directory.clone(),
+            finder: Finder {
+                house: self.house.clone(),
+                directory: self.directory.clone(),
+            },
             group: self.link(ctx),
         }
     }
@@ -164,6 +173,8 @@ impl GroupActor {
         match effect {
             Effect::Persist(drafts) => self.persist(drafts),
             Effect::Reply(token, answer) => {
+                // One that is refused was never written.
+                self.attaching.retain(|(other, _)| *other != token);
                 if let Some(pending) = self.pending.remove(&token) {
                     match answer {
                         Ok(answer) => pending.reply.answer(Answer::Group(answer)),
@@ -244,12 +255,25 @@ impl GroupActor {
     }
 
     fn persist(&mut self, drafts: Vec<(OwnerId, Draft)>) {
+        // A run that begins with a coordinator's registration is the oldest attachment's. Its guard goes with
+        // it, so that it outlives this actor as the run does.
+        let attaches = drafts
+            .first()
+            .is_some_and(|(owner, _)| shard_of_owner(*owner).is_some());
+        let guard = match attaches {
+            true => self.attaching.pop_front().map(|(_, guard)| guard),
+            false => None,
+        };
+        let mut reply = ReplyTo::nobody();
+        if let Some(guard) = guard {
+            reply = reply.guarded(guard);
+        }
         let Some(author) = self.author else {
             // The log refused something, and says so: all of it is gone back on then.
             return;
         };
         let ticket = Ticket {
-            reply: ReplyTo::nobody(),
+            reply,
             permit: None,
         };
         self.house.commit.tell(Persist {
@@ -307,10 +331,12 @@ impl Handler<Do> for GroupActor {
         let Do {
             command,
             events,
-            reply,
+            mut reply,
         } = message;
         self.next_token += 1;
         let token = Token(self.next_token);
+        self.attaching
+            .extend(reply.unguarded().map(|guard| (token, guard)));
         self.pending.insert(token, Pending { reply, events });
         self.call(ctx, |machine, now, effects| {
             machine.handle(now, token, command, effects);

@@ -13,7 +13,9 @@ mod coordinators;
 pub mod directory;
 mod failures;
 pub mod feed;
+pub mod find;
 pub mod group;
+pub mod letters;
 pub mod load;
 pub mod partition;
 pub mod reply;
@@ -83,6 +85,12 @@ impl<A: Actor> Link<A> {
     {
         self.stats.told();
         self.addr.do_send(message);
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn stats(&self) -> &ActorStats {
+        &self.stats
     }
 
     /// Whether its actor lives.
@@ -292,6 +300,8 @@ pub struct Settings {
     pub producer_state_ms: u64,
     /// Messages a partition's mailbox takes from those that ask.
     pub partition_mailbox: usize,
+    /// Limits of consumer groups.
+    pub groups: crate::domain::group::Limits,
     /// Limits of transactions.
     pub transactions: crate::domain::transaction::Limits,
     /// Messages a standing actor's mailbox takes from those that ask.

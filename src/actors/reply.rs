@@ -111,6 +111,11 @@ impl ReplyTo {
         self
     }
 
+    /// Takes the guard off: what it stands for is in other hands.
+    pub fn unguarded(&mut self) -> Option<HalfGuard> {
+        self.guard.take()
+    }
+
     /// The final answer.
     pub fn answer(mut self, answer: Answer) {
         self.post(answer);

@@ -24,6 +24,8 @@ pub struct ActorStats {
     wake_ups: AtomicU64,
     overflow_up: AtomicU64,
     cascade_down: AtomicU64,
+    batches_read: AtomicU64,
+    batches_skipped: AtomicU64,
 }
 
 impl ActorStats {
@@ -40,6 +42,16 @@ impl ActorStats {
     /// So many alarms fell into the next finer level.
     pub fn cascaded_down(&self, count: usize) {
         self.cascade_down.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// It looked into a batch for records with the right keys or of the right kind.
+    pub fn read_batch(&self) {
+        self.batches_read.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It skipped a batch, whose summary says that none of its records is wanted.
+    pub fn skipped_batch(&self) {
+        self.batches_skipped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A message was put into its mailbox.
@@ -80,6 +92,8 @@ impl ActorStats {
             wake_ups: self.wake_ups.load(Ordering::Relaxed),
             overflow_up: self.overflow_up.load(Ordering::Relaxed),
             cascade_down: self.cascade_down.load(Ordering::Relaxed),
+            batches_read: self.batches_read.load(Ordering::Relaxed),
+            batches_skipped: self.batches_skipped.load(Ordering::Relaxed),
         }
     }
 }
@@ -109,6 +123,10 @@ pub struct ActorStatus {
     pub overflow_up: u64,
     /// Alarms that fell into the next finer level of the timing wheel.
     pub cascade_down: u64,
+    /// Batches looked into for their records' keys or by a filter (groups).
+    pub batches_read: u64,
+    /// Batches skipped because their summary rules a match out (groups).
+    pub batches_skipped: u64,
 }
 
 type ByKindAndOwner = BTreeMap<(&'static str, OwnerId), Arc<ActorStats>>;
@@ -143,6 +161,8 @@ impl Registry {
                 wake_ups: AtomicU64::new(0),
                 overflow_up: AtomicU64::new(0),
                 cascade_down: AtomicU64::new(0),
+                batches_read: AtomicU64::new(0),
+                batches_skipped: AtomicU64::new(0),
             })
         };
         Arc::clone(actors.entry((kind, id)).or_insert_with(fresh))

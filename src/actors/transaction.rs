@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::checkpoint::RowsWritten;
 use super::commit::{Persist, Ticket};
 use super::directory::DirectoryActor;
+use super::group::{Do, GroupActor};
 use super::load;
 use super::partition::{Append, PartitionActor};
 use super::reply::{Answer, ReplyTo};
@@ -29,7 +30,8 @@ use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows};
 use crate::domain::commit::Need;
 use crate::domain::entry::{Author, Draft};
 use crate::domain::group;
-use crate::domain::id::{OwnerId, PartitionId, ProducerEpoch, ProducerId, Token};
+use crate::domain::group::command::{Attached, Command};
+use crate::domain::id::{MemberId, OwnerId, PartitionId, ProducerEpoch, ProducerId, Token};
 use crate::domain::partition;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, WallMs};
@@ -77,11 +79,22 @@ pub struct Question {
     pub partition: Option<PartitionId>,
 }
 
-/// What waits for a half to be let through.
+/// What waits to be let through.
 #[derive(Debug)]
-struct Waiting {
-    append: Append,
-    to: Link<PartitionActor>,
+enum Waiting {
+    Half(Append, Link<PartitionActor>),
+    Attachment(Attachment, Link<GroupActor>),
+}
+
+/// What a member attaches.
+#[derive(Debug)]
+pub struct Attachment {
+    /// Who.
+    pub member: MemberId,
+    /// What.
+    pub what: Attached,
+    /// To what.
+    pub transaction: TransactionId,
 }
 
 /// The shell of one shard.
@@ -257,11 +270,25 @@ impl CoordinatorActor {
             id,
             permit: Arc::clone(&self.halves).try_acquire_owned().ok(),
         };
-        // Without its half there is nothing to let through: the guard says so as it goes.
-        if let (Some(reply), Some(Waiting { mut append, to })) = (reply, waiting) {
-            append.tied = vec![(self.owner, draft)];
-            append.reply = reply.guarded(guard);
-            to.tell(append);
+        let tied = vec![(self.owner, draft)];
+        match (reply, waiting) {
+            (Some(reply), Some(Waiting::Half(mut append, to))) => {
+                append.tied = tied;
+                append.reply = reply.guarded(guard);
+                to.tell(append);
+            }
+            (Some(reply), Some(Waiting::Attachment(attachment, to))) => to.tell(Do {
+                command: Command::Attach {
+                    member: attachment.member,
+                    what: attachment.what,
+                    transaction: attachment.transaction,
+                    tied,
+                },
+                events: None,
+                reply: reply.guarded(guard),
+            }),
+            // There is nothing to let through: the guard says so as it goes.
+            (None, _) | (_, None) => {}
         }
     }
 
@@ -459,7 +486,53 @@ impl Handler<Half> for CoordinatorActor {
         } = message;
         let reply = std::mem::replace(&mut append.reply, ReplyTo::nobody());
         let token = self.token(reply);
-        self.waiting.insert(token, Waiting { append, to });
+        self.waiting.insert(token, Waiting::Half(append, to));
+        let mut effects = Vec::new();
+        let now = self.house.clock.now();
+        self.machine.half(token, registration, now, &mut effects);
+        self.perform(effects, ctx);
+    }
+}
+
+/// An attachment on its way to its group.
+#[derive(Debug)]
+pub struct Attach {
+    /// The group's owner.
+    pub owner: OwnerId,
+    /// What.
+    pub attachment: Attachment,
+    /// The group.
+    pub to: Link<GroupActor>,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
+}
+
+impl Message for Attach {
+    type Result = ();
+}
+
+impl Handler<Attach> for CoordinatorActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Attach, ctx: &mut Self::Context) {
+        self.stats.handled();
+        let Attach {
+            owner,
+            attachment,
+            to,
+            reply,
+        } = message;
+        let registration = Registration {
+            id: attachment.transaction,
+            participant: Participant {
+                owner,
+                part: Part::Attached,
+            },
+            immunity_ms: None,
+        };
+        let token = self.token(reply);
+        self.waiting
+            .insert(token, Waiting::Attachment(attachment, to));
         let mut effects = Vec::new();
         let now = self.house.clock.now();
         self.machine.half(token, registration, now, &mut effects);

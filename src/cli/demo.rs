@@ -47,6 +47,7 @@ async fn show(scratch: &Scratch) -> Result<Outcome, CliError> {
     tell_read("All partitions are read back", &checked)?;
     let timers = scenes::timers(&client).await?;
     let transactions = scenes::transactions(&client).await?;
+    let groups = scenes::groups(&client).await?;
 
     print("The broker stops and starts again in the same directory.")?;
     drop(client);
@@ -63,8 +64,10 @@ async fn show(scratch: &Scratch) -> Result<Outcome, CliError> {
     broker.stop().await;
 
     let whole = |read: &Read| read.records == sent && read.disorder == 0;
-    if !timers || !transactions {
-        print("A timer or a transaction did not do what it must: this is a fault of the broker.")?;
+    if !timers || !transactions || !groups {
+        print(
+            "A timer, a transaction or a group did not do what it must: this is a fault of the broker.",
+        )?;
         return Ok(Outcome::No);
     }
     if whole(&checked) && whole(&again) {

@@ -8,8 +8,9 @@ use super::connect::Connect;
 use super::consume::parse_start;
 use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
+use super::retry::{Retry, words};
 use super::{print, print_json};
-use crate::client::{AlterSubscription, Mode, ResetTo, Start, Subscription};
+use crate::client::{AlterSubscription, Client, Mode, ResetTo, RetryPolicy, Start, Subscription};
 
 /// List, describe, reset and delete consumer groups.
 #[derive(Debug, clap::Args)]
@@ -91,6 +92,8 @@ enum SubscriptionAction {
         /// How long a member has a record before it comes to another, e.g. 30s.
         #[arg(long, value_name = "SPAN", value_parser = parse_duration)]
         lease: Option<std::time::Duration>,
+        #[command(flatten)]
+        retry: Retry,
     },
     /// Change a subscription; what is not given stays.
     Alter {
@@ -107,6 +110,8 @@ enum SubscriptionAction {
         /// Another lease.
         #[arg(long, value_name = "SPAN", value_parser = parse_duration)]
         lease: Option<std::time::Duration>,
+        #[command(flatten)]
+        retry: Retry,
     },
     /// List a group's subscriptions.
     List {
@@ -246,12 +251,14 @@ pub(super) async fn run_subscription(
             filter,
             from,
             lease,
+            retry,
         } => {
             let wanted = Subscription {
                 mode: mode.into(),
                 filter,
                 start: from.into(),
                 lease_ms: lease.map_or(0, ms),
+                retry: retry.is_any().then(|| retry.put_on(RetryPolicy::default())),
                 ..Subscription::new(&topic)
             };
             show(&client.create_subscription(&group, wanted).await?, json)?;
@@ -262,14 +269,19 @@ pub(super) async fn run_subscription(
             mode,
             filter,
             lease,
+            retry,
         } => {
+            let retry = match retry.is_any() {
+                true => Some(retry.put_on(policy(&client, &group, &topic).await?)),
+                false => None,
+            };
             let change = AlterSubscription {
                 group,
                 topic,
                 mode: mode.map(Mode::from),
                 filter,
                 lease_ms: lease.map(ms),
-                ..AlterSubscription::default()
+                retry,
             };
             show(&client.alter_subscription(&change).await?, json)?;
         }
@@ -286,6 +298,13 @@ pub(super) async fn run_subscription(
     Ok(Outcome::Done)
 }
 
+/// The policy there is: what is not given of one stays.
+async fn policy(client: &Client, group: &str, topic: &str) -> Result<RetryPolicy, CliError> {
+    let subscriptions = client.describe_group(group).await?.state.subscriptions;
+    let mut found = subscriptions.into_iter().filter(|s| s.topic == topic);
+    Ok(found.next().and_then(|s| s.retry).unwrap_or_default())
+}
+
 fn ms(span: std::time::Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
@@ -299,9 +318,10 @@ fn show(subscription: &Subscription, json: bool) -> Result<(), CliError> {
         filter => format!("what is {filter}"),
     };
     print(format_args!(
-        "{}: {}, {filter}, lease {} ms",
+        "{}: {}, {filter}, lease {} ms, {}",
         subscription.topic,
         subscription.mode.name(),
-        subscription.lease_ms
+        subscription.lease_ms,
+        words(&subscription.retry.clone().unwrap_or_default())
     ))
 }

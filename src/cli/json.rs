@@ -7,6 +7,7 @@
 //! | `key` or `key_base64` | UTF-8, or anything; `"key":null` without a key | yes |
 //! | `value` or `value_base64` | UTF-8, or anything | yes, required |
 //! | `tag` | text or null | yes |
+//! | `priority` | the level, where it is not 0 | yes |
 //! | `headers` | array of `{"name", "value" or "value_base64"}`, in order | yes; also an object of texts |
 //!
 //! Other fields are ignored, so that what a later version prints can be taken. What was printed and
@@ -40,8 +41,18 @@ struct Printed<'a> {
     key_base64: Option<String>,
     #[serde(flatten)]
     value: PrintedValue<'a>,
+    #[serde(skip_serializing_if = "is_ordinary")]
+    priority: u8,
     tag: Option<&'a str>,
     headers: Vec<PrintedHeader<'a>>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes fields by reference"
+)]
+fn is_ordinary(priority: &u8) -> bool {
+    *priority == 0
 }
 
 #[derive(Serialize)]
@@ -86,6 +97,7 @@ pub fn write_delivery(delivery: &Delivery, out: &mut Vec<u8>) {
         key,
         key_base64,
         value: (&delivery.value).into(),
+        priority: delivery.priority,
         tag: delivery.tag.as_deref(),
         headers: delivery
             .headers
@@ -117,6 +129,8 @@ struct Taken {
     value: Option<String>,
     value_base64: Option<String>,
     tag: Option<String>,
+    #[serde(default)]
+    priority: u8,
     #[serde(default)]
     headers: Option<TakenHeaders>,
 }
@@ -172,6 +186,7 @@ pub fn parse_record(line: &[u8]) -> Result<Record, String> {
     let mut record = Record::new(value);
     record.key = either("key", taken.key, taken.key_base64)?;
     record.tag = taken.tag.map(Into::into);
+    record.priority = taken.priority;
     if let Some(id) = taken.id {
         let id = uuid::Uuid::parse_str(&id).map_err(|_| format!("its id {id:?} is no UUID"))?;
         record.id = Some(MessageId(id.into_bytes()));

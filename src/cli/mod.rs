@@ -13,11 +13,13 @@ pub mod produce;
 
 mod certs;
 mod check;
+mod dead_letter;
 mod demo;
 pub mod group;
 mod manual;
 pub mod member;
 mod notify;
+pub mod retry;
 mod scratch;
 mod serve;
 mod status;
@@ -72,6 +74,7 @@ enum Command {
     },
     Group(group::Arguments),
     Subscription(group::SubscriptionArguments),
+    DeadLetter(dead_letter::Arguments),
     Status(status::Arguments),
     Check(check::Arguments),
     Certs(certs::Arguments),
@@ -111,6 +114,7 @@ pub fn run() -> ExitCode {
             on_a_runtime(async move { consume::run(arguments, &connect).await })
         }
         Command::Group(arguments) => on_a_runtime(group::run(arguments)),
+        Command::DeadLetter(arguments) => on_a_runtime(dead_letter::run(arguments)),
         Command::Subscription(arguments) => on_a_runtime(group::run_subscription(arguments)),
         Command::Status(arguments) => on_a_runtime(status::run(arguments)),
         Command::Check(arguments) => check::run(&arguments),

@@ -65,6 +65,9 @@ pub struct Arguments {
     /// A tag for every record that has none.
     #[arg(long, value_name = "T")]
     pub tag: Option<String>,
+    /// A priority level for every record that has none: 0 is the ordinary one, and the lowest.
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(0..=31))]
+    pub priority: Option<u8>,
     /// A header for every record; may be given several times.
     #[arg(long = "header", value_name = "K=V", value_parser = header)]
     pub headers: Vec<(String, String)>,
@@ -183,6 +186,7 @@ impl Arguments {
         let headers = self.headers.iter().cloned();
         Dress {
             tag: self.tag.clone().map(Text::from),
+            priority: self.priority.unwrap_or(0),
             headers: headers
                 .map(|(name, value)| (Text::from(name), Bytes::from(value)))
                 .collect(),

@@ -5,7 +5,8 @@
 //! `read_ahead_bytes`, `read_ahead_hits`, `read_ahead_misses` (records of timers read before they were due,
 //! and not), `failed` (which standing actor, only if one did); with `--actors` then one object per actor:
 //! `kind`, `id`, `name`, `mailbox_capacity`, `mailbox_depth`, `handled`, `restarts`, `rows`; of levels of
-//! the timing wheel also `wake_ups`, `overflow_up` and `cascade_down`, where they are not zero.
+//! the timing wheel also `wake_ups`, `overflow_up` and `cascade_down`, a consumer group `batches_read` and
+//! `batches_skipped`, where they are not zero.
 
 use std::time::{Duration, Instant};
 
@@ -175,8 +176,14 @@ fn actors(actors: &[ActorInfo]) -> Table {
     table
 }
 
-/// What a level of the timing wheel did.
+/// What a level of the timing wheel did, or what a group's filters and keys cost.
 fn turns(actor: &ActorInfo) -> String {
+    if actor.batches_read + actor.batches_skipped > 0 {
+        return format!(
+            ": {} batches looked into, {} skipped",
+            actor.batches_read, actor.batches_skipped
+        );
+    }
     if actor.kind != "wheel" {
         return String::new();
     }

@@ -1,6 +1,6 @@
 //! Leased records on their way to the application: batches of them, and the lease each one is under.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -48,6 +48,9 @@ type Place = (TopicId, u32, u8);
 /// Refusals of one place that are remembered: of earlier ones nothing is left to be taken.
 const REFUSALS_MAX: usize = 64;
 
+/// Lost leases that are remembered: more than most consumers ever have in hand, and about a megabyte.
+const LOST_MAX: usize = 65_536;
+
 /// What is known of a place whose records come in order.
 #[derive(Debug, Default)]
 struct Line {
@@ -63,7 +66,8 @@ struct Line {
 pub(crate) struct Hand {
     /// Counts the times the consumer joined; leases of earlier ones are void.
     session: AtomicU64,
-    lost: Mutex<HashSet<LeaseId>>,
+    /// At most [`LOST_MAX`].
+    lost: Mutex<BTreeSet<LeaseId>>,
     lines: Mutex<HashMap<Place, Line>>,
 }
 
@@ -118,9 +122,14 @@ impl Hand {
         self.session.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// These leases are lost. Remembered until they would be settled or the session ends.
+    /// These leases are lost. Remembered until the session ends, or until there are too many: then the
+    /// oldest are forgotten, which cost a question to the broker if anybody still settles them, no more.
     pub(crate) fn lose(&self, leases: &[LeaseId]) {
-        lock(&self.lost).extend(leases);
+        let mut lost = lock(&self.lost);
+        lost.extend(leases);
+        while lost.len() > LOST_MAX {
+            lost.pop_first();
+        }
     }
 }
 
@@ -244,21 +253,24 @@ impl LeasedBatch {
             })?;
             Ok((index, body))
         });
+        let published = self.head.published;
+        let due = published.and_then(|published| published.due);
+        let stored = published.map_or(self.head.appended, |published| published.stored);
         Some(match decoded {
             Err(error) => Taken::Bad(tag, offset, error),
             Ok((index, body)) => Taken::Record(Box::new(Delivery {
                 topic: Arc::clone(&self.topic.name),
                 partition,
                 offset,
-                time_ms: self.head.appended.0,
+                time_ms: stored.0,
                 timestamp_ms: self.view.timestamp(index).0,
                 id: body.id,
                 key: body.key,
                 value: body.value,
                 tag: body.tag,
                 headers: body.headers,
-                due_ms: None,
-                fired_ms: None,
+                due_ms: due.map(|due| due.0),
+                fired_ms: due.map(|_| self.head.appended.0),
                 attempt: lease.attempt,
                 priority: self.head.lane.0,
                 lease: Some(tag),
@@ -269,4 +281,39 @@ impl LeasedBatch {
 
 fn announced() -> ConsumeError {
     ConsumeError::Protocol("a batch holds other records than were announced".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(session: u64, lease: u64) -> LeaseTag {
+        LeaseTag {
+            session,
+            lease: LeaseId(lease),
+            topic: TopicId(1),
+            partition: 0,
+            lane: 0,
+            is_ordered: false,
+            is_settled: false,
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_loses_leases_for_ever_remembers_the_latest_of_them() {
+        let hand = Hand::default();
+        let session = hand.begin();
+        let many = LOST_MAX as u64 * 3;
+        for lease in 0..many {
+            hand.lose(&[LeaseId(lease)]);
+        }
+        assert_eq!(lock(&hand.lost).len(), LOST_MAX);
+        assert!(!hand.holds(tag(session, many - 1), 0));
+        assert!(!hand.holds(tag(session, many - LOST_MAX as u64), 0));
+        assert!(hand.holds(tag(session, many), 0));
+        // A new session knows of none.
+        let session = hand.begin();
+        assert!(lock(&hand.lost).is_empty());
+        assert!(hand.holds(tag(session, many - 1), 0));
+    }
 }

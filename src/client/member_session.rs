@@ -32,7 +32,9 @@ use crate::wire::group::GroupDone;
 
 /// Who waits for the answer to which lease.
 pub(super) type Waiters = Vec<(LeaseId, Outcome)>;
-pub(super) type Answered = (Result<Settled, RequestError>, Waiters);
+/// What was attached, by lease and count: not the member's any more once that has worked.
+pub(super) type Parted = Vec<(LeaseId, u32)>;
+pub(super) type Answered = (Result<Settled, RequestError>, Waiters, Parted);
 
 /// One membership on one connection.
 pub(super) struct Session {
@@ -74,7 +76,12 @@ impl Session {
                         return End::Over;
                     }
                 }
-                Some((settled, waiters)) = self.answers.next(), if !self.answers.is_empty() => {
+                Some((settled, waiters, parted)) = self.answers.next(), if !self.answers.is_empty() => {
+                    if settled.is_ok() {
+                        for (lease, records) in parted {
+                            self.give_back(lease, records);
+                        }
+                    }
                     settle_waiters(&settled, waiters);
                 }
             }
@@ -175,7 +182,7 @@ impl Session {
     }
 
     /// Gives back the credit of so many records of a lease.
-    fn give_back(&mut self, lease: LeaseId, records: u32) {
+    pub(super) fn give_back(&mut self, lease: LeaseId, records: u32) {
         if let Some(held) = self.leases.get_mut(&lease) {
             let topic = held.topic;
             let (records, bytes) = held.take(records);
@@ -251,6 +258,23 @@ impl Session {
                     settling.send(self);
                     self.up_to(tag, PartitionIndex(partition), end, outcome);
                 }
+                Say::Attach {
+                    transaction,
+                    records,
+                    outcome,
+                } => {
+                    settling.send(self);
+                    self.attach(transaction, &records, outcome);
+                }
+                Say::AttachUpTo {
+                    transaction,
+                    tag,
+                    end,
+                    outcome,
+                } => {
+                    settling.send(self);
+                    self.attach_up_to(transaction, tag, end, outcome);
+                }
                 Say::Extend {
                     tags,
                     lease_ms,
@@ -292,6 +316,23 @@ impl Session {
         }
     }
 
+    /// What the leases of a place have below an offset, by count.
+    pub(super) fn covered(&self, tag: LeaseTag, end: u64) -> Vec<(LeaseId, u32)> {
+        let (partition, lane) = (PartitionIndex(tag.partition), Lane(tag.lane));
+        self.leases
+            .iter()
+            .filter(|(_, held)| {
+                held.topic == tag.topic && held.partition == partition && held.lane == lane
+            })
+            .filter_map(|(lease, held)| {
+                let below = end.saturating_sub(held.first).min(u64::from(held.count));
+                let settled = u64::from(held.count - held.records_left);
+                let records = u32::try_from(below.saturating_sub(settled)).ok()?;
+                (records > 0).then_some((*lease, records))
+            })
+            .collect()
+    }
+
     fn up_to(
         &mut self,
         tag: LeaseTag,
@@ -303,20 +344,7 @@ impl Session {
             return refuse(outcome, SettleError::Lost);
         }
         let lane = Lane(tag.lane);
-        let covered: Vec<(LeaseId, u32)> = self
-            .leases
-            .iter()
-            .filter(|(_, held)| {
-                held.topic == tag.topic && held.partition == partition && held.lane == lane
-            })
-            .filter_map(|(lease, held)| {
-                let below = end.saturating_sub(held.first).min(u64::from(held.count));
-                let settled = u64::from(held.count - held.records_left);
-                let records = u32::try_from(below.saturating_sub(settled)).ok()?;
-                (records > 0).then_some((*lease, records))
-            })
-            .collect();
-        for (lease, records) in covered {
+        for (lease, records) in self.covered(tag, end) {
             self.give_back(lease, records);
         }
         let header = AcknowledgeUpTo {
@@ -333,6 +361,7 @@ impl Session {
             (
                 answer.map(|(settled, _)| settled),
                 waiters.into_iter().collect(),
+                Parted::new(),
             )
         }));
     }
@@ -364,6 +393,7 @@ impl Session {
                 (
                     answer.map(|(settled, _)| settled),
                     waiters.into_iter().collect(),
+                    Parted::new(),
                 )
             }));
         }
@@ -378,7 +408,7 @@ impl Session {
                 let header = Acknowledge { consumer, ranges };
                 Box::pin(async move {
                     let answer = link.ask::<_, Settled>(&header).await;
-                    (answer.map(|(settled, _)| settled), waiters)
+                    (answer.map(|(settled, _)| settled), waiters, Parted::new())
                 })
             }
             Verdict::Not(after, reason) => {
@@ -390,7 +420,7 @@ impl Session {
                 };
                 Box::pin(async move {
                     let answer = link.ask::<_, Settled>(&header).await;
-                    (answer.map(|(settled, _)| settled), waiters)
+                    (answer.map(|(settled, _)| settled), waiters, Parted::new())
                 })
             }
         };
@@ -400,7 +430,7 @@ impl Session {
     /// Leaves once everything said has been answered.
     async fn finish(&mut self, done: oneshot::Sender<()>) {
         let answered = async {
-            while let Some((settled, waiters)) = self.answers.next().await {
+            while let Some((settled, waiters, _)) = self.answers.next().await {
                 settle_waiters(&settled, waiters);
             }
         };
@@ -472,7 +502,7 @@ impl Settling {
     }
 }
 
-fn refuse(outcome: Option<Outcome>, error: SettleError) {
+pub(super) fn refuse(outcome: Option<Outcome>, error: SettleError) {
     if let Some(outcome) = outcome {
         let _ = outcome.send(Err(error));
     }

@@ -25,6 +25,7 @@ use super::member_session::Session;
 use super::settle::SettleError;
 use super::switchboard::{Switchboard, next_link};
 use crate::domain::id::TopicId;
+use crate::domain::transaction::TransactionId;
 use crate::wire::consume::{JoinGroup, Joined, LeaveGroup, RetryAfter};
 use crate::wire::group::{Mode, Subscription};
 
@@ -68,6 +69,19 @@ pub(crate) enum Say {
         partition: u32,
         end: u64,
         outcome: Option<Outcome>,
+    },
+    /// Consumed if a transaction commits.
+    Attach {
+        transaction: TransactionId,
+        records: Vec<(LeaseTag, u64)>,
+        outcome: Outcome,
+    },
+    /// The same of all up to a place.
+    AttachUpTo {
+        transaction: TransactionId,
+        tag: LeaseTag,
+        end: u64,
+        outcome: Outcome,
     },
     Extend {
         tags: Vec<LeaseTag>,

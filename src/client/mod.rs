@@ -24,13 +24,16 @@
 //! in and end with its last clone, producer and reader.
 
 mod admin;
+mod attach;
 mod connection;
 mod consumer;
 mod credit;
 mod delivery;
 mod error;
 mod groups;
+mod inbox;
 mod leased;
+mod letters;
 mod link;
 mod member_session;
 mod membership;
@@ -83,6 +86,8 @@ pub use error::{
     AdminError, ConnectError, ConsumeError, DecodeError, EncodeError, Refusal, SendError,
 };
 pub use groups::{GroupDescription, ResetTo};
+pub use inbox::{Effect, Inbox};
+pub use letters::{DeadLetter, DeadLetters, LetterFault, LetterOrigin, LettersDone};
 pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};
 pub use reader::{Fetched, Reader, ReaderBuilder};

@@ -11,6 +11,7 @@ use super::delivery::Delivery;
 use super::error::Refusal;
 use super::leased::{Hand, LeaseTag};
 use super::membership::{Outcome, Say, Verdict};
+use crate::domain::transaction::TransactionId;
 use crate::wire::code::Code;
 use crate::wire::consume::RetryAfter;
 
@@ -93,6 +94,14 @@ impl Settlement {
     fn known(result: Result<(), SettleError>) -> Self {
         Self(Waiting::Known(Some(result)))
     }
+
+    /// The answer, where nothing had to be said to get it.
+    pub(super) fn answered(&mut self) -> Option<Result<(), SettleError>> {
+        match &mut self.0 {
+            Waiting::Answer(_) => None,
+            Waiting::Known(known) => known.take(),
+        }
+    }
 }
 
 /// Settles the records of one consumer, from wherever they are worked on. Cheap to clone.
@@ -170,6 +179,49 @@ impl Settler {
             tags: vec![tag],
             lease_ms,
             outcome: Some(outcome),
+        })
+    }
+
+    /// The records are consumed if and when the transaction commits.
+    pub(super) fn attach<'a>(
+        &self,
+        transaction: TransactionId,
+        deliveries: impl IntoIterator<Item = &'a Delivery>,
+    ) -> Settlement {
+        let mut records = Vec::new();
+        for delivery in deliveries {
+            match delivery.lease {
+                Some(tag) if !tag.is_settled => records.push((tag, delivery.offset)),
+                Some(_) | None => return Settlement::known(Err(SettleError::NotLeased)),
+            }
+        }
+        if records.is_empty() {
+            return Settlement::known(Ok(()));
+        }
+        let (outcome, answer) = oneshot::channel();
+        let _ = self.say.send(Say::Attach {
+            transaction,
+            records,
+            outcome,
+        });
+        Settlement(Waiting::Answer(answer))
+    }
+
+    /// The record, and every one before it in its partition and level that the consumer has.
+    pub(super) fn attach_up_to(
+        &self,
+        transaction: TransactionId,
+        delivery: &Delivery,
+    ) -> Settlement {
+        let end = delivery.offset + 1;
+        if delivery.lease.is_some_and(|tag| tag.is_settled) {
+            return Settlement::known(Err(SettleError::NotLeased));
+        }
+        self.with_lease(delivery, |tag, outcome| Say::AttachUpTo {
+            transaction,
+            tag,
+            end,
+            outcome,
         })
     }
 

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use crate::domain::entry::EntryPlace;
 
 use super::error::ReadError;
+use super::extents::Extents;
 use super::reader::{EntryRead, LogReader};
 
 /// What a read's answers are handed to, on a reading thread.
@@ -23,13 +24,29 @@ pub struct ReadPool {
 
 struct Shared {
     reader: LogReader,
+    extents: Extents,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
 
+struct Job {
+    places: Vec<EntryPlace>,
+    share: Share,
+    done: ReadDone,
+}
+
+/// Whether others are likely to read the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// They are: what is read is kept for them, and what they read is used.
+    Kept,
+    /// They are not.
+    Alone,
+}
+
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<(Vec<EntryPlace>, ReadDone)>,
+    jobs: VecDeque<Job>,
     is_closed: bool,
 }
 
@@ -37,13 +54,15 @@ impl ReadPool {
     /// How many threads a broker starts unless told.
     pub const THREADS_DEFAULT: usize = 2;
 
-    /// Starts the threads, at least one.
+    /// Starts the threads, at least one. At most `kept_bytes_max` bytes are kept of what is read for
+    /// several.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(reader: LogReader, threads: usize) -> io::Result<Self> {
+    pub fn start(reader: LogReader, threads: usize, kept_bytes_max: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             reader,
+            extents: Extents::new(kept_bytes_max),
             queue: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -60,9 +79,13 @@ impl ReadPool {
     }
 
     /// Reads places as [`LogReader::read`] does and hands the answers to `done`. Never blocks.
-    pub fn submit(&self, places: Vec<EntryPlace>, done: ReadDone) {
+    pub fn submit(&self, places: Vec<EntryPlace>, share: Share, done: ReadDone) {
         let mut queue = self.shared.queue();
-        queue.jobs.push_back((places, done));
+        queue.jobs.push_back(Job {
+            places,
+            share,
+            done,
+        });
         drop(queue);
         self.shared.changed.notify_one();
     }
@@ -93,7 +116,7 @@ impl Shared {
     fn run(&self) {
         loop {
             let mut queue = self.queue();
-            let (places, done) = loop {
+            let job = loop {
                 if let Some(job) = queue.jobs.pop_front() {
                     break job;
                 }
@@ -104,7 +127,13 @@ impl Shared {
                 queue = waited.unwrap_or_else(PoisonError::into_inner);
             };
             drop(queue);
-            let answers = self.reader.read(&places);
+            let Job {
+                places,
+                share,
+                done,
+            } = job;
+            let kept = (share == Share::Kept).then_some(&self.extents);
+            let answers = self.reader.read_shared(&places, kept);
             // A caller's panic must not take the thread with it: the others still read.
             let _ = catch_unwind(AssertUnwindSafe(|| done(answers)));
         }
@@ -124,10 +153,9 @@ mod tests {
     use super::*;
     use crate::domain::entry::{NewEntry, PayloadFacts};
 
-    #[test]
-    fn every_job_is_answered_and_a_panic_in_one_harms_no_other() {
-        let directory = tempfile::tempdir().unwrap();
-        let disk = Arc::new(RealDisk::open(directory.path()).unwrap());
+    /// A log of 40 entries; every byte of an entry's body is its number.
+    fn forty(directory: &std::path::Path) -> (Log, Vec<EntryPlace>) {
+        let disk = Arc::new(RealDisk::open(directory).unwrap());
         let options = LogOptions {
             segment_bytes: 1 << 20,
             flush_bytes_max: 64 << 10,
@@ -145,15 +173,51 @@ mod tests {
         let places: Vec<EntryPlace> = (0..40)
             .flat_map(|n| log.append(&[entry(n)], Room::Normal).unwrap())
             .collect();
-        let pool = ReadPool::start(log.reader(), 2).unwrap();
+        (log, places)
+    }
+
+    #[test]
+    fn what_several_read_is_what_each_would_read_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, places) = forty(directory.path());
+        // Room for a few stretches: some are found, some are gone again.
+        let pool = ReadPool::start(log.reader(), 2, 64 << 10).unwrap();
+        let (sender, answers) = mpsc::channel();
+        for n in 0..400 {
+            let (first, count) = (n * 17 % 40, 1 + n % 7);
+            let asked: Vec<EntryPlace> = places[first..].iter().take(count).copied().collect();
+            let sender = sender.clone();
+            let done = move |read: Vec<Result<EntryRead, ReadError>>| {
+                let bodies: Vec<Bytes> = read.into_iter().map(|read| read.unwrap().body).collect();
+                sender.send((first, bodies)).unwrap();
+            };
+            pool.submit(asked, Share::Kept, Box::new(done));
+        }
+        drop((sender, pool));
+        let mut answered = 0;
+        for (first, bodies) in answers {
+            answered += 1;
+            for (n, body) in (u8::try_from(first).unwrap()..).zip(bodies) {
+                assert_eq!(body, vec![n; 5000]);
+            }
+        }
+        assert_eq!(answered, 400);
+    }
+
+    #[test]
+    fn every_job_is_answered_and_a_panic_in_one_harms_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let (log, places) = forty(directory.path());
+        let pool = ReadPool::start(log.reader(), 2, 1 << 16).unwrap();
         let (sender, answers) = mpsc::channel();
         for (n, place) in (0u8..).zip(&places) {
-            pool.submit(vec![], Box::new(|_| panic!("a caller's panic")));
+            let share = [Share::Kept, Share::Alone][usize::from(n % 2)];
+            pool.submit(vec![], share, Box::new(|_| panic!("a caller's panic")));
             let sender = sender.clone();
             let done = move |mut read: Vec<Result<EntryRead, ReadError>>| {
                 sender.send((n, read.pop().unwrap().unwrap().body)).unwrap();
             };
-            pool.submit(vec![*place], Box::new(done));
+            pool.submit(vec![*place], share, Box::new(done));
         }
         drop((sender, pool));
         let mut answered: Vec<(u8, Bytes)> = answers.into_iter().collect();

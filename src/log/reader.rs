@@ -14,6 +14,7 @@ use crate::domain::id::LogPosition;
 
 use super::codec::{index, round_down, round_up};
 use super::error::{Damage, DamageReason, ReadError};
+use super::extents::Extents;
 use super::frame::{FRAME_BYTES, Frame};
 use super::header::{LogIdentity, SegmentNumber};
 use super::scan::Scan;
@@ -50,14 +51,26 @@ impl LogReader {
     /// are checked. Blocks until the device has answered.
     #[must_use]
     pub fn read(&self, places: &[EntryPlace]) -> Vec<Result<EntryRead, ReadError>> {
-        let mut order: Vec<(usize, EntryPlace)> = places.iter().copied().enumerate().collect();
-        order.sort_unstable_by_key(|(_, place)| place.position);
+        self.read_shared(places, None)
+    }
+
+    /// The same, from what others read where that is kept; what is read is kept for others.
+    pub(crate) fn read_shared(
+        &self,
+        places: &[EntryPlace],
+        kept: Option<&Extents>,
+    ) -> Vec<Result<EntryRead, ReadError>> {
         let mut answers = vec![None; places.len()];
+        let mut order: Vec<(usize, EntryPlace)> = places.iter().copied().enumerate().collect();
+        if let Some(kept) = kept {
+            order.retain(|(asked, place)| !self.found(kept, (*asked, *place), &mut answers));
+        }
+        order.sort_unstable_by_key(|(_, place)| place.position);
         let mut rest = order.as_slice();
         while let Some((first, _)) = rest.split_first() {
             let together = self.extent(first.1, rest);
             let (extent, after) = rest.split_at_checked(together).unwrap_or((rest, &[]));
-            self.read_extent(extent, &mut answers);
+            self.read_extent(extent, kept, &mut answers);
             rest = after;
         }
         let gone = |position| Err(ReadError::Gone { position });
@@ -191,8 +204,18 @@ impl LogReader {
     fn read_extent(
         &self,
         extent: &[(usize, EntryPlace)],
+        kept: Option<&Extents>,
         answers: &mut [Option<Result<EntryRead, ReadError>>],
     ) {
+        let (Some((_, first)), Some((_, last))) = (extent.first(), extent.last()) else {
+            return;
+        };
+        let reading = kept.map(|kept| (kept, kept.begin(first.position.0..end_of(*last))));
+        let mut extent = extent.to_vec();
+        if let Some((kept, _)) = &reading {
+            // Whoever was waited for may have read it.
+            extent.retain(|(asked, place)| !self.found(kept, (*asked, *place), answers));
+        }
         let Some((_, first)) = extent.first() else {
             return;
         };
@@ -214,6 +237,11 @@ impl LogReader {
         let start = round_down(first.position.0, unit);
         let length = round_up(end - start, unit);
         let read = self.read_range(&segment, start - base, length);
+        if let (Some((_, reading)), Ok(bytes)) = (reading, &read) {
+            // The buffer is longer than what was read into it.
+            let read = bytes.slice(..index(length).min(bytes.len()));
+            reading.done(start, &read);
+        }
         for (asked, place) in extent.iter().filter(|(_, place)| is_inside(place)) {
             let answer = match &read {
                 Ok(bytes) => self.entry_in(&segment, bytes, start, *place),
@@ -226,6 +254,26 @@ impl LogReader {
                 *slot = Some(answer);
             }
         }
+    }
+
+    /// Answers from what is kept, if it is.
+    fn found(
+        &self,
+        kept: &Extents,
+        (asked, place): (usize, EntryPlace),
+        answers: &mut [Option<Result<EntryRead, ReadError>>],
+    ) -> bool {
+        let Some((start, bytes)) = kept.find(&(place.position.0..end_of(place))) else {
+            return false;
+        };
+        // What is gone is gone, whoever still holds its bytes.
+        let Some(segment) = self.table.segment(self.segment_of(place)) else {
+            return false;
+        };
+        if let Some(slot) = answers.get_mut(asked) {
+            *slot = Some(self.entry_in(&segment, &bytes, start, place));
+        }
+        true
     }
 
     pub(crate) fn read_range(

@@ -10,7 +10,9 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::member::{open_group, spec, start, subscription, topic_name, topics};
+use super::member::{
+    check_not_ours, find_group, open_group, spec, start, subscription, topic_name, topics,
+};
 use super::out::Out;
 use super::refusal::{refused, unknown_topic};
 use super::requests::unexpected;
@@ -20,11 +22,12 @@ use crate::actors::directory::groups::{DeleteGroup, ListGroups};
 use crate::actors::group::{Do, GroupActor};
 use crate::actors::reply::Answer;
 use crate::domain::group::command::{self, Command, Description, PlaceStatus};
+use crate::domain::group::rejection::GroupRejection;
 use crate::domain::group::subscription::SubscriptionChange;
 use crate::domain::id::{MemberId, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Topic;
-use crate::wire::code::Refused;
+use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{Frame, FrameKind};
 use crate::wire::group::{
     self, AlterSubscription, CreateSubscription, DescribeGroup, GroupDone, GroupInfo, GroupOk,
@@ -69,6 +72,8 @@ pub(super) async fn answer(
         }
         FrameKind::DeleteGroup => {
             let group::DeleteGroup { group } = frame.decode().map_err(bad_frame)?;
+            check_not_ours(&group)?;
+            check_unused(session, &group).await?;
             let answer = session
                 .shared
                 .ask_directory(|reply| DeleteGroup { name: group, reply })
@@ -113,7 +118,6 @@ async fn subscriptions(
                 filter: request.filter,
                 retry: request.retry,
                 lease_ms: request.lease_ms,
-                expired_to_dead_letters: request.expired_to_dead_letters,
             };
             (group, topics, Command::Alter { topic, change })
         }
@@ -141,8 +145,26 @@ async fn subscriptions(
     }
 }
 
+/// A group with members is not deleted. One whose actor was stopped for failing has none, and may be. A
+/// member that joins between this and the deletion finds its group gone and joins a new one.
+async fn check_unused(session: &Session, name: &str) -> Result<(), Refused> {
+    let group = match find_group(session, name, false).await {
+        Ok(group) => group,
+        Err(refused) if refused.code() == Code::OwnerStopped => return Ok(()),
+        Err(refused) => return Err(refused),
+    };
+    let description = match ask(&group, Command::Describe).await {
+        Answer::Group(command::Answer::Described(description)) => description,
+        other => return Err(unexpected(other, "")),
+    };
+    match u32::try_from(description.members.len()).unwrap_or(u32::MAX) {
+        0 => Ok(()),
+        members => Err(refused(&GroupRejection::GroupInUse { members }.into())),
+    }
+}
+
 /// Asks a group.
-async fn ask(group: &Link<GroupActor>, command: Command) -> Answer {
+pub(super) async fn ask(group: &Link<GroupActor>, command: Command) -> Answer {
     let (reply, mut answer) = question();
     group.tell(Do {
         command,
@@ -153,7 +175,7 @@ async fn ask(group: &Link<GroupActor>, command: Command) -> Answer {
 }
 
 /// One topic by name.
-async fn topic(session: &Session, name: &str) -> Result<(TopicId, Vec<Topic>), Refused> {
+pub(super) async fn topic(session: &Session, name: &str) -> Result<(TopicId, Vec<Topic>), Refused> {
     let topics = topics(session, vec![name.to_owned()]).await?;
     let id = topics.first().map(|topic| topic.id);
     id.map(|id| (id, topics)).ok_or_else(|| unknown_topic(name))
@@ -185,7 +207,7 @@ async fn describe(
     correlation: u64,
     out: &Out,
 ) -> Result<(), Refused> {
-    let group = open_group(session, name, false).await?;
+    let group = find_group(session, name, false).await?;
     let description = match ask(&group, Command::Describe).await {
         Answer::Group(command::Answer::Described(description)) => *description,
         other => return Err(unexpected(other, "")),

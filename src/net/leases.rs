@@ -23,10 +23,12 @@ use crate::domain::body::Body;
 use crate::domain::group::command::{Command, Lease, LeasedRange, MemberEvent, RetryAfter};
 use crate::domain::id::{LogPosition, MemberId};
 use crate::domain::partition::index::BatchPlace;
+use crate::log::Share;
 use crate::transport::SendStream;
 use crate::wire::code::Refused;
 use crate::wire::consume::{
-    Assigned, LeaseHead, Leased, LeasesLost, RANGES_MAX, Revoked, Unsubscribed, Withdrawn,
+    Assigned, LeaseHead, Leased, LeasesLost, PublishedLater, RANGES_MAX, Revoked, Unsubscribed,
+    Withdrawn,
 };
 use crate::wire::frame::{Header, encode};
 
@@ -318,7 +320,7 @@ impl Delivery<'_> {
         while let Some(left) = batches.get(bodies.len()..)
             && let Some(batch) = left.first()
         {
-            match reader::bodies(self.session, left).await {
+            match reader::bodies(self.session, left, Share::Kept).await {
                 Ok(read) => bodies.extend(read.into_iter().map(Some)),
                 Err(stop) => {
                     let of_batch = leases
@@ -474,6 +476,10 @@ fn head(first: &Lease, leases: &[Lease]) -> Leased {
                 bytes: lease.bytes,
             })
             .collect(),
+        published: first.batch.reference.map(|reference| PublishedLater {
+            stored: reference.stored,
+            due: reference.due,
+        }),
     }
 }
 

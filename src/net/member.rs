@@ -35,9 +35,10 @@ use crate::actors::directory::groups::OpenGroup;
 use crate::actors::group::{Do, GroupActor};
 use crate::actors::reply::{Answer, ReplyTo};
 use crate::domain::group::command::{self, Command, Join, LeasedRange, RetryAfter, Settle};
+use crate::domain::group::letters::GROUP;
 use crate::domain::group::rejection::GroupRejection;
 use crate::domain::group::subscription::{Start, SubscriptionSpec};
-use crate::domain::id::{MemberId, PartitionId, TopicId};
+use crate::domain::id::{MemberId, OwnerId, PartitionId, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Topic;
 use crate::wire::code::{Code, Refused};
@@ -65,8 +66,9 @@ const AGAIN: Duration = Duration::from_millis(10);
 
 /// What the session knows of one of its members.
 pub(super) struct Member {
-    group: Link<GroupActor>,
-    id: MemberId,
+    pub(super) group: Link<GroupActor>,
+    pub(super) owner: OwnerId,
+    pub(super) id: MemberId,
     /// To the half that writes what it hears.
     local: UnboundedSender<Local>,
     /// It has left or was told lost: nobody needs to be told again.
@@ -93,7 +95,7 @@ impl Members {
         self.by_consumer.borrow().len()
     }
 
-    fn find(&self, consumer: u64) -> Result<Rc<Member>, Refused> {
+    pub(super) fn find(&self, consumer: u64) -> Result<Rc<Member>, Refused> {
         let found = self.by_consumer.borrow().get(&consumer).cloned().flatten();
         found.ok_or_else(|| refused(&Rejection::Group(GroupRejection::UnknownMember)))
     }
@@ -203,7 +205,8 @@ async fn run(
         .iter()
         .map(|subscription| spec(subscription, &topics))
         .collect::<Result<Vec<_>, _>>()?;
-    let group = open_group(session, &request.group, true).await?;
+    check_not_ours(&request.group)?;
+    let (owner, group) = find_owned_group(session, &request.group, true).await?;
     let mut stream = session
         .connection
         .open_uni()
@@ -236,6 +239,7 @@ async fn run(
     let (local, locals) = mpsc::unbounded_channel();
     let member = Rc::new(Member {
         group: group.clone(),
+        owner,
         id,
         local,
         gone: Cell::new(false),
@@ -284,15 +288,51 @@ async fn run(
     Ok(())
 }
 
-/// The group's actor.
+/// The actor of a group that is to be joined or changed.
 ///
 /// # Errors
-/// There is none of that name, and none is to be made; or the directory refuses.
+/// There is none of that name, and none is to be made; it is the broker's own; or the directory refuses.
 pub(super) async fn open_group(
     session: &Session,
     name: &str,
     create: bool,
 ) -> Result<Link<GroupActor>, Refused> {
+    check_not_ours(name)?;
+    find_group(session, name, create).await
+}
+
+/// The group that keeps account of dead letters is nobody else's.
+///
+/// # Errors
+/// It is that one.
+pub(super) fn check_not_ours(name: &str) -> Result<(), Refused> {
+    if name != GROUP {
+        return Ok(());
+    }
+    Err(Refused::new(
+        Code::InvalidName,
+        format!("the broker keeps account of dead letters in the group {GROUP}; take another name"),
+    ))
+}
+
+/// The actor of any group, the broker's own too.
+///
+/// # Errors
+/// There is none of that name, and none is to be made; or the directory refuses.
+pub(super) async fn find_group(
+    session: &Session,
+    name: &str,
+    create: bool,
+) -> Result<Link<GroupActor>, Refused> {
+    Ok(find_owned_group(session, name, create).await?.1)
+}
+
+/// The same with its owner.
+async fn find_owned_group(
+    session: &Session,
+    name: &str,
+    create: bool,
+) -> Result<(OwnerId, Link<GroupActor>), Refused> {
     let mut tries = 0;
     loop {
         let name = name.to_owned();
@@ -305,7 +345,7 @@ pub(super) async fn open_group(
             })
             .await;
         match answer {
-            Answer::GroupActor(_, link) => return Ok(link),
+            Answer::GroupActor(known, link) => return Ok((known.owner, link)),
             Answer::Refused(Rejection::Retry) if tries < TRIES => {
                 tries += 1;
                 tokio::time::sleep(AGAIN).await;
@@ -349,7 +389,6 @@ pub(super) fn spec(
     if subscription.lease_ms != 0 {
         spec.lease_ms = subscription.lease_ms;
     }
-    spec.expired_to_dead_letters = subscription.expired_to_dead_letters;
     Ok(spec)
 }
 
@@ -368,7 +407,6 @@ pub(super) fn subscription(spec: &SubscriptionSpec, topics: &[Topic]) -> Subscri
         },
         retry: Some(spec.retry.clone()),
         lease_ms: spec.lease_ms,
-        expired_to_dead_letters: spec.expired_to_dead_letters,
     }
 }
 
@@ -420,7 +458,7 @@ pub(super) fn withdraw(session: &Session, withdraw: Withdraw) {
     });
 }
 
-fn ranges(ranges: Vec<LeaseRange>) -> Vec<LeasedRange> {
+pub(super) fn ranges(ranges: Vec<LeaseRange>) -> Vec<LeasedRange> {
     let range = |range: LeaseRange| LeasedRange {
         lease: range.lease,
         first: range.first,

@@ -1,6 +1,7 @@
 //! Clients over QUIC or in process: with `client/connection.rs` and `transport/` the only places that
 //! know quinn and rustls.
 
+mod attach;
 pub mod authority;
 pub mod certificate;
 mod door;
@@ -8,6 +9,7 @@ pub mod endpoint;
 mod gather;
 mod group;
 mod leases;
+mod letters;
 mod live;
 pub mod local;
 mod member;

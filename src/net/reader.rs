@@ -38,7 +38,7 @@ use crate::domain::partition::ReadAnswer;
 use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
 use crate::domain::transaction::TransactionId;
-use crate::log::ReadError;
+use crate::log::{ReadError, Share};
 use crate::transport::{SendStream, StreamEnded};
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::encode;
@@ -600,7 +600,7 @@ pub(super) async fn half_batch(
     partition.tell(FindHalf { id, reply });
     match first(&mut answer).await {
         Answer::Batches(found) => {
-            let read = bodies(session, &found.batches).await.ok()?;
+            let read = bodies(session, &found.batches, Share::Alone).await.ok()?;
             read.first().map(Body::to_bytes)
         }
         _ => None,
@@ -611,7 +611,7 @@ pub(super) async fn half_batch(
 /// as can be had, one at least.
 async fn payloads(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Payload>, Stop> {
     if batches.iter().all(|batch| batch.reference.is_none()) {
-        let bodies = bodies(session, batches).await?;
+        let bodies = bodies(session, batches, Share::Alone).await?;
         return Ok(bodies.into_iter().map(Payload::Whole).collect());
     }
     let wanted: Vec<pieces::Wanted> = batches
@@ -635,7 +635,7 @@ async fn payloads(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Paylo
         .collect();
     let read = match whole.is_empty() {
         true => Ok(Vec::new()),
-        false => bodies(session, &whole).await,
+        false => bodies(session, &whole, Share::Alone).await,
     };
     let (read, stop) = match read {
         Ok(read) => (read, None),
@@ -660,7 +660,11 @@ async fn payloads(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Paylo
 
 /// The batches' bytes, from the cache of the log's tail or read: up to the first that cannot be read,
 /// which is an error once it is the first of all.
-pub(super) async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Body>, Stop> {
+pub(super) async fn bodies(
+    session: &Session,
+    batches: &[BatchPlace],
+    share: Share,
+) -> Result<Vec<Body>, Stop> {
     let cache = &session.shared.house.cache;
     let cached: Vec<Option<Body>> = batches
         .iter()
@@ -681,6 +685,7 @@ pub(super) async fn bodies(session: &Session, batches: &[BatchPlace]) -> Result<
         let (done, answer) = oneshot::channel();
         session.shared.pool.submit(
             missing,
+            share,
             Box::new(move |entries| {
                 let _ = done.send(entries);
             }),

@@ -76,9 +76,9 @@ fn code(rejection: &Rejection) -> Code {
 fn group_detail(refused: Refused, rejection: &GroupRejection) -> Refused {
     match rejection {
         GroupRejection::InvalidFilter { position, .. } => refused.detail("position", position),
-        GroupRejection::TooManyMembers { max } | GroupRejection::ListFull { max } => {
-            refused.after_ms(1000).detail("max", max)
-        }
+        GroupRejection::TooManyMembers { max }
+        | GroupRejection::TooManySubscriptions { max }
+        | GroupRejection::ListFull { max } => refused.after_ms(1000).detail("max", max),
         GroupRejection::GroupInUse { members } => refused.detail("members", members),
         GroupRejection::UnknownGroup
         | GroupRejection::UnknownSubscription
@@ -101,6 +101,7 @@ fn group_code(rejection: &GroupRejection) -> Code {
         GroupRejection::UnknownMember => Code::UnknownMember,
         GroupRejection::MemberFenced => Code::MemberFenced,
         GroupRejection::TooManyMembers { .. } => Code::TooManyMembers,
+        GroupRejection::TooManySubscriptions { .. } => Code::TooManySubscriptions,
         GroupRejection::UnknownLease => Code::UnknownLease,
         GroupRejection::StaleGeneration => Code::StaleGeneration,
         GroupRejection::InvalidFilter { .. } => Code::InvalidFilter,

@@ -11,7 +11,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::attach::{self, AttachSaid};
 use super::group;
+use super::letters;
 use super::member::{self, Said};
 use super::out::Out;
 use super::reader;
@@ -99,6 +101,14 @@ pub(super) fn handle(
             let said = Said::Extend(frame.decode().map_err(bad_frame)?);
             member::say(session, said, correlation, out);
         }
+        FrameKind::Attach => {
+            let said = AttachSaid::These(frame.decode().map_err(bad_frame)?);
+            attach::attach(session, said, correlation, out);
+        }
+        FrameKind::AttachUpTo => {
+            let said = AttachSaid::UpTo(frame.decode().map_err(bad_frame)?);
+            attach::attach(session, said, correlation, out);
+        }
         FrameKind::CreateSubscription
         | FrameKind::AlterSubscription
         | FrameKind::RemoveSubscription
@@ -106,6 +116,8 @@ pub(super) fn handle(
         | FrameKind::DescribeGroup
         | FrameKind::ResetGroup
         | FrameKind::DeleteGroup
+        | FrameKind::ListDeadLetters
+        | FrameKind::SettleDeadLetters
         | FrameKind::Metadata
         | FrameKind::CreateTopic
         | FrameKind::DescribeTopic
@@ -270,6 +282,14 @@ async fn answer(
             };
             out.send(&ok, correlation, Bytes::new());
         }
+        FrameKind::ListDeadLetters => {
+            let request = frame.decode().map_err(bad_frame)?;
+            letters::list(session, request, correlation, out).await?;
+        }
+        FrameKind::SettleDeadLetters => {
+            let request = frame.decode().map_err(bad_frame)?;
+            letters::settle(session, request, correlation, out).await?;
+        }
         FrameKind::AskTimer => {
             let ask: AskTimer = frame.decode().map_err(bad_frame)?;
             timers::ask(session, &ask, correlation, out).await?;
@@ -431,6 +451,8 @@ fn actor_info(actor: crate::actors::stats::ActorStatus) -> ActorInfo {
         wake_ups: actor.wake_ups,
         overflow_up: actor.overflow_up,
         cascade_down: actor.cascade_down,
+        batches_read: actor.batches_read,
+        batches_skipped: actor.batches_skipped,
     }
 }
 

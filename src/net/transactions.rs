@@ -16,7 +16,9 @@ use super::refusal::refused;
 use super::requests::unexpected;
 use super::session::{Session, bad_frame, first, question};
 use crate::actors::Link;
+use crate::actors::directory::groups::ListGroups;
 use crate::actors::directory::{List, LocateCoordinator};
+use crate::actors::group::Known;
 use crate::actors::partition::{Append, PartitionActor};
 use crate::actors::reply::Answer;
 use crate::actors::transaction::{
@@ -177,6 +179,18 @@ async fn topic_names(session: &Session, ids: &[TopicId]) -> Vec<(TopicId, String
     }
 }
 
+/// The consumer groups there are.
+async fn groups(session: &Session) -> Vec<Known> {
+    match session
+        .shared
+        .ask_directory(|reply| ListGroups { reply })
+        .await
+    {
+        Answer::Groups(groups) => groups,
+        _ => Vec::new(),
+    }
+}
+
 async fn end(
     session: &Session,
     request: EndTransaction,
@@ -250,7 +264,15 @@ async fn list(
         })
         .collect();
     let names = topic_names(session, &topics).await;
-    let list: Vec<TransactionInfo> = found.iter().map(|one| info(one, &names)).collect();
+    let attached = found
+        .iter()
+        .flat_map(|one| &one.participants)
+        .any(|one| one.part == Part::Attached);
+    let groups = match attached {
+        true => groups(session).await,
+        false => Vec::new(),
+    };
+    let list: Vec<TransactionInfo> = found.iter().map(|one| info(one, &names, &groups)).collect();
     out.send(&TransactionsOk {}, correlation, encode_list(&list));
     Ok(())
 }
@@ -327,7 +349,7 @@ pub(super) async fn half(
     Ok(())
 }
 
-async fn of_transaction(
+pub(super) async fn of_transaction(
     session: &Session,
     id: TransactionId,
 ) -> Result<Link<CoordinatorActor>, Refused> {
@@ -383,7 +405,7 @@ fn by_name(by: By) -> &'static str {
     }
 }
 
-fn info(one: &Description, names: &[(TopicId, String)]) -> TransactionInfo {
+fn info(one: &Description, names: &[(TopicId, String)], groups: &[Known]) -> TransactionInfo {
     let (state, by) = match one.state {
         State::Open => ("open", None),
         State::Deciding(_, by) => ("deciding", Some(by)),
@@ -403,12 +425,16 @@ fn info(one: &Description, names: &[(TopicId, String)]) -> TransactionInfo {
         participants: one
             .participants
             .iter()
-            .map(|one| participant(one, names))
+            .map(|one| participant(one, names, groups))
             .collect(),
     }
 }
 
-fn participant(one: &Participant, names: &[(TopicId, String)]) -> ParticipantInfo {
+fn participant(
+    one: &Participant,
+    names: &[(TopicId, String)],
+    groups: &[Known],
+) -> ParticipantInfo {
     match one.part {
         Part::Records {
             partition, records, ..
@@ -421,7 +447,14 @@ fn participant(one: &Participant, names: &[(TopicId, String)]) -> ParticipantInf
             partition: partition.partition,
             lane: partition.lane,
             records,
+            consumer_group: None,
         },
-        Part::Attached => ParticipantInfo::default(),
+        Part::Attached => ParticipantInfo {
+            consumer_group: groups
+                .iter()
+                .find(|group| group.owner == one.owner)
+                .map(|group| group.name.clone()),
+            ..ParticipantInfo::default()
+        },
     }
 }

@@ -150,6 +150,8 @@ codes! {
     ListFull = 61, "list-full", true;
     /// The group cannot be removed while members are joined.
     GroupInUse = 62, "group-in-use", true;
+    /// The group has as many subscriptions as it may.
+    TooManySubscriptions = 63, "too-many-subscriptions", true;
     /// No such transaction, or not any more.
     TransactionUnknown = 70, "transaction-unknown", false;
     /// The transaction was decided otherwise, or before this came.
@@ -227,7 +229,7 @@ mod tests {
         let names: BTreeSet<&str> = Code::ALL.iter().map(|code| code.name()).collect();
         assert_eq!(numbers.len(), Code::ALL.len());
         assert_eq!(names.len(), Code::ALL.len());
-        let blocks = (1..=33).chain(40..=42).chain(50..=62).chain(70..=72);
+        let blocks = (1..=33).chain(40..=42).chain(50..=63).chain(70..=72);
         assert_eq!(
             numbers,
             blocks.collect(),

@@ -222,6 +222,15 @@ pub struct LeaseHead {
     pub bytes: u64,
 }
 
+/// Of records that were published after they were stored. Positional.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PublishedLater {
+    /// When they were stored.
+    pub stored: WallMs,
+    /// When they were due, if they were delayed.
+    pub due: Option<WallMs>,
+}
+
 /// Leased records of one place, in the body as a batch. Positional.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Leased {
@@ -240,6 +249,10 @@ pub struct Leased {
     pub base: Option<Offset>,
     /// What is leased, ascending.
     pub leases: Vec<LeaseHead>,
+    /// Where they were published after they were stored, as delayed records are when they fire: `appended`
+    /// is when that was.
+    #[serde(default)]
+    pub published: Option<PublishedLater>,
 }
 header!(Leased, Leased, positional);
 

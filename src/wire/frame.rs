@@ -140,6 +140,10 @@ kinds! {
     ResetGroup = 0x007b,
     /// Remove a group.
     DeleteGroup = 0x007c,
+    /// Which dead letters there are.
+    ListDeadLetters = 0x007d,
+    /// Bring dead letters back, or clear them.
+    SettleDeadLetters = 0x007e,
 
     /// Cancel, reschedule or look at a delayed record.
     AskTimer = 0x0060,
@@ -151,6 +155,10 @@ kinds! {
     EndTransaction = 0x0091,
     /// Which transactions there are.
     ListTransactions = 0x0092,
+    /// Records are consumed if a transaction commits.
+    Attach = 0x0093,
+    /// All up to a place are.
+    AttachUpTo = 0x0094,
 
     /// Answers `Hello`.
     HelloOk = 0x4001,
@@ -196,6 +204,10 @@ kinds! {
     ResetOk = 0x4075,
     /// Answers `LeaveGroup` and `DeleteGroup`.
     GroupDone = 0x4076,
+    /// Answers `ListDeadLetters`.
+    DeadLettersOk = 0x4077,
+    /// Answers `SettleDeadLetters`.
+    DeadLettersSettled = 0x4078,
     /// Answers any request: no, and why.
     Refused = 0x4fff,
 

@@ -34,9 +34,6 @@ pub struct Subscription {
     /// 30 s.
     #[serde(default)]
     pub lease_ms: u64,
-    /// Records that age out before they are consumed are copied to the dead letters.
-    #[serde(default)]
-    pub expired_to_dead_letters: bool,
 }
 
 fn earliest() -> At {
@@ -55,7 +52,6 @@ impl Subscription {
             start: At::Earliest,
             retry: None,
             lease_ms: 0,
-            expired_to_dead_letters: false,
         }
     }
 }
@@ -89,9 +85,6 @@ pub struct AlterSubscription {
     /// Another lease, in milliseconds.
     #[serde(default)]
     pub lease_ms: Option<u64>,
-    /// Whether what ages out is copied to the dead letters.
-    #[serde(default)]
-    pub expired_to_dead_letters: Option<bool>,
 }
 header!(AlterSubscription, AlterSubscription);
 

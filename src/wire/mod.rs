@@ -35,6 +35,7 @@
 //! | `Goodbye` 0x8006 | event to the client | named | control |
 //! | `JoinGroup` 0x70, `LeaveGroup` 0x71, subscriptions and groups 0x76 .. 0x7c | request | named | control |
 //! | `Acknowledge` 0x72, `AcknowledgeUpTo` 0x73, `Nack` 0x74, `ExtendLeases` 0x75 | request | positional | control |
+//! | `Attach` 0x93, `AttachUpTo` 0x94 | request, answered by `Settled` | positional | control |
 //! | `Joined` 0x4070 .. `GroupDone` 0x4076 | answer | named, `Settled` positional | control |
 //! | `GrantCredit` 0x8070, `Withdraw` 0x8071 | event to the broker | positional | control |
 //! | `Assigned` 0x8072, `Revoked` 0x8073, `MemberEnd` 0x8077, `Unsubscribed` 0x8079 | event to the client | named | the member's stream |
@@ -49,6 +50,7 @@ pub mod consume;
 pub mod frame;
 pub mod group;
 pub mod hello;
+pub mod letters;
 pub mod pieces;
 pub mod produce;
 pub mod reader;

@@ -95,6 +95,12 @@ pub struct ActorInfo {
     /// Alarms that fell from it into the next finer level; levels of the timing wheel only.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cascade_down: u64,
+    /// Batches it looked into for keys or by a filter; groups only.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub batches_read: u64,
+    /// Batches it skipped because their summary rules a match out; groups only.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub batches_skipped: u64,
 }
 
 #[expect(

@@ -20,8 +20,8 @@ use super::status::*;
 use super::timer::*;
 use super::topic::*;
 use super::transaction::{
-    CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession, SessionOk,
-    TransactionEnded, TransactionsOk,
+    Attach, AttachUpTo, CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession,
+    SessionOk, TransactionEnded, TransactionsOk,
 };
 use crate::domain::batch::{BatchView, Compression, facts};
 use crate::domain::id::{
@@ -31,6 +31,7 @@ use crate::domain::id::{
 use crate::domain::record::{Record, RecordBody};
 use crate::domain::time::WallMs;
 
+mod letters;
 mod transaction;
 
 fn frame_of<H: Header>(header: &H, correlation: u64, body: &'static [u8]) -> Bytes {
@@ -94,9 +95,11 @@ fn info() -> TopicInfo {
 fn golden_frames() -> Vec<Bytes> {
     let mut frames = golden_requests();
     frames.extend(groups::golden_requests());
+    frames.extend(letters::requests());
     frames.extend(transaction::requests());
     frames.extend(golden_answers());
     frames.extend(groups::golden_answers());
+    frames.extend(letters::answers());
     frames.extend(transaction::answers());
     frames.extend(golden_events());
     frames.extend(groups::golden_events());
@@ -602,6 +605,8 @@ fn decode_as_told(frame: &Frame) {
         Some(FrameKind::OpenSession) => drop(frame.decode::<OpenSession>()),
         Some(FrameKind::EndTransaction) => drop(frame.decode::<EndTransaction>()),
         Some(FrameKind::ListTransactions) => drop(frame.decode::<ListTransactions>()),
+        Some(FrameKind::Attach) => drop(frame.decode::<Attach>()),
+        Some(FrameKind::AttachUpTo) => drop(frame.decode::<AttachUpTo>()),
         Some(FrameKind::SessionOk) => drop(frame.decode::<SessionOk>()),
         Some(FrameKind::TransactionEnded) => drop(frame.decode::<TransactionEnded>()),
         Some(FrameKind::TransactionsOk) => drop(frame.decode::<TransactionsOk>()),

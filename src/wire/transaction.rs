@@ -6,9 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::consume::LeaseRange;
 use super::frame::header;
 use crate::domain::id::{
-    Lane, PartitionIndex, ProducerEpoch, ProducerId, TopicId, TransactionNumber,
+    Lane, Offset, PartitionIndex, ProducerEpoch, ProducerId, TopicId, TransactionNumber,
 };
 use crate::domain::time::WallMs;
 use crate::domain::transaction::TransactionId;
@@ -81,6 +82,38 @@ pub struct TransactionEnded {
     pub by: String,
 }
 header!(TransactionEnded, TransactionEnded);
+
+/// These are consumed if and when the transaction commits: all of them, or the request is refused. Sent by the
+/// member that has them, on its connection, whoever the transaction's producer is. Answered by
+/// [`Settled`](super::consume::Settled) once durable. Positional.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Attach {
+    /// Which member.
+    pub consumer: u64,
+    /// To what.
+    pub transaction: TransactionId,
+    /// At most [`RANGES_MAX`](super::consume::RANGES_MAX).
+    pub ranges: Vec<LeaseRange>,
+}
+header!(Attach, Attach, positional);
+
+/// The same of everything leased to the member in this place below `end`. Positional.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AttachUpTo {
+    /// Which member.
+    pub consumer: u64,
+    /// To what.
+    pub transaction: TransactionId,
+    /// The topic.
+    pub topic: TopicId,
+    /// The partition.
+    pub partition: PartitionIndex,
+    /// The lane.
+    pub lane: Lane,
+    /// One past the last.
+    pub end: Offset,
+}
+header!(AttachUpTo, AttachUpTo, positional);
 
 /// To the client: what became of this transaction of your group? The body is the first batch of it, if
 /// it could be read.
@@ -188,4 +221,7 @@ pub struct ParticipantInfo {
     /// Records of the transaction in it.
     #[serde(default)]
     pub records: u32,
+    /// The consumer group whose records are attached, if it is one and still exists.
+    #[serde(default)]
+    pub consumer_group: Option<String>,
 }

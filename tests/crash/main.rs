@@ -3,7 +3,7 @@
 //! Producers send numbered records and never stop; the broker, a child process, is killed at random
 //! moments and at named points of its inside; then everything is read back. What was acknowledged as
 //! durable is there, at the offset it was acknowledged with, and nothing is there twice; per key the
-//! order is that of sending.
+//! order is that of sending. Timers and consumer groups have audits of their own.
 //!
 //! `WATERWHEEL_TEST=full` makes it at least 200 kills, half of them at named points. `WATERWHEEL_SEED`
 //! repeats the choices of a run.
@@ -18,8 +18,12 @@
 
 mod audit;
 mod child;
+mod groups;
+mod history;
 mod load;
+mod pipeline;
 mod timers;
+mod transactions;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -66,6 +70,11 @@ impl Dice {
         });
         println!("WATERWHEEL_SEED={seed}");
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    /// One more, whose choices follow from this one's.
+    fn another(&mut self) -> Self {
+        Self(self.below(u64::MAX).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
     fn below(&mut self, bound: u64) -> u64 {

@@ -28,6 +28,7 @@ use waterwheel::wire::topic::{AlterTopic, At, TopicConfig, TopicInfo, TopicOk};
 
 use crate::client::{Client, Producer, Stream, batch, close_code, owner_of, pull, push, to};
 use crate::disk::{Faults, FaultyDisk};
+use crate::group_codes::*;
 use crate::failure::{fail_and_wait, spoil};
 use crate::hostile::{frame, whole};
 use crate::rig::{Node, Rig, config, run};
@@ -38,24 +39,7 @@ const RESERVED: &[(Code, &str)] = &[
         Code::NotLeader,
         "there is one node, and it leads every partition",
     ),
-    (Code::UnknownGroup, CONSUMERS),
-    (Code::SubscriptionMismatch, CONSUMERS),
-    (Code::InvalidFilter, CONSUMERS),
-    (Code::UnknownSubscription, MACHINE),
-    (Code::SubscriptionExists, MACHINE),
-    (Code::UnknownMember, MACHINE),
-    (Code::MemberFenced, MACHINE),
-    (Code::TooManyMembers, MACHINE),
-    (Code::UnknownLease, MACHINE),
-    (Code::StaleGeneration, MACHINE),
-    (Code::InvalidSubscription, MACHINE),
-    (Code::ListFull, MACHINE),
-    (Code::GroupInUse, MACHINE),
 ];
-
-/// Where else a group's code is provoked.
-const CONSUMERS: &str = "tests/groups.rs provokes it as a consumer does";
-const MACHINE: &str = "the tests of the group's machine provoke it";
 
 type Provoked = Pin<Box<dyn Future<Output = Code>>>;
 type Provoke = fn() -> Provoked;
@@ -106,6 +90,20 @@ provocations! {
     TransactionUnknown => transaction_unknown,
     TransactionDecided => transaction_decided,
     TransactionLimit => transaction_limit,
+    UnknownGroup => unknown_group,
+    UnknownSubscription => unknown_subscription,
+    SubscriptionMismatch => subscription_mismatch,
+    SubscriptionExists => subscription_exists,
+    UnknownMember => unknown_member,
+    MemberFenced => member_fenced,
+    TooManyMembers => too_many_members,
+    UnknownLease => unknown_lease,
+    StaleGeneration => stale_generation,
+    InvalidFilter => invalid_filter,
+    InvalidSubscription => invalid_subscription,
+    ListFull => list_full,
+    GroupInUse => group_in_use,
+    TooManySubscriptions => too_many_subscriptions,
 }
 
 #[test]

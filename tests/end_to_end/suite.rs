@@ -1,6 +1,7 @@
 // What a broker and its clients do, whatever carries their frames: included by the test that goes over QUIC
 // and by the one that stays in the process.
 
+mod attach;
 mod calls;
 mod client;
 mod codes;
@@ -8,7 +9,9 @@ mod disk;
 mod failure;
 mod far_timers;
 mod greedy;
+mod group_codes;
 mod hostile;
+mod letters;
 mod produce;
 mod read;
 mod retention;

@@ -230,10 +230,10 @@ fn handles_that_are_forged_foreign_or_of_a_deleted_topic_are_of_nothing() {
 
 async fn refused(client: &Client, record: Record) -> Code {
     let producer = client.producer(TOPIC).open().await.unwrap();
-    match producer.send(record).await.unwrap_err() {
-        SendError::Refused(refusal) => refusal.code,
-        other => panic!("{other:?}"),
-    }
+    let SendError::Refused(refusal) = producer.send(record).await.unwrap_err() else {
+        panic!("it failed by itself");
+    };
+    refusal.code
 }
 
 #[test]

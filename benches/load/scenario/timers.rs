@@ -32,12 +32,14 @@ const SECOND_MS: i64 = 1_000;
 const HOUR_MS: i64 = 3_600_000;
 const MEGABYTE: f64 = 1e6;
 
-fn now_us() -> i64 {
+/// The wall clock, in microseconds.
+pub(super) fn now_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(0))
 }
 
-fn now_ms() -> i64 {
+/// The same in milliseconds.
+pub(super) fn now_ms() -> i64 {
     now_us() / 1_000
 }
 
@@ -135,7 +137,8 @@ fn arm(home: &Home, each: u64, value_bytes: usize, spread: Spread) -> Outcome<Ar
     })
 }
 
-fn value(number: u64, bytes: usize) -> Bytes {
+/// A value that begins with its number.
+pub(super) fn value(number: u64, bytes: usize) -> Bytes {
     let mut value = BytesMut::with_capacity(bytes);
     value.put_u64_le(number);
     value.resize(bytes.max(8), 0x5a);

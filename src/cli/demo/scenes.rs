@@ -1,15 +1,21 @@
-//! What the demo shows beside plain traffic: a delayed message that is paid for in time, and an order whose
-//! points are credited with it or not at all.
+//! What the demo shows beside plain traffic: a delayed message that is paid for in time, an order whose
+//! points are credited with it or not at all, and a parcel that nobody could deliver and that comes back.
 
 use std::time::{Duration, Instant};
 
 use super::super::exit::CliError;
 use super::super::print;
 use super::not_sent;
-use crate::client::{Client, ConsumeError, Record, TimerState, TopicConfig, TransactionError};
+use crate::client::{
+    Backoff, Client, Code, ConsumeError, DeadLetter, DeadLetters, Mode, Record, RetryPolicy,
+    SettleError, TimerState, TopicConfig, TransactionError,
+};
 
 /// How long an order may wait for its payment in the demo.
 const PAY_WITHIN: Duration = Duration::from_millis(400);
+
+/// How long a dead letter may take to be written.
+const LETTER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Two orders with a deadline: one is paid, one is not. Whether it went as it must.
 pub(super) async fn timers(client: &Client) -> Result<bool, CliError> {
@@ -38,6 +44,88 @@ pub(super) async fn timers(client: &Client) -> Result<bool, CliError> {
         String::from_utf8_lossy(&fired.value),
     ))?;
     Ok(cancelled && exact && late >= 0 && fired.value.as_ref() == b"close tulips")
+}
+
+/// Parcels for a group of two: one cannot be delivered, is tried again, becomes a dead letter, and is brought
+/// back once what was wrong is mended. Whether it went as it must.
+pub(super) async fn groups(client: &Client) -> Result<bool, CliError> {
+    const TOPIC: &str = "parcels";
+    const PARCELS: u32 = 50;
+    client.create_topic(TOPIC, TopicConfig::new(2)).await?;
+    let producer = client.producer(TOPIC).open().await?;
+    for parcel in 0..PARCELS {
+        let street = format!("street {}", parcel % 10);
+        let record = Record::new(format!("parcel {parcel}")).key(street);
+        producer.send(record).await.map_err(not_sent)?;
+    }
+    let retry = RetryPolicy {
+        backoff: Backoff::Listed(vec![20, 40]),
+        attempts_max: 3,
+        ..RetryPolicy::default()
+    };
+    let member = |name: &str| {
+        let group = client.consumer("couriers").topic(TOPIC).name(name);
+        group.mode(Mode::KeyOrdered).retry(retry.clone()).open()
+    };
+    let (mut ann, mut bob) = (member("ann").await?, member("bob").await?);
+    let (mut delivered, mut tries, mut given_up) = (0, 0, None);
+    while delivered < PARCELS - 1 || given_up.is_none() {
+        let (courier, delivery) = tokio::select! {
+            delivery = ann.next() => (&ann, delivery),
+            delivery = bob.next() => (&bob, delivery),
+        };
+        let delivery = delivery.ok_or_else(ended)??;
+        if delivery.value.as_ref() != b"parcel 13" {
+            delivered += 1;
+            courier.ack(&delivery).await.map_err(not_settled)?;
+            continue;
+        }
+        tries = delivery.attempt;
+        let nobody = courier.nack(&delivery, "nobody is at home");
+        nobody.await.map_err(not_settled)?;
+        if tries == retry.attempts_max {
+            given_up = Some(delivery.id);
+        }
+    }
+    let letters = client.dead_letters("couriers.dead-letters");
+    let letter = first_letter(&letters).await?;
+    let reason = letter.origin.as_ref().map(|origin| origin.reason.clone());
+    let (back, again) = (letters.clone().redrive().await?, letters.redrive().await?);
+    let last = tokio::select! {
+        delivery = ann.next() => (&ann, delivery),
+        delivery = bob.next() => (&bob, delivery),
+    };
+    let (courier, delivery) = (last.0, last.1.ok_or_else(ended)??);
+    courier.ack(&delivery).await.map_err(not_settled)?;
+    let same = Some(delivery.id) == given_up && letter.id == delivery.id;
+    ann.close().await;
+    bob.close().await;
+    print(format_args!(
+        "A group of two consumes {PARCELS} parcels, in order for each street; one failed {tries} times (\"{}\") \
+         and became a dead letter. Brought back twice it came once, under its old id.",
+        reason.unwrap_or_default()
+    ))?;
+    Ok(same && (back.done, again.done) == (1, 0) && delivery.attempt == 1)
+}
+
+/// The first letter there is. It is written by the broker itself, soon after the last attempt.
+async fn first_letter(letters: &DeadLetters) -> Result<DeadLetter, CliError> {
+    let deadline = Instant::now() + LETTER_WITHIN;
+    loop {
+        match letters.clone().list().await {
+            Ok(found) => {
+                if let Some(letter) = found.into_iter().next() {
+                    return Ok(letter);
+                }
+            }
+            Err(error) if error.code() != Code::UnknownTopic.name() => return Err(error.into()),
+            Err(_) => {}
+        }
+        if Instant::now() > deadline {
+            return Err(CliError::Failed("no dead letter came".to_owned()));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// The order and the points: both or neither. Whether it went as it must.
@@ -98,6 +186,10 @@ fn no_timer() -> CliError {
 
 fn ended() -> ConsumeError {
     ConsumeError::Protocol("the reader ended".to_owned())
+}
+
+fn not_settled(error: SettleError) -> CliError {
+    CliError::Failed(error.to_string())
 }
 
 fn not_decided(error: TransactionError) -> CliError {

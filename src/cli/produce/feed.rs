@@ -57,6 +57,8 @@ pub(super) enum FeedError {
 pub(super) struct Dress {
     /// A tag, unless it has one.
     pub(super) tag: Option<Text>,
+    /// A priority, unless it has one above the lowest.
+    pub(super) priority: u8,
     /// Headers, behind its own.
     pub(super) headers: Vec<(Text, Bytes)>,
     /// When it is delivered, unless it says so itself.
@@ -67,6 +69,9 @@ impl Dress {
     fn put_on(&self, record: &mut Record) {
         if record.tag.is_none() {
             record.tag.clone_from(&self.tag);
+        }
+        if record.priority == 0 {
+            record.priority = self.priority;
         }
         record.headers.extend_from_slice(&self.headers);
         if record.delivery == Delivery::Now {

@@ -21,6 +21,7 @@
 //! decides. Should the outcome never arrive, because the process ended in between, the broker asks any live
 //! producer of the same group ([`LocalTransaction::check`]).
 
+mod attach;
 mod session;
 
 use std::collections::BTreeMap;
@@ -30,10 +31,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
 
+use self::attach::settle_all;
 use self::session::{HalfBatch, Session};
 use super::error::{AdminError, Refusal};
 use super::link::Link;
 use super::producer::{IdGenerator, now_ms};
+use super::settle::Settlement;
 use super::{Client, Record};
 use crate::domain::batch::{BatchBuilder, BatchView, Compression};
 use crate::domain::id::TopicId;
@@ -86,6 +89,9 @@ pub enum TransactionError {
     /// The answer makes no sense. Code `protocol`.
     #[error("the broker's answer cannot be read: {0}")]
     Protocol(String),
+    /// A record that no consumer group delivered, or one that was settled before it came. Code `not-leased`.
+    #[error("the record is under no lease of a consumer group: there is nothing to attach")]
+    NotLeased,
     /// The client is closed, or there is no connection. Code `unreachable`.
     #[error("the client is closed")]
     Closed,
@@ -104,6 +110,7 @@ impl TransactionError {
             Self::TimedOut => "timed-out",
             Self::SessionLost => "session-lost",
             Self::Failed(_) => "transaction-failed",
+            Self::NotLeased => "not-leased",
             Self::Protocol(_) => "protocol",
             Self::Closed | Self::Unreachable(_) => "unreachable",
         }
@@ -116,7 +123,11 @@ impl TransactionError {
             Self::Refused(refusal) => refusal.code.is_retriable(),
             Self::TimedOut | Self::Unreachable(_) => true,
             Self::Failed(why) => why.is_retriable(),
-            Self::TooLarge { .. } | Self::SessionLost | Self::Protocol(_) | Self::Closed => false,
+            Self::TooLarge { .. }
+            | Self::NotLeased
+            | Self::SessionLost
+            | Self::Protocol(_)
+            | Self::Closed => false,
         }
     }
 }
@@ -266,6 +277,7 @@ impl TransactionalProducer {
             producer: self.clone(),
             batches: BTreeMap::new(),
             immunity_ms: None,
+            attaching: Vec::new(),
             sent: false,
             failed: None,
             decided: false,
@@ -359,6 +371,8 @@ pub struct Transaction {
     producer: TransactionalProducer,
     batches: BTreeMap<Target, BatchBuilder>,
     immunity_ms: Option<u32>,
+    /// What was attached and is not known to be durable.
+    attaching: Vec<Settlement>,
     /// The broker may know of it.
     sent: bool,
     failed: Option<Arc<TransactionError>>,
@@ -460,7 +474,8 @@ impl Transaction {
     pub async fn flush(&mut self) -> Result<(), TransactionError> {
         self.check()?;
         let batches = std::mem::take(&mut self.batches).into_iter().collect();
-        self.send_batches(batches).await
+        self.send_batches(batches).await?;
+        self.attached().await
     }
 
     async fn send_batches(
@@ -530,6 +545,7 @@ impl Transaction {
     pub async fn rollback(mut self) -> Result<(), TransactionError> {
         self.decided = true;
         if self.sent {
+            settle_all(&mut self.attaching).await;
             self.producer
                 .session
                 .end(self.id, Outcome::Rollback)
@@ -545,8 +561,10 @@ impl Drop for Transaction {
             return;
         }
         let (session, id) = (Arc::clone(&self.producer.session), self.id);
+        let mut attaching = std::mem::take(&mut self.attaching);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
+                settle_all(&mut attaching).await;
                 // Where it does not get through, the broker rolls back when its time is over. Where a commit
                 // was on its way, this is refused with the decision that stands.
                 let _ = session.end(id, Outcome::Rollback).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::command::{CursorNumber, Effect, MemberEvent};
+use super::deliver::is_ordered;
 use super::delta::{Delta, Listed, Progress};
 use super::settle::Asked;
 use super::{Group, rows};
@@ -64,7 +65,7 @@ impl Group {
                     .decisions
                     .push((entry.header.sequence, transaction, committed));
             }
-            return self.apply_decided(transaction, committed);
+            return self.apply_decided(transaction, committed, effects);
         }
         let asked = self.landed();
         match delta {
@@ -136,6 +137,7 @@ impl Group {
         for offset in &listed {
             cursor.window.remove(*offset, offset + 1);
             cursor.deciding.remove(*offset, offset + 1);
+            cursor.attaching.remove(*offset, offset + 1);
             cursor.listing.remove(offset);
             cursor.returned.remove(offset);
         }
@@ -181,6 +183,7 @@ impl Group {
         &mut self,
         transaction: crate::domain::transaction::TransactionId,
         committed: bool,
+        effects: &mut Vec<Effect>,
     ) {
         let numbers: Vec<CursorNumber> = self
             .cursors
@@ -206,8 +209,15 @@ impl Group {
                 let key = before.get(&offset).map_or(0, |listed| listed.key_hash);
                 self.hand_on(number, offset, key);
             }
+            let first = again.first().copied();
             for offset in again {
                 self.activate(number, offset);
+            }
+            if let Some(first) = first
+                && self.mode_of(number).is_some_and(is_ordered)
+            {
+                // What is behind it was leased while it was attached (G10).
+                self.give_back_from(number, first + 1, false, effects);
             }
             self.touched.insert(number);
         }

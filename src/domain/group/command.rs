@@ -55,6 +55,20 @@ pub struct LeasedRange {
     pub count: u32,
 }
 
+/// Which records are attached to a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attached {
+    /// These; all of each must be leased to the member.
+    Ranges(Vec<LeasedRange>),
+    /// Everything leased to the member in this place below an offset; at least one record must be.
+    UpTo {
+        /// Where.
+        place: PartitionId,
+        /// One past the last.
+        end: Offset,
+    },
+}
+
 /// When a nacked record comes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RetryAfter {
@@ -151,12 +165,13 @@ pub enum Command {
         lease: LeaseId,
     },
     /// These are consumed if and when the transaction commits: all of them, or the command is refused.
-    /// Answered with [`Answer::Settled`] once the attachment is durable; then they are held until the decision, whatever becomes of the lease.
+    /// Answered with [`Answer::Settled`] once the attachment is durable; then they are held until the
+    /// decision, whatever becomes of the lease and of the member.
     Attach {
         /// Who.
         member: MemberId,
         /// Which.
-        ranges: Vec<LeasedRange>,
+        what: Attached,
         /// To what.
         transaction: TransactionId,
         /// Entries of others that stand or fall with the attachment: the coordinator's registration.
@@ -186,6 +201,28 @@ pub enum Command {
         to: ResetTo,
         /// Only say what would happen.
         dry_run: bool,
+    },
+    /// Which dead letters of this place are open, between two offsets. Answered with
+    /// [`Answer::OpenLetters`].
+    OpenLetters {
+        /// Where.
+        place: PartitionId,
+        /// From here.
+        from: Offset,
+        /// Up to here.
+        to: Offset,
+    },
+    /// Done with dead letters: those of them that are open, all in one tied run. Answered with
+    /// [`Answer::LettersSettled`] once durable.
+    SettleLetters {
+        /// Where.
+        place: PartitionId,
+        /// The first record the place still has.
+        start: Offset,
+        /// Cleared: first offset and count.
+        cleared: Vec<(Offset, u64)>,
+        /// Brought back, each with the entries that do.
+        returned: Vec<super::letters::Returned>,
     },
     /// What there is. Answered with [`Answer::Described`].
     Describe,
@@ -279,6 +316,8 @@ pub struct PlaceStatus {
     pub attached: u64,
     /// Records that wait behind one of their key.
     pub held: u64,
+    /// Of those that wait, the ones below the floor.
+    pub listed_below: u64,
     /// Records members have.
     pub leased: u64,
     /// Records retention took before they were consumed, since the subscription was made.
@@ -295,7 +334,7 @@ impl PlaceStatus {
     pub fn lag(&self, high_watermark: Offset) -> u64 {
         (high_watermark.0.saturating_sub(self.floor.0))
             .saturating_sub(self.settled_above)
-            .saturating_add(self.retrying + self.attached + self.held)
+            .saturating_add(self.listed_below)
     }
 }
 
@@ -362,6 +401,10 @@ pub enum Answer {
     Subscription(SubscriptionSpec),
     /// What a reset did, or would do.
     Reset(Vec<PlaceReset>),
+    /// Open dead letters: first offset and count.
+    OpenLetters(Vec<(Offset, u64)>),
+    /// So many dead letters were open and are settled, durably.
+    LettersSettled(u64),
     /// The group.
     Described(Box<Description>),
 }

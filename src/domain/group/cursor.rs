@@ -104,6 +104,10 @@ pub(super) struct Cursor {
     pub(super) leased: RangeSet,
     /// How often records that came back have been delivered, where that is not listed.
     pub(super) returned: BTreeMap<u64, u16>,
+    /// Attachments on their way to the log.
+    pub(super) attaching: RangeSet,
+    /// What was attached, or on its way to be, when the place was last assigned.
+    pub(super) inherited: RangeSet,
     /// So many batches are looked through for those nobody needs.
     sweep_at: usize,
     /// Records whose batch is being found again.
@@ -144,6 +148,8 @@ impl Cursor {
             leases: BTreeSet::new(),
             leased: RangeSet::default(),
             returned: BTreeMap::new(),
+            attaching: RangeSet::default(),
+            inherited: RangeSet::default(),
             sweep_at: BATCHES_SWEPT,
             fetching: BTreeSet::new(),
             keys: HashMap::new(),
@@ -302,6 +308,7 @@ impl Cursor {
         self.batches.clear();
         self.ready.clear();
         self.deciding.clear();
+        self.attaching.clear();
         self.listing.clear();
         self.returned.clear();
         self.fetching.clear();

@@ -8,11 +8,27 @@ use super::{Group, Timer};
 use crate::domain::entry::Draft;
 use crate::domain::id::{Offset, OwnerId};
 use crate::domain::time::{MonotonicMs, Now};
+use crate::domain::topics::NAME_BYTES_MAX;
 
 /// Dead letters on their way at a time.
 const BURYING_MAX: usize = 64;
 /// Between two attempts at one that cannot be written now.
 const AGAIN_MS: u64 = 1000;
+
+/// What the name of a group's dead-letter topic ends with.
+const SUFFIX: &str = ".dead-letters";
+
+/// The topic a group's dead letters go to where its retry policy names none: `<group>.dead-letters`, with as
+/// much of the group's name as a topic's name has room for.
+#[must_use]
+pub fn topic_of(group: &str) -> String {
+    let mut room = NAME_BYTES_MAX - SUFFIX.len();
+    while !group.is_char_boundary(room.min(group.len())) {
+        room -= 1;
+    }
+    let name = group.get(..room.min(group.len())).unwrap_or_default();
+    format!("{name}{SUFFIX}")
+}
 
 /// What became of an attempt to copy a record.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,8 +17,10 @@ const READY_LOW: u64 = 1024;
 const FEED_BYTES: u64 = 1 << 20;
 /// Records listed at once because their window is full of them.
 const LISTED_AT_ONCE: usize = 1024;
-/// Settled ranges all cursors may have together: they must fit a snapshot.
-const SETTLED_RANGES_MAX: usize = 100_000;
+/// Settled ranges all cursors may have together.
+const SETTLED_RANGES_MAX: u64 = 100_000;
+/// Bytes of a snapshot for each of them: half of it is for what waits, and there is the rest.
+const SNAPSHOT_BYTES_PER_RANGE: u64 = 64;
 
 /// What came of an attempt to lease.
 enum Leased {
@@ -69,6 +71,11 @@ impl Group {
         let Some(mode) = self.subscriptions.get(&topic).map(|s| s.spec.mode) else {
             return;
         };
+        if self.has_lanes(topic) {
+            // Before anything is leased: a higher lane nothing is looked for in would never be served by
+            // members whose credit is used up each time by what lies ready below.
+            self.look_for_more(topic, key, effects);
+        }
         while let Some((member, is_alone)) = self.whose_turn(topic, key) {
             let full = self.is_full(mode);
             self.full |= full;
@@ -286,7 +293,7 @@ impl Group {
             return;
         };
         let mode = subscription.spec.mode;
-        if self.is_full(mode) || self.settled_ranges() > SETTLED_RANGES_MAX {
+        if self.is_full(mode) || self.has_many_ranges() {
             return;
         }
         let Some(pool) = subscription.pools.get(&key) else {
@@ -295,7 +302,7 @@ impl Group {
         let hungry: Vec<CursorNumber> = pool.hungry.iter().copied().collect();
         let filter: std::sync::Arc<str> = subscription.spec.filter.as_str().into();
         let window_max = self.limits.window_max;
-        let has_lanes = self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1);
+        let has_lanes = self.has_lanes(topic);
         for number in hungry {
             let Some(cursor) = self.cursors.get_mut(&number) else {
                 continue;
@@ -336,8 +343,17 @@ impl Group {
         }
     }
 
-    fn settled_ranges(&self) -> usize {
-        self.rows.settled_ranges
+    /// Whether there are as many settled ranges as may be: they must fit a snapshot.
+    pub(super) fn has_many_ranges(&self) -> bool {
+        self.rows.settled_ranges as u64 > self.settled_ranges_max()
+    }
+
+    pub(super) fn settled_ranges_max(&self) -> u64 {
+        SETTLED_RANGES_MAX.min(self.limits.snapshot_bytes_max / SNAPSHOT_BYTES_PER_RANGE)
+    }
+
+    fn has_lanes(&self, topic: TopicId) -> bool {
+        self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1)
     }
 
     /// The window is full of records that wait behind their keys: they are listed, so that others can be
@@ -505,8 +521,9 @@ fn is_blocked(cursor: &Cursor) -> bool {
     let waits = cursor.listed.range(..first).any(|(offset, listed)| {
         !matches!(listed.why, Why::Attached(_)) && !cursor.leased.contains(*offset)
     });
-    // What is about to be listed, or fetched, waits as well.
+    // What is about to be listed, or fetched, waits as well; and what an earlier assignment left undecided.
     waits
+        || cursor.inherits_below(first)
         || cursor
             .fetching
             .first()

@@ -49,10 +49,19 @@ impl Group {
             retrying: count(|why| matches!(why, Why::Retry { .. } | Why::Dead { .. })),
             attached: count(|why| matches!(why, Why::Attached(_))),
             held: count(|why| matches!(why, Why::Held)),
+            listed_below: cursor.listed.range(..cursor.floor_or_zero()).count() as u64,
             leased: cursor.leased.len(),
             expired: cursor.expired,
             dead_lettered: cursor.dead_lettered,
-            high_watermark: Offset(cursor.high_watermark.max(cursor.floor_or_zero())),
+            high_watermark: Offset(known_end(cursor)),
         }
     }
+}
+
+/// How far the partition goes for all the group knows: right after a start it has not looked yet.
+fn known_end(cursor: &Cursor) -> u64 {
+    let listed = cursor.listed.last_key_value().map_or(0, |(at, _)| at + 1);
+    let settled = cursor.settled.iter().last().map_or(0, |(_, to)| to);
+    let known = cursor.floor_or_zero().max(listed).max(settled);
+    cursor.high_watermark.max(known)
 }

@@ -457,6 +457,7 @@ impl Group {
             return;
         };
         cursor.assigned = Some(member);
+        cursor.inherit();
         cursor.drain = None;
         cursor.generation = Generation(cursor.generation.0 + 1);
         let event = MemberEvent::Assigned {

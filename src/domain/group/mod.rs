@@ -27,11 +27,13 @@ pub mod rows;
 pub mod subscription;
 
 mod apply;
+mod attach;
 mod cursor;
 pub mod dead;
 mod deliver;
 mod describe;
 mod find;
+pub mod letters;
 mod members;
 mod pool;
 mod reset;
@@ -65,6 +67,10 @@ pub use self::rows::Head;
 pub struct Limits {
     /// Members at most.
     pub members_max: u32,
+    /// Subscriptions at most.
+    pub subscriptions_max: u32,
+    /// Bytes of a filter at most.
+    pub filter_bytes_max: u32,
     /// Records listed at most, and leased one by one.
     pub listed_max: u32,
     /// Bytes a snapshot of the group may take: less than one flush.
@@ -81,6 +87,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             members_max: 10_000,
+            subscriptions_max: 1000,
+            filter_bytes_max: 4096,
             listed_max: 150_000,
             snapshot_bytes_max: 7 << 20,
             window_max: 16_384,
@@ -300,10 +308,10 @@ impl Group {
             Command::Unreadable { member, lease } => self.unreadable(token, member, lease, effects),
             Command::Attach {
                 member,
-                ranges,
+                what,
                 transaction,
                 tied,
-            } => self.attach(token, member, &ranges, transaction, tied, effects),
+            } => self.attach(token, member, &what, (transaction, tied), effects),
             Command::Subscribe(spec) => self.subscribe(token, spec, effects),
             Command::Alter { topic, change } => self.alter(token, topic, change, effects),
             Command::Unsubscribe { topic } => self.unsubscribe(Some(token), topic, effects),
@@ -313,6 +321,13 @@ impl Group {
                 to,
                 dry_run,
             } => self.reset(token, topic, partition, to, dry_run, effects),
+            Command::OpenLetters { place, from, to } => self.open_letters(place, from, to),
+            Command::SettleLetters {
+                place,
+                start,
+                cleared,
+                returned,
+            } => self.settle_letters(token, (place, start), &cleared, returned, effects),
             Command::Describe => Ok(Some(Answer::Described(Box::new(self.describe())))),
         };
         match decided {

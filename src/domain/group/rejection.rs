@@ -24,6 +24,11 @@ pub enum GroupRejection {
         /// The bound.
         max: u32,
     },
+    /// The group has as many subscriptions as it may.
+    TooManySubscriptions {
+        /// The bound.
+        max: u32,
+    },
     /// The lease is unknown, has expired, was given back, or is another member's.
     UnknownLease,
     /// The place has moved since: what was asked for rests on an old assignment.
@@ -37,10 +42,10 @@ pub enum GroupRejection {
     },
     /// A setting of the subscription is out of its bounds.
     InvalidSubscription(String),
-    /// So many records of the subscription wait for a retry, a transaction or their key that no more are
-    /// leased until some are settled.
+    /// So much of the group is scattered that no more may be: records that wait for a retry, a transaction
+    /// or their key, or gaps between settled ones.
     ListFull {
-        /// The bound in records.
+        /// The bound, in records or ranges.
         max: u32,
     },
     /// The group is still in use: members are joined.
@@ -64,7 +69,11 @@ impl fmt::Display for GroupRejection {
             Self::SubscriptionExists => f.write_str("the group has a subscription to that topic"),
             Self::UnknownMember => f.write_str("not a member of the group (any more); join again"),
             Self::MemberFenced => f.write_str("a later session joined under this member's name"),
-            Self::TooManyMembers { max } => write!(f, "the group has {max} members, as many as it may"),
+            Self::TooManyMembers { max } => write!(f, "the group has {max} members, as many as it may: close some, or raise group_members_max"),
+            Self::TooManySubscriptions { max } => write!(
+                f,
+                "the group has {max} subscriptions, as many as it may: remove one, or raise group_subscriptions_max"
+            ),
             Self::UnknownLease => f.write_str(
                 "the lease is unknown, has expired, was given back, or is another member's; the record comes again",
             ),
@@ -75,7 +84,7 @@ impl fmt::Display for GroupRejection {
             Self::InvalidSubscription(why) => f.write_str(why),
             Self::ListFull { max } => write!(
                 f,
-                "{max} records of the subscription wait for a retry, a transaction or their key, as many as may; settle some first"
+                "as much of the group is scattered as may be ({max}): records that wait for a retry, a transaction or their key, or gaps between settled ones; settle some first"
             ),
             Self::GroupInUse { members } => {
                 write!(f, "the group has {members} members; close them first")

@@ -402,7 +402,7 @@ impl Group {
                 self.head.next_cursor = self.head.next_cursor.max(head.next_cursor);
                 for (sequence, transaction, committed) in std::mem::take(&mut self.rows.decisions) {
                     if sequence > head.sequence {
-                        self.apply_decided(transaction, committed);
+                        self.apply_decided(transaction, committed, &mut Vec::new());
                     }
                 }
                 self.head.is_whole = true;

@@ -20,7 +20,6 @@ use crate::domain::entry::Draft;
 use crate::domain::id::{LeaseId, MemberId, Offset, OwnerId, PartitionId, Token};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::MonotonicMs;
-use crate::domain::transaction::TransactionId;
 
 /// Ranges and listed records one entry carries at most.
 const ITEMS_PER_ENTRY: usize = 8192;
@@ -219,7 +218,11 @@ impl Group {
 
     /// Takes a range out of a lease: the parts of it that are open. An error where the member has no
     /// such lease, or nothing of it is.
-    fn take_open(&mut self, member: MemberId, range: LeasedRange) -> Result<Taken, GroupRejection> {
+    pub(super) fn take_open(
+        &mut self,
+        member: MemberId,
+        range: LeasedRange,
+    ) -> Result<Taken, GroupRejection> {
         let held = self
             .leases
             .get_mut(&range.lease)
@@ -311,14 +314,12 @@ impl Group {
         self.apply_progress(&progress, effects);
     }
 
-    pub(super) fn acknowledge_up_to(
-        &mut self,
-        token: Token,
+    /// The cursor a member consumes a place by; in order, it must be assigned to it.
+    pub(super) fn cursor_for(
+        &self,
         member: MemberId,
         place: PartitionId,
-        end: u64,
-        effects: &mut Vec<Effect>,
-    ) -> Decided {
+    ) -> Result<CursorNumber, Rejection> {
         let name = self.member(member)?.name.clone();
         let number = self
             .by_place
@@ -334,6 +335,21 @@ impl Group {
         if is_ordered(mode) && cursor.assigned != Some(member) {
             return Err(GroupRejection::StaleGeneration.into());
         }
+        Ok(number)
+    }
+
+    pub(super) fn acknowledge_up_to(
+        &mut self,
+        token: Token,
+        member: MemberId,
+        place: PartitionId,
+        end: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Decided {
+        let number = self.cursor_for(member, place)?;
+        let Some(cursor) = self.cursors.get(&number) else {
+            return Err(GroupRejection::UnknownSubscription.into());
+        };
         let theirs: Vec<(LeaseId, u64)> = cursor
             .leases
             .range(..(end, LeaseId(0)))
@@ -583,66 +599,6 @@ impl Group {
             }
         }
         self.pending.answer(token, Answer::Settled(Vec::new()));
-        Ok(None)
-    }
-
-    /// All of it is attached, in one tied run with what the transaction's coordinator gave, or nothing is.
-    pub(super) fn attach(
-        &mut self,
-        token: Token,
-        member: MemberId,
-        ranges: &[LeasedRange],
-        transaction: TransactionId,
-        tied: Vec<(OwnerId, Draft)>,
-        effects: &mut Vec<Effect>,
-    ) -> Decided {
-        self.member(member)?;
-        let is_theirs = |range: &LeasedRange| {
-            let held = self.leases.get(&range.lease);
-            held.is_some_and(|held| {
-                let (from, to) = (range.first.0, range.first.0 + u64::from(range.count));
-                let cursor = self.cursors.get(&held.cursor);
-                held.member == member
-                    && held.open.meets(from, to)
-                    && cursor.is_some_and(|cursor| cursor.durable)
-            })
-        };
-        if ranges.is_empty() || !ranges.iter().all(is_theirs) {
-            return Err(GroupRejection::UnknownLease.into());
-        }
-        let mut attached: BTreeMap<CursorNumber, Vec<(Offset, Listed)>> = BTreeMap::new();
-        for range in ranges {
-            // A range named twice is attached once.
-            let Ok((number, attempts, open)) = self.take_open(member, *range) else {
-                continue;
-            };
-            let Some(cursor) = self.cursors.get_mut(&number) else {
-                continue;
-            };
-            for offset in open.iter().flat_map(|(from, to)| *from..*to) {
-                cursor.deciding.insert(offset, offset + 1);
-                let listed = Listed {
-                    key_hash: cursor.key_of(offset),
-                    attempts,
-                    why: Why::Attached(transaction),
-                };
-                attached
-                    .entry(number)
-                    .or_default()
-                    .push((Offset(offset), listed));
-            }
-            self.touched.insert(number);
-        }
-        let progress = attached
-            .into_iter()
-            .map(|(cursor, listed)| Progress {
-                cursor,
-                listed,
-                ..Progress::default()
-            })
-            .collect();
-        let asked = Asked::answering(Some(token), Answer::Settled(Vec::new()));
-        self.persist(tied, &Delta::Progress(progress), asked, effects);
         Ok(None)
     }
 

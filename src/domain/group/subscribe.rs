@@ -14,8 +14,6 @@ use crate::domain::id::{MemberId, PartitionId, Token, TopicId};
 use crate::domain::partition::Bounds;
 use crate::domain::rejection::Rejection;
 
-/// Subscriptions a group has at most.
-const SUBSCRIPTIONS_MAX: usize = 1000;
 /// Cursors a group has at most: their numbers are part of row ids.
 const CURSORS_MAX: u64 = 1 << 24;
 
@@ -75,10 +73,12 @@ impl Group {
     }
 
     fn make(&mut self, spec: SubscriptionSpec, token: Option<Token>) -> Result<(), Rejection> {
-        spec.check()?;
-        if self.subscriptions.len() + self.making.len() >= SUBSCRIPTIONS_MAX {
-            let why = format!("a group has at most {SUBSCRIPTIONS_MAX} subscriptions");
-            return Err(GroupRejection::InvalidSubscription(why).into());
+        self.check(&spec)?;
+        let max = self.limits.subscriptions_max;
+        if self.subscriptions.len() + self.making.len()
+            >= usize::try_from(max).unwrap_or(usize::MAX)
+        {
+            return Err(GroupRejection::TooManySubscriptions { max }.into());
         }
         let making = Making {
             tokens: token.into_iter().collect(),
@@ -87,6 +87,21 @@ impl Group {
         };
         self.making.insert(making.spec.topic, making);
         Ok(())
+    }
+
+    /// Whether a subscription may be, under the limits of this broker.
+    fn check(&self, spec: &SubscriptionSpec) -> Result<(), GroupRejection> {
+        let max = usize::try_from(self.limits.filter_bytes_max).unwrap_or(usize::MAX);
+        if spec.filter.len() > max {
+            return Err(GroupRejection::InvalidFilter {
+                position: u32::try_from(max + 1).unwrap_or(u32::MAX),
+                why: format!(
+                    "the filter has {} bytes; at most {max} are allowed",
+                    spec.filter.len()
+                ),
+            });
+        }
+        spec.check()
     }
 
     pub(super) fn subscribe(
@@ -340,7 +355,7 @@ impl Group {
     ) -> Decided {
         let old = &self.subscription(topic)?.spec;
         let spec = change.apply(old);
-        spec.check()?;
+        self.check(&spec)?;
         if (old.mode == Mode::Broadcast) != (spec.mode == Mode::Broadcast) {
             let why = "a broadcast subscription keeps one place for each member, the others one for all: remove it and make another";
             return Err(GroupRejection::InvalidSubscription(why.into()).into());

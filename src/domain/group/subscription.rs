@@ -159,8 +159,8 @@ pub struct SubscriptionSpec {
     pub retry: RetryPolicy,
     /// How long a member has a record before it is given to another. 100 ms to 30 days.
     pub lease_ms: u64,
-    /// Records that age out before they are consumed are copied to the dead letters.
-    pub expired_to_dead_letters: bool,
+    /// A place the format keeps: written as false, read as anything.
+    pub reserved: bool,
 }
 
 impl SubscriptionSpec {
@@ -174,7 +174,7 @@ impl SubscriptionSpec {
             start: Start::Earliest,
             retry: RetryPolicy::default(),
             lease_ms: 30_000,
-            expired_to_dead_letters: false,
+            reserved: false,
         }
     }
 
@@ -255,8 +255,6 @@ pub struct SubscriptionChange {
     pub retry: Option<RetryPolicy>,
     /// Another lease, for what is leased from now on.
     pub lease_ms: Option<u64>,
-    /// Whether what ages out is copied to the dead letters.
-    pub expired_to_dead_letters: Option<bool>,
 }
 
 impl SubscriptionChange {
@@ -270,9 +268,7 @@ impl SubscriptionChange {
             start: spec.start,
             retry: self.retry.unwrap_or_else(|| spec.retry.clone()),
             lease_ms: self.lease_ms.unwrap_or(spec.lease_ms),
-            expired_to_dead_letters: self
-                .expired_to_dead_letters
-                .unwrap_or(spec.expired_to_dead_letters),
+            reserved: false,
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::wire::code::{Code, Refused};
 use crate::wire::consume::*;
 use crate::wire::frame::{Frame, FrameKind};
 use crate::wire::group::*;
+use crate::wire::letters::*;
 use crate::wire::topic::decode_list;
 use bytes::Bytes;
 
@@ -39,7 +40,7 @@ pub(super) fn golden_requests() -> Vec<Bytes> {
                 grace_ms: 5,
                 at_most_once: true,
             },
-            r"\x86\xa8consumer\t\xa5group\xa1g\xadsubscriptions\x91\x88\xa5topic\xa1t\xa8topic_id\x00\xa4mode\xaaKeyOrdered\xa6filter\xa1a\xa5start\xa8earliest\xa5retry\x85\xa7backoff\x81\xa6Listed\x92\x01\xcd\x01,\xaejitter_percent\n\xacattempts_max\x10\xa6poison\xa5Block\xb1dead_letter_topic\xc0\xa8lease_ms\x00\xb7expired_to_dead_letters\xc2\xa4name\xa1m\xa8grace_ms\x05\xacat_most_once\xc3",
+            r"\x86\xa8consumer\t\xa5group\xa1g\xadsubscriptions\x91\x87\xa5topic\xa1t\xa8topic_id\x00\xa4mode\xaaKeyOrdered\xa6filter\xa1a\xa5start\xa8earliest\xa5retry\x85\xa7backoff\x81\xa6Listed\x92\x01\xcd\x01,\xaejitter_percent\n\xacattempts_max\x10\xa6poison\xa5Block\xb1dead_letter_topic\xc0\xa8lease_ms\x00\xa4name\xa1m\xa8grace_ms\x05\xacat_most_once\xc3",
         ),
         golden(LeaveGroup { consumer: 9 }, r"\x81\xa8consumer\t"),
         golden(
@@ -81,7 +82,7 @@ pub(super) fn golden_requests() -> Vec<Bytes> {
                 group: group.clone(),
                 subscription: Subscription::new("t"),
             },
-            r"\x82\xa5group\xa1g\xacsubscription\x88\xa5topic\xa1t\xa8topic_id\x00\xa4mode\xa6Shared\xa6filter\xa0\xa5start\xa8earliest\xa5retry\xc0\xa8lease_ms\x00\xb7expired_to_dead_letters\xc2",
+            r"\x82\xa5group\xa1g\xacsubscription\x87\xa5topic\xa1t\xa8topic_id\x00\xa4mode\xa6Shared\xa6filter\xa0\xa5start\xa8earliest\xa5retry\xc0\xa8lease_ms\x00",
         ),
         golden(
             AlterSubscription {
@@ -91,7 +92,7 @@ pub(super) fn golden_requests() -> Vec<Bytes> {
                 lease_ms: Some(9),
                 ..AlterSubscription::default()
             },
-            r"\x87\xa5group\xa1g\xa5topic\xa1t\xa4mode\xa9Exclusive\xa6filter\xc0\xa5retry\xc0\xa8lease_ms\t\xb7expired_to_dead_letters\xc0",
+            r"\x86\xa5group\xa1g\xa5topic\xa1t\xa4mode\xa9Exclusive\xa6filter\xc0\xa5retry\xc0\xa8lease_ms\t",
         ),
         golden(
             RemoveSubscription {
@@ -145,7 +146,7 @@ pub(super) fn golden_answers() -> Vec<Bytes> {
             SubscriptionOk {
                 subscription: Subscription::new("t"),
             },
-            r"\x81\xacsubscription\x88\xa5topic\xa1t\xa8topic_id\x00\xa4mode\xa6Shared\xa6filter\xa0\xa5start\xa8earliest\xa5retry\xc0\xa8lease_ms\x00\xb7expired_to_dead_letters\xc2",
+            r"\x81\xacsubscription\x87\xa5topic\xa1t\xa8topic_id\x00\xa4mode\xa6Shared\xa6filter\xa0\xa5start\xa8earliest\xa5retry\xc0\xa8lease_ms\x00",
         ),
         golden(GroupsOk { groups: 2 }, r"\x81\xa6groups\x02"),
         golden(
@@ -218,8 +219,21 @@ pub(super) fn golden_events() -> Vec<Bytes> {
                     lease_ms: 30_000,
                     bytes: 800,
                 }],
+                published: None,
             },
-            r#"\x97\x05\x03\x01\x02\t\xcd\x01\"\x91\x96\x04\xcd\x01,\x02\x01\xcdu0\xcd\x03 "#,
+            r#"\x98\x05\x03\x01\x02\t\xcd\x01\"\x91\x96\x04\xcd\x01,\x02\x01\xcdu0\xcd\x03 \xc0"#,
+        ),
+        golden(
+            Leased {
+                topic,
+                published: Some(PublishedLater {
+                    stored: WallMs(7),
+                    due: Some(WallMs(8)),
+                }),
+                appended: WallMs(9),
+                ..Leased::default()
+            },
+            r"\x98\x05\x00\x00\x00\t\xc0\x90\x92\x07\x08",
         ),
         golden(
             LeasesLost {
@@ -315,6 +329,10 @@ pub(super) fn decode_as_told(kind: FrameKind, frame: &Frame) {
         FrameKind::GroupOk => drop(frame.decode::<GroupOk>()),
         FrameKind::ResetOk => drop(frame.decode::<ResetOk>()),
         FrameKind::GroupDone => drop(frame.decode::<GroupDone>()),
+        FrameKind::ListDeadLetters => drop(frame.decode::<ListDeadLetters>()),
+        FrameKind::SettleDeadLetters => drop(frame.decode::<SettleDeadLetters>()),
+        FrameKind::DeadLettersOk => drop(frame.decode::<DeadLettersOk>()),
+        FrameKind::DeadLettersSettled => drop(frame.decode::<DeadLettersSettled>()),
         FrameKind::GrantCredit => drop(frame.decode::<GrantCredit>()),
         FrameKind::Withdraw => drop(frame.decode::<Withdraw>()),
         FrameKind::Assigned => drop(frame.decode::<Assigned>()),
@@ -327,6 +345,8 @@ pub(super) fn decode_as_told(kind: FrameKind, frame: &Frame) {
         FrameKind::Unsubscribed => drop(frame.decode::<Unsubscribed>()),
         _ => {}
     }
+    let _ = decode_list::<DeadLetterInfo>(&frame.body);
+    let _ = decode_list::<LetterFault>(&frame.body);
     let _ = decode_list::<GroupState>(&frame.body);
     let _ = decode_list::<PlaceReset>(&frame.body);
     let _ = decode_list::<GroupInfo>(&frame.body);

@@ -4,10 +4,11 @@ use bytes::Bytes;
 
 use super::golden;
 use crate::domain::id::{
-    Lane, PartitionIndex, ProducerEpoch, ProducerId, TopicId, TransactionNumber,
+    Lane, LeaseId, Offset, PartitionIndex, ProducerEpoch, ProducerId, TopicId, TransactionNumber,
 };
 use crate::domain::time::WallMs;
 use crate::domain::transaction::TransactionId;
+use crate::wire::consume::LeaseRange;
 use crate::wire::transaction::*;
 
 const ID: TransactionId = TransactionId {
@@ -44,6 +45,29 @@ pub(super) fn requests() -> Vec<Bytes> {
                 max: 5,
             },
             r"\x83\xa4only\x83\xa8producer\x04\xa5epoch\x01\xa6number\t\xa5after\xc0\xa3max\x05",
+        ),
+        golden(
+            Attach {
+                consumer: 9,
+                transaction: ID,
+                ranges: vec![LeaseRange {
+                    lease: LeaseId(4),
+                    first: Offset(300),
+                    count: 2,
+                }],
+            },
+            r"\x93\t\x93\x04\x01\t\x91\x93\x04\xcd\x01,\x02",
+        ),
+        golden(
+            AttachUpTo {
+                consumer: 9,
+                transaction: ID,
+                topic: TopicId(5),
+                partition: PartitionIndex(3),
+                lane: Lane(1),
+                end: Offset(300),
+            },
+            r"\x96\t\x93\x04\x01\t\x05\x03\x01\xcd\x01,",
         ),
     ]
 }
@@ -110,6 +134,7 @@ fn a_listed_transaction_survives_the_wire() {
             partition: PartitionIndex(3),
             lane: Lane(0),
             records: 8,
+            consumer_group: None,
         }],
     };
     let body = crate::wire::topic::encode_list(std::slice::from_ref(&info));

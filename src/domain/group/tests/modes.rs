@@ -8,7 +8,7 @@ use crate::domain::id::*;
 use crate::domain::rejection::Rejection;
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Produce(u32, Vec<(u64, bool)>),
     Join(u8, bool),
     Leave(usize),
@@ -30,7 +30,7 @@ enum Step {
     Trim(u32, u64),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let index = any::<usize>;
     prop_oneof![
         4 => (0u32..3, proptest::collection::vec((0u64..5, prop::bool::weighted(0.8)), 1..12))
@@ -56,12 +56,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn pick(rig: &Rig, which: usize) -> Option<MemberId> {
+pub(super) fn pick(rig: &Rig, which: usize) -> Option<MemberId> {
     let live = rig.live();
     (!live.is_empty()).then(|| live[which % live.len()])
 }
 
-fn pick_lease(rig: &Rig, member: MemberId, which: usize) -> Option<(LeaseId, u64)> {
+pub(super) fn pick_lease(rig: &Rig, member: MemberId, which: usize) -> Option<(LeaseId, u64)> {
     let leases: Vec<_> = rig.clients[&member].leases.iter().collect();
     if leases.is_empty() {
         return None;
@@ -70,7 +70,7 @@ fn pick_lease(rig: &Rig, member: MemberId, which: usize) -> Option<(LeaseId, u64
     Some((*lease, *open.first().unwrap()))
 }
 
-fn run(rig: &mut Rig, step: Step) {
+pub(super) fn run(rig: &mut Rig, step: Step) {
     match step {
         Step::Produce(partition, records) => {
             let filtered = !rig.spec.filter.is_empty();
@@ -203,7 +203,7 @@ fn ack_up_to(rig: &mut Rig, which: usize, lease: usize) {
     });
 }
 
-fn spec(mode: Mode) -> SubscriptionSpec {
+pub(super) fn spec(mode: Mode) -> SubscriptionSpec {
     let mut spec = SubscriptionSpec::new(TOPIC, mode);
     spec.lease_ms = 1000;
     spec.retry.backoff = Backoff::Exponential {
@@ -214,7 +214,7 @@ fn spec(mode: Mode) -> SubscriptionSpec {
     spec
 }
 
-fn tight() -> Limits {
+pub(super) fn tight() -> Limits {
     Limits {
         window_max: 24,
         listed_max: 60,

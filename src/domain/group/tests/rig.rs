@@ -182,8 +182,8 @@ impl Rig {
                 Effect::Watch(topic) => {
                     let shape = TopicShape {
                         topic,
-                        partitions: u32::try_from(self.parts.len()).unwrap(),
-                        lanes: 1,
+                        partitions: self.shape().0,
+                        lanes: self.shape().1,
                     };
                     self.call(|group, now, effects| group.shape(now, shape, effects));
                 }

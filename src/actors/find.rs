@@ -1,0 +1,185 @@
+//! Where records are and what they are, for tasks that may wait: partitions are asked, bodies read.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "of many answers and refusals a few are told apart"
+)]
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::directory::{DirectoryActor, Locate};
+use super::partition::{Lookup, PartitionActor, Read};
+use super::reply::{Answer, Mail, ReplyTo};
+use super::{House, Link};
+use crate::domain::batch::{BatchView, Slot};
+use crate::domain::body::Body;
+use crate::domain::id::{Offset, PartitionId};
+use crate::domain::partition::index::BatchPlace;
+use crate::domain::partition::{Bounds, ReadAnswer, ReadFrom};
+use crate::domain::record::RecordBody;
+use crate::domain::rejection::Rejection;
+use crate::log::{ReadError, Share};
+
+/// Between two attempts at something that passes.
+const AGAIN: Duration = Duration::from_millis(20);
+/// Attempts before a question is given up.
+const TRIES: u32 = 100;
+
+/// Finds batches, and reads them.
+#[derive(Debug, Clone)]
+pub struct Finder {
+    /// The standing actors.
+    pub house: House,
+    /// Finds partitions.
+    pub directory: Link<DirectoryActor>,
+}
+
+/// Why records could not be had.
+pub(super) enum Missed {
+    /// They are gone: the partition begins here.
+    Trimmed(Offset),
+    /// They cannot be read.
+    Unreadable,
+    /// The topic is gone, or the broker is.
+    Gone,
+}
+
+impl Finder {
+    pub(super) async fn bounds(
+        &self,
+        place: PartitionId,
+        from: ReadFrom,
+    ) -> Result<Bounds, Rejection> {
+        for _ in 0..TRIES {
+            let partition = self.partition(place).await?;
+            let (reply, mut answer) = question();
+            partition.tell(Lookup { from, reply });
+            match first(&mut answer).await {
+                Answer::Bounds(bounds) => return Ok(bounds),
+                Answer::Refused(Rejection::Retry) => tokio::time::sleep(AGAIN).await,
+                Answer::Refused(rejection) => return Err(rejection),
+                _ => return Err(Rejection::Retry),
+            }
+        }
+        Err(Rejection::Retry)
+    }
+
+    pub(super) async fn partition(
+        &self,
+        place: PartitionId,
+    ) -> Result<Link<PartitionActor>, Rejection> {
+        let PartitionId {
+            topic,
+            partition,
+            lane,
+        } = place;
+        let (reply, mut answer) = question();
+        self.directory.tell(Locate {
+            topic,
+            partition,
+            lane,
+            reply,
+        });
+        match first(&mut answer).await {
+            Answer::Partition(_, link) => Ok(link),
+            Answer::Refused(rejection) => Err(rejection),
+            _ => Err(Rejection::Retry),
+        }
+    }
+
+    /// Batches from an offset on; where there are none, when there are.
+    pub(super) async fn batches(
+        &self,
+        place: PartitionId,
+        from: Offset,
+        bytes_max: u64,
+        wait: bool,
+    ) -> Result<ReadAnswer, Missed> {
+        let mut tries = 0;
+        loop {
+            let refused = match self.partition(place).await {
+                Ok(partition) => {
+                    let (reply, mut answer) = question();
+                    partition.tell(Read {
+                        from,
+                        bytes_max,
+                        wait,
+                        reply,
+                    });
+                    match first(&mut answer).await {
+                        Answer::Batches(answer) => return Ok(answer),
+                        Answer::Refused(rejection) => rejection,
+                        _ => Rejection::Retry,
+                    }
+                }
+                Err(rejection) => rejection,
+            };
+            match refused {
+                Rejection::OffsetOutOfRange { start, .. } if from < start => {
+                    return Err(Missed::Trimmed(start));
+                }
+                Rejection::UnknownTopic
+                | Rejection::PartitionOutOfRange { .. }
+                | Rejection::ShuttingDown => return Err(Missed::Gone),
+                // A partition that is being made again, stopped, or damaged in its views.
+                _ => {
+                    tries += 1;
+                    if tries > TRIES && !wait {
+                        return Err(Missed::Unreadable);
+                    }
+                    let pause = AGAIN * tries.min(50);
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// A batch's bytes, from the cache of the log's tail or read.
+    pub(super) async fn body(&self, batch: &BatchPlace) -> Result<Body, Missed> {
+        if let Some(body) = self.house.cache.lookup(batch.position) {
+            return Ok(body);
+        }
+        let (done, answer) = oneshot::channel();
+        self.house.pool.submit(
+            vec![batch.place()],
+            Share::Kept,
+            Box::new(move |entries| {
+                let _ = done.send(entries);
+            }),
+        );
+        let read = answer.await.map_err(|_| Missed::Gone)?;
+        match read.into_iter().next() {
+            Some(Ok(entry)) => Ok(entry.body.into()),
+            Some(Err(ReadError::Gone { .. })) => Err(Missed::Trimmed(batch.end())),
+            Some(Err(_)) | None => Err(Missed::Unreadable),
+        }
+    }
+}
+
+/// One record of a batch.
+pub(super) fn record_at(
+    batch: &BatchPlace,
+    offset: Offset,
+    body: &Body,
+) -> Option<(Slot, RecordBody)> {
+    let view = BatchView::parse_structure(&body.to_bytes()).ok()?;
+    let skip = u32::try_from(offset.0.checked_sub(batch.first_offset.0)?).ok()?;
+    let at = batch.record(skip);
+    let slot = view.slot(at)?;
+    let (_, body) = view.bodies().ok()?.nth(at)?.ok()?;
+    Some((slot, RecordBody::decode(&body).ok()?))
+}
+
+pub(super) fn question() -> (ReplyTo, mpsc::UnboundedReceiver<Mail>) {
+    let (tx, rx) = mpsc::unbounded_channel();
+    (ReplyTo::new(tx, 0), rx)
+}
+
+pub(super) async fn first(answer: &mut mpsc::UnboundedReceiver<Mail>) -> Answer {
+    answer
+        .recv()
+        .await
+        .map_or(Answer::Refused(Rejection::Retry), |mail| mail.answer)
+}
