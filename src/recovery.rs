@@ -5,6 +5,8 @@
 //! the summaries of its closed segments, so that payloads are not read. Either way the result is written
 //! and marked before anything starts, and every actor then begins from rows alone.
 
+mod rearm;
+
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -59,9 +61,17 @@ pub fn recover(
     limits: Limits,
     crash: &crate::actors::CrashPoints,
 ) -> Result<Recovered, ViewsError> {
-    let (views, from, rebuilt) = open_views(reader, end, dir, cache_bytes)?;
+    let OpenedViews {
+        views,
+        from,
+        rebuilt,
+        rotten_homes,
+    } = open_views(reader, end, dir, cache_bytes)?;
     let mut fold = Fold::begin(views, limits)?;
     fold.log(reader, from, end, crash)?;
+    if rotten_homes {
+        rearm::all(&mut fold)?;
+    }
     let (counters, starts) = fold.finish(end)?;
     let found = Found {
         starts,
@@ -85,7 +95,26 @@ pub fn recover(
     })
 }
 
-type OpenedViews = (Views, LogPosition, Option<String>);
+/// The views a fold begins with.
+struct OpenedViews {
+    views: Views,
+    /// From where on the log is folded.
+    from: LogPosition,
+    rebuilt: Option<String>,
+    /// Homes of timers do not read: what waits gets new ones.
+    rotten_homes: bool,
+}
+
+impl OpenedViews {
+    fn empty(views: Views, rebuilt: Option<String>) -> Self {
+        Self {
+            views,
+            from: LogPosition(0),
+            rebuilt,
+            rotten_homes: false,
+        }
+    }
+}
 
 fn open_views(
     reader: &LogReader,
@@ -96,9 +125,20 @@ fn open_views(
     let cluster = reader.identity().cluster;
     let distrust = match Views::open(dir, cache_bytes, cluster) {
         Ok(opened) => match opened.standing {
-            Standing::Fresh => return Ok((opened.views, LogPosition(0), None)),
-            Standing::Trusted { mark, .. } if mark.position <= end => {
-                return Ok((opened.views, mark.position, None));
+            Standing::Fresh => return Ok(OpenedViews::empty(opened.views, None)),
+            Standing::Trusted { mark, verified } if mark.position <= end => {
+                for (home, why) in &verified.rotten {
+                    tracing::error!(
+                        target: "waterwheel::recovery",
+                        level_owner = home.owner.0, home = home.id, why,
+                        "a home of timers does not read: it is skipped, and what waits gets new ones"
+                    );
+                }
+                return Ok(OpenedViews {
+                    from: mark.position,
+                    rotten_homes: !verified.rotten.is_empty(),
+                    ..OpenedViews::empty(opened.views, None)
+                });
             }
             Standing::Trusted { .. } => "they hold more than the log".to_owned(),
             Standing::Distrusted(why) => why.to_string(),
@@ -111,7 +151,7 @@ fn open_views(
     );
     Views::destroy(dir)?;
     let opened = Views::open(dir, cache_bytes, cluster)?;
-    Ok((opened.views, LogPosition(0), Some(distrust)))
+    Ok(OpenedViews::empty(opened.views, Some(distrust)))
 }
 
 /// A fold of the log in progress.

@@ -408,3 +408,55 @@ proptest! {
         trusted(&open(&path));
     }
 }
+
+#[test]
+fn a_rotten_home_of_timers_is_told_and_removed_and_nothing_else_is_disbelieved() {
+    use super::layout::WHEEL_HOME;
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let home = |id| RowKey {
+        owner: OwnerId::wheel_level(2),
+        kind: WHEEL_HOME,
+        id,
+    };
+    let wheel = |key, payload: &'static [u8]| RowChange {
+        tree: Tree::Wheel,
+        ..put(key, 9, payload)
+    };
+    let mut opened = open(dir.path());
+    let changes = [
+        wheel(RowKey::head(OwnerId::wheel_level(2)), b"head"),
+        wheel(home(1), b"one"),
+        wheel(home(2), b"two"),
+        wheel(home(3), b"three"),
+    ];
+    opened.views.write(&changes).unwrap();
+    opened.views.mark(LogPosition(200), false).unwrap();
+    opened
+        .views
+        .insert(Tree::Wheel, home(2), b"rotten".to_vec())
+        .unwrap();
+    drop(opened);
+    let mut opened = open(dir.path());
+    let (mark, verified) = trusted(&opened);
+    assert_eq!(mark.position, LogPosition(200));
+    let rotten: Vec<RowKey> = verified.rotten.iter().map(|(key, _)| *key).collect();
+    assert_eq!(rotten, [home(2)]);
+    let left = |views: &Views| {
+        views
+            .row_ids(Tree::Wheel, OwnerId::wheel_level(2), WHEEL_HOME)
+            .unwrap()
+    };
+    assert_eq!(left(&opened.views), [1, 3]);
+    // What is written from now on adds up again.
+    opened.views.write(&[wheel(home(4), b"four")]).unwrap();
+    opened.views.mark(LogPosition(300), false).unwrap();
+    drop(opened);
+    let opened = open(dir.path());
+    let (mark, verified) = trusted(&opened);
+    assert_eq!(
+        (mark.position, verified.rotten.len()),
+        (LogPosition(300), 0)
+    );
+    assert_eq!(left(&opened.views), [1, 3, 4]);
+}

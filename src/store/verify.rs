@@ -15,6 +15,9 @@ pub struct Verified {
     pub rows: u64,
     /// Bytes of their payloads.
     pub payload_bytes: u64,
+    /// Homes of timers that are not what was written. They are told, not believed, and make nothing else
+    /// be disbelieved: what was in them, partitions know.
+    pub rotten: Vec<(RowKey, String)>,
     /// The highest stamp of a row.
     pub(super) stamp: u64,
     /// What the heads count as they are.
@@ -37,6 +40,8 @@ struct Owner {
     /// What they count now.
     rows_now: u64,
     newer: bool,
+    /// A row was left out: the others are believed by themselves.
+    rotten: bool,
 }
 
 impl Owner {
@@ -72,7 +77,7 @@ impl Sum<'_> {
 
     fn close(&mut self, tree: Tree, owner: Owner) -> Result<(), Distrust> {
         let counted = owner.head.as_ref().map_or(0, |head| head.rows);
-        if owner.rows_then != counted {
+        if owner.rows_then != counted && !owner.rotten {
             return Err(Distrust::Owner {
                 tree,
                 owner: owner.id,
@@ -92,7 +97,7 @@ impl Sum<'_> {
         self.heads_then = self.heads_then.wrapping_add(then);
         self.verified.heads_now = self.verified.heads_now.wrapping_add(head.count);
         self.verified.owners += u64::from(head.live);
-        if owner.newer {
+        if owner.newer || owner.rotten {
             self.verified.behind.push((tree, owner.id, owner.rows_now));
         }
         if !head.live {
@@ -140,6 +145,15 @@ fn verify_tree(
         };
         let value = match decode_value(tree, key, &bytes) {
             Ok(value) => value,
+            Err(fault) if tree == Tree::Wheel && !key.is_head() => {
+                sum.verified.rotten.push((key, fault.to_string()));
+                if let Some(owner) = current.as_mut().filter(|owner| owner.id == key.owner) {
+                    owner.rotten = true;
+                    continue;
+                }
+                // Its head comes first, and did not.
+                return Ok(Err(Distrust::Row { tree, key, fault }));
+            }
             Err(fault) => return Ok(Err(Distrust::Row { tree, key, fault })),
         };
         let verified = &mut sum.verified;
@@ -159,6 +173,7 @@ fn verify_tree(
                 rows_then: 0,
                 rows_now: 0,
                 newer: false,
+                rotten: false,
             };
             if let Some(done) = current.replace(fresh)
                 && let Err(why) = sum.close(tree, done)

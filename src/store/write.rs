@@ -16,6 +16,9 @@ impl Views {
         for (tree, key) in &verified.orphans {
             fenced(|| Ok(self.trees.of(*tree).remove(key.encode())?))?;
         }
+        for (key, _) in &verified.rotten {
+            fenced(|| Ok(self.trees.of(Tree::Wheel).remove(key.encode())?))?;
+        }
         for (tree, owner, rows) in &verified.behind {
             let key = RowKey::head(*owner);
             if let Some(head) = self.value(*tree, key)? {

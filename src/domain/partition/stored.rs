@@ -792,3 +792,6 @@ impl Table {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

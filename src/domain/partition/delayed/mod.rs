@@ -355,3 +355,6 @@ pub fn publish_transaction_draft(key: TransactionId, immediate: u32) -> Draft {
 pub fn discard_transaction_draft(key: TransactionId) -> Draft {
     state(&Delta::TransactionDropped(key))
 }
+
+#[cfg(test)]
+mod tests;
