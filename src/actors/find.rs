@@ -172,6 +172,27 @@ pub(super) fn record_at(
     Some((slot, RecordBody::decode(&body).ok()?))
 }
 
+/// Several records of a batch, in the order asked for; none for one that does not read.
+pub(super) fn records_at(
+    batch: &BatchPlace,
+    offsets: &[u64],
+    body: &Body,
+) -> Vec<Option<(Slot, RecordBody)>> {
+    let bytes = body.to_bytes();
+    let opened = BatchView::parse_structure(&bytes).ok().and_then(|view| {
+        let bodies: Vec<_> = view.bodies().ok()?.collect();
+        Some((view, bodies))
+    });
+    let record = |offset: &u64| {
+        let (view, bodies) = opened.as_ref()?;
+        let skip = u32::try_from(offset.checked_sub(batch.first_offset.0)?).ok()?;
+        let at = batch.record(skip);
+        let (_, body) = bodies.get(at)?.as_ref().ok()?;
+        Some((view.slot(at)?, RecordBody::decode(body).ok()?))
+    };
+    offsets.iter().map(record).collect()
+}
+
 pub(super) fn question() -> (ReplyTo, mpsc::UnboundedReceiver<Mail>) {
     let (tx, rx) = mpsc::unbounded_channel();
     (ReplyTo::new(tx, 0), rx)

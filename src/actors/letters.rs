@@ -6,7 +6,7 @@
 //! goes back is the record without them, under its message id.
 
 use super::feed::DEAD_HEADER;
-use super::find::{Finder, Missed, record_at};
+use super::find::{Finder, Missed, records_at};
 use crate::domain::batch::{
     BATCH_BYTES_CEILING, BatchBuilder, BatchStamp, Compression, Delivery, Slot,
 };
@@ -148,16 +148,15 @@ impl Finder {
                     at = batch.end();
                     continue;
                 }
-                let body = self.body(&batch).await;
-                for offset in offsets.into_iter().map(Offset) {
+                let records = match self.body(&batch).await {
+                    Ok(body) => records_at(&batch, &offsets, &body),
+                    Err(_) => offsets.iter().map(|_| None).collect(),
+                };
+                for (offset, record) in offsets.into_iter().map(Offset).zip(records) {
                     if page.letters.len() >= max {
                         page.next = Some(offset);
                         return Ok(page);
                     }
-                    let record = body
-                        .as_ref()
-                        .ok()
-                        .and_then(|body| record_at(&batch, offset, body));
                     let Some((slot, body)) = record else {
                         page.unreadable.push(offset);
                         continue;
