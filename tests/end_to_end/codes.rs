@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use waterwheel::actors::directory::FailOwner;
 use waterwheel::config::Config;
 use waterwheel::domain::batch::{BatchBuilder, BatchStamp, Compression, Delivery};
@@ -124,8 +125,11 @@ fn every_code_is_provoked_or_reserved_with_a_reason() {
         );
     }
     run(async {
-        for (code, provoke) in PROVOCATIONS {
-            assert_eq!(provoke().await, *code);
+        let mut answers = stream::iter(PROVOCATIONS)
+            .map(|(code, provoke)| async move { (code, provoke().await) })
+            .buffer_unordered(8);
+        while let Some((code, answer)) = answers.next().await {
+            assert_eq!(answer, *code);
         }
     });
 }
