@@ -341,6 +341,7 @@ pub(crate) const ALL: &[Scenario] = &[
             Goal::at_most("refused: early", 0.0),
             Goal::at_most("refused: lateness p99", 1_000.0),
             Goal::at_most("dead letters missing or doubled", 0.0),
+            Goal::at_most("brought back missing or doubled", 0.0),
         ],
         perform: groups::retries::retries,
     },

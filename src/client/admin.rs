@@ -18,7 +18,7 @@ use crate::domain::id::{Lane, PartitionIndex};
 use crate::domain::time::WallMs;
 use crate::wire::code::Code;
 use crate::wire::frame::Header;
-use crate::wire::status::{ActorInfo, Status, StatusOk};
+use crate::wire::status::{ACTORS_MAX, ActorInfo, Status, StatusOk};
 use crate::wire::topic::{
     AlterTopic, At, CreateTopic, DeleteTopic, DescribeTopic, LookupOffset, Metadata, MetadataOk,
     OffsetOk, PartitionInfo, TopicConfig, TopicInfo, TopicOk, decode_list,
@@ -190,11 +190,29 @@ impl Client {
     /// # Errors
     /// As for all requests: [`AdminError::Unreachable`], [`AdminError::TimedOut`].
     pub async fn status(&self, actors: bool) -> Result<BrokerStatus, AdminError> {
-        let (broker, body) = self.ask(&Status { actors }).await?;
-        Ok(BrokerStatus {
-            broker,
-            actors: decode_list(&body).map_err(AdminError::Protocol)?,
-        })
+        let mut request = Status {
+            actors,
+            ..Status::default()
+        };
+        let mut all: Vec<ActorInfo> = Vec::new();
+        loop {
+            let (broker, body) = self.ask(&request).await?;
+            let page: Vec<ActorInfo> = decode_list(&body).map_err(AdminError::Protocol)?;
+            let is_last = page.len() < ACTORS_MAX;
+            all.extend(page);
+            match all.last() {
+                Some(last) if !is_last => {
+                    request.from_kind.clone_from(&last.kind);
+                    request.from_id = last.id.saturating_add(1);
+                }
+                Some(_) | None => {
+                    return Ok(BrokerStatus {
+                        broker,
+                        actors: all,
+                    });
+                }
+            }
+        }
     }
 
     /// Asks until there is an answer, over as many connections as it takes, within the client's timeout.

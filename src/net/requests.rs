@@ -34,7 +34,7 @@ use crate::wire::frame::{Frame, FrameKind};
 use crate::wire::hello::{Hello, HelloOk, Pong};
 use crate::wire::produce::{OpenProducer, ProducerOk};
 use crate::wire::reader::{CloseReader, Credit, OpenReader};
-use crate::wire::status::{ActorInfo, Status, StatusOk};
+use crate::wire::status::{ACTORS_MAX, ActorInfo, Status, StatusOk};
 use crate::wire::timer::{AskTimer, ListTimers};
 use crate::wire::topic;
 use crate::wire::topic::{
@@ -300,7 +300,7 @@ async fn answer(
         }
         FrameKind::Status => {
             let request: Status = frame.decode().map_err(bad_frame)?;
-            status(session, request.actors, correlation, out);
+            status(session, &request, correlation, out);
         }
         _ => transactions::answer(session, kind, frame, out).await?,
     }
@@ -394,7 +394,7 @@ pub(super) async fn bounds(
     }
 }
 
-fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
+fn status(session: &Session, asked: &Status, correlation: u64, out: &Out) {
     let shared = &session.shared;
     let sealed = shared
         .gauge
@@ -419,12 +419,11 @@ fn status(session: &Session, actors: bool, correlation: u64, out: &Out) {
         read_ahead_misses: ahead.misses,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let list: Vec<ActorInfo> = if actors {
-        shared
-            .house
-            .registry
-            .snapshot()
-            .into_iter()
+    let list: Vec<ActorInfo> = if asked.actors {
+        let from = (asked.from_kind.as_str(), asked.from_id);
+        let all = shared.house.registry.snapshot().into_iter();
+        all.filter(|actor| (actor.kind, actor.id.0) >= from)
+            .take(ACTORS_MAX)
             .map(actor_info)
             .collect()
     } else {

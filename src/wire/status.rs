@@ -5,13 +5,22 @@ use serde::{Deserialize, Serialize};
 use super::frame::header;
 
 /// How is the broker?
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Status {
     /// Whether to list the actors.
     #[serde(default)]
     pub actors: bool,
+    /// Which kind comes first, for whoever has those before: an answer lists [`ACTORS_MAX`] at most.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub from_kind: String,
+    /// And which id of it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub from_id: u64,
 }
 header!(Status, Status);
+
+/// Actors one answer lists: they fit a frame.
+pub const ACTORS_MAX: usize = 2_000;
 
 /// The answer to [`Status`]. The actors travel in the frame's *body*, a MessagePack array of
 /// [`ActorInfo`] with named fields ([`encode_list`](super::topic::encode_list)).

@@ -193,7 +193,21 @@ fn golden_requests() -> Vec<Bytes> {
             },
             r"\x88\xa5topic\x05\xa9partition\x03\xa4lane\x00\xacleader_epoch\x00\xa4from\x00\xa8due_from\x01\xaadue_before\x02\xa3max\n",
         ),
-        golden(Status { actors: true }, r"\x81\xa6actors\xc3"),
+        golden(
+            Status {
+                actors: true,
+                ..Status::default()
+            },
+            r"\x81\xa6actors\xc3",
+        ),
+        golden(
+            Status {
+                actors: true,
+                from_kind: "wheel".to_owned(),
+                from_id: 7,
+            },
+            r"\x83\xa6actors\xc3\xa9from_kind\xa5wheel\xa7from_id\x07",
+        ),
         golden(
             Produce {
                 topic,

@@ -271,7 +271,10 @@ impl Client {
     }
 
     pub(crate) async fn status(&mut self) -> (StatusOk, Vec<ActorInfo>) {
-        let question = Status { actors: true };
+        let question = Status {
+            actors: true,
+            ..Status::default()
+        };
         let (ok, body) = self.control.ask_with_body(&question).await.unwrap();
         (ok, decode_list(&body).unwrap())
     }

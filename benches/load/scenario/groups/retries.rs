@@ -58,6 +58,9 @@ pub(crate) fn retries(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         await_consumed(home, GROUP)?;
         let wrong = letters(home, count)?;
         samples.add("dead letters missing or doubled", wrong as f64, "");
+        redrive(home)?;
+        let wrong = back(home, count)?;
+        samples.add("brought back missing or doubled", wrong as f64, "");
     }
     Ok(())
 }
@@ -173,8 +176,58 @@ pub(crate) fn killed(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
             said.load(Ordering::Relaxed) as f64 / count as f64,
             "",
         );
+        let home = broker.home().clone();
+        let broker = scope(|scope| {
+            let redriving = scope.spawn(|| redrive(&home));
+            sleep(bench.size(Duration::from_millis(500), Duration::from_millis(30)));
+            let broker = broker.kill()?.start()?;
+            redriving.join().map_err(|_| "the redrive panicked")??;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(broker)
+        })?;
+        let wrong = back(broker.home(), count)?;
+        samples.add("kill -9: brought back missing or doubled", wrong as f64, "");
     }
     Ok(())
+}
+
+/// Brings all letters back, again where it did not come to an end: none comes back twice by that.
+fn redrive(home: &Home) -> Outcome<()> {
+    bounded(PATIENCE * 5, async {
+        let client = clients::connect(home).await?;
+        loop {
+            match client.dead_letters(LETTERS).redrive().await {
+                Ok(done) if done.faulty == 0 => return Ok(()),
+                Ok(done) => return Err(format!("letters stay where they are: {done:?}").into()),
+                Err(why) if why.is_retriable() => tokio::time::sleep(LOOK).await,
+                Err(why) => return Err(why.into()),
+            }
+        }
+    })
+}
+
+/// Consumes what was brought back: how many records did not come exactly once, from their first attempt on.
+fn back(home: &Home, count: u64) -> Outcome<u64> {
+    let seen = Seen::of(count)?;
+    let seen = &seen;
+    muster(MEMBERS, PATIENCE * 5, |_| async move {
+        let client = clients::connect(home).await?;
+        let mut consumer = join(home, 1_000).await?;
+        loop {
+            let batch = consumer.next_batch(1_000, LOOK).await?;
+            for delivery in &batch {
+                if delivery.attempt > 1 {
+                    return Err("what was brought back does not begin anew".into());
+                }
+                seen.note(number(delivery)?)?;
+            }
+            consumer.ack_batch(&batch).await?;
+            if batch.is_empty() && super::lag(&client, GROUP).await? == 0 {
+                consumer.close().await;
+                return Ok(());
+            }
+        }
+    })?;
+    Ok(count - seen.distinct() + seen.repeats())
 }
 
 /// Refuses until nothing is left, whatever happens to the broker meanwhile.
