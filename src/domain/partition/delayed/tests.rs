@@ -1,6 +1,11 @@
 //! The machine of delayed records against a plain list of what the log says of each, with a wheel that is
 //! a set, through refusals and restarts from rows.
 
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "what a test does not expect fails it"
+)]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
