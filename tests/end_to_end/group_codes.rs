@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use waterwheel::client::{self, AdminError, Mode, Record, Subscription, TopicConfig};
+use waterwheel::client::{self, AdminError, Mode, Subscription, TopicConfig};
 use waterwheel::config::Config;
 use waterwheel::domain::id::{Lane, LeaseId, Offset, PartitionIndex};
 use waterwheel::wire::code::{Code, Refused};
@@ -208,30 +208,4 @@ pub(crate) async fn too_many_subscriptions() -> Code {
     let (_rig, client) = set(|config| config.group_subscriptions_max = 1).await;
     let second = Subscription::new("payments");
     code(client.create_subscription("g", second).await)
-}
-
-/// Every other record is done with: so many gaps do not fit a snapshot of a broker with tiny flushes.
-pub(crate) async fn list_full() -> Code {
-    let tiny = |config: &mut Config| {
-        config.flush_bytes_max = 128 << 10;
-        config.batch_bytes_max = 32 << 10;
-    };
-    let (_rig, client) = set(tiny).await;
-    let producer = client.producer(TOPIC).open().await.unwrap();
-    for number in 0..6000 {
-        let record = Record::new(format!("{number}"));
-        producer.send_one_way(record).await.unwrap();
-    }
-    producer.close().await.unwrap();
-    let letters = client.dead_letters(TOPIC).page_size(1000).list().await.unwrap();
-    let ids: Vec<_> = letters.iter().step_by(2).map(|letter| letter.id).collect();
-    for ids in ids.chunks(1000) {
-        let purged = client.dead_letters(TOPIC).ids(ids.iter().copied()).purge().await;
-        if purged.is_err() {
-            // What leaves no gap is still taken.
-            assert!(client.dead_letters(TOPIC).purge().await.unwrap().done > 2000);
-            return code(purged);
-        }
-    }
-    panic!("it is never full");
 }

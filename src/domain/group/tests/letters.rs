@@ -219,3 +219,26 @@ fn a_place_without_an_account_is_refused() {
     let unknown = Rejection::Group(GroupRejection::UnknownSubscription);
     assert_eq!(rig.answers[&token], Err(unknown));
 }
+
+#[test]
+fn gaps_are_bounded_and_what_leaves_none_is_still_taken() {
+    let spec = SubscriptionSpec::new(TOPIC, Mode::Shared);
+    let limits = Limits {
+        snapshot_bytes_max: 640,
+        ..Limits::default()
+    };
+    let mut rig = Rig::new(spec.clone(), 1, limits);
+    rig.command(Command::Subscribe(spec));
+    rig.commit(usize::MAX);
+    let mut last = None;
+    for offset in (1..LETTERS).step_by(2) {
+        let token = purge(&mut rig, 0, offset, 1);
+        rig.commit(usize::MAX);
+        last = Some(rig.answers[&token].clone());
+    }
+    let full = GroupRejection::ListFull { max: 10 };
+    assert_eq!(last, Some(Err(Rejection::Group(full))));
+    let rest = purge(&mut rig, 0, 0, LETTERS);
+    rig.commit(usize::MAX);
+    assert_eq!(done(&rig, &[rest]), LETTERS - 11);
+}
