@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
+use actix::{Actor, AsyncContext, Context, Handler, SpawnHandle};
 use tokio::sync::oneshot;
 
 use super::Link;
@@ -22,6 +22,17 @@ use super::store::{StoreActor, WriteMark};
 use super::vigil::Watched;
 use super::wheel::Wheel;
 use crate::domain::id::{LogPosition, OwnerId};
+
+tells!(
+    Introduce,
+    Pressure,
+    Began,
+    RowsWritten,
+    Gone,
+    Homed,
+    Marked,
+    Close
+);
 
 /// What a round waits for.
 ///
@@ -213,10 +224,6 @@ pub struct Introduce {
     pub wheel: Wheel,
 }
 
-impl Message for Introduce {
-    type Result = ();
-}
-
 impl Handler<Introduce> for CheckpointActor {
     type Result = ();
 
@@ -232,10 +239,6 @@ impl Handler<Introduce> for CheckpointActor {
 pub struct Pressure {
     /// So many that the views are due now.
     pub due: bool,
-}
-
-impl Message for Pressure {
-    type Result = ();
 }
 
 impl Handler<Pressure> for CheckpointActor {
@@ -262,10 +265,6 @@ pub struct Began {
     pub owners: BTreeSet<OwnerId>,
 }
 
-impl Message for Began {
-    type Result = ();
-}
-
 impl Handler<Began> for CheckpointActor {
     type Result = ();
 
@@ -285,10 +284,6 @@ pub struct RowsWritten {
     pub owner: OwnerId,
 }
 
-impl Message for RowsWritten {
-    type Result = ();
-}
-
 impl Handler<RowsWritten> for CheckpointActor {
     type Result = ();
 
@@ -306,10 +301,6 @@ impl Handler<RowsWritten> for CheckpointActor {
 pub struct Gone {
     /// The owner.
     pub owner: OwnerId,
-}
-
-impl Message for Gone {
-    type Result = ();
 }
 
 impl Handler<Gone> for CheckpointActor {
@@ -340,10 +331,6 @@ pub struct Homed {
     pub round: u64,
 }
 
-impl Message for Homed {
-    type Result = ();
-}
-
 impl Handler<Homed> for CheckpointActor {
     type Result = ();
 
@@ -364,10 +351,6 @@ pub struct Marked {
     pub round: u64,
     /// The mark.
     pub position: Option<LogPosition>,
-}
-
-impl Message for Marked {
-    type Result = ();
 }
 
 impl Handler<Marked> for CheckpointActor {
@@ -405,10 +388,6 @@ impl Handler<Marked> for CheckpointActor {
 pub struct Close {
     /// Told when it is done, and whether the views are marked.
     pub reply: oneshot::Sender<bool>,
-}
-
-impl Message for Close {
-    type Result = ();
 }
 
 impl Handler<Close> for CheckpointActor {

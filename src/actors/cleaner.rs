@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{
-    Actor, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler, Message,
-    WrapFuture,
+    Actor, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler, WrapFuture,
 };
 
 use super::commit::{CommitActor, Recycle};
@@ -24,6 +23,8 @@ use crate::domain::entry::{EntryHeader, EntryKind, EntryPlace};
 use crate::domain::id::{LogPosition, Offset, OwnerId};
 use crate::domain::ledger::{Ledger, SegmentNumber, Step};
 use crate::log::{LogReader, Scanned};
+
+tells!(Introduce, Flushed, Trimmed, Inspected, MarkMoved, Recycled);
 
 /// Owners asked to restate at a time: their snapshots are written beside live traffic.
 const RESTATE_AT_ONCE: usize = 64;
@@ -204,10 +205,6 @@ fn note(ledger: &mut Ledger, reader: &LogReader, place: EntryPlace, header: &Ent
 #[derive(Debug)]
 pub struct Introduce(pub Link<DirectoryActor>);
 
-impl Message for Introduce {
-    type Result = ();
-}
-
 impl Handler<Introduce> for CleanerActor {
     type Result = ();
 
@@ -224,10 +221,6 @@ pub struct Flushed {
     pub headers: Vec<(EntryPlace, EntryHeader)>,
     /// Owners deleted by them.
     pub deleted: Vec<OwnerRange>,
-}
-
-impl Message for Flushed {
-    type Result = ();
 }
 
 impl Handler<Flushed> for CleanerActor {
@@ -256,10 +249,6 @@ pub struct Trimmed {
     pub start: Offset,
 }
 
-impl Message for Trimmed {
-    type Result = ();
-}
-
 impl Handler<Trimmed> for CleanerActor {
     type Result = ();
 
@@ -281,10 +270,6 @@ pub struct Inspected {
     pub needed: bool,
 }
 
-impl Message for Inspected {
-    type Result = ();
-}
-
 impl Handler<Inspected> for CleanerActor {
     type Result = ();
 
@@ -302,10 +287,6 @@ impl Handler<Inspected> for CleanerActor {
 #[derive(Debug, Clone, Copy)]
 pub struct MarkMoved(pub LogPosition);
 
-impl Message for MarkMoved {
-    type Result = ();
-}
-
 impl Handler<MarkMoved> for CleanerActor {
     type Result = ();
 
@@ -319,10 +300,6 @@ impl Handler<MarkMoved> for CleanerActor {
 /// A segment was recycled.
 #[derive(Debug, Clone, Copy)]
 pub struct Recycled(pub SegmentNumber);
-
-impl Message for Recycled {
-    type Result = ();
-}
 
 impl Handler<Recycled> for CleanerActor {
     type Result = ();

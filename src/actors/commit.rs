@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, AsyncContext, Context, Handler, Message};
+use actix::{Actor, AsyncContext, Context, Handler};
 use tokio::sync::oneshot;
 
 use super::admission::Permit;
@@ -26,6 +26,18 @@ use crate::domain::id::{Incarnation, LogPosition, OwnerId};
 use crate::domain::ledger::SegmentNumber;
 use crate::domain::rejection::Rejection;
 use crate::log::{Log, LogError, Recycled, Room, SegmentNumber as Segment, TailCache};
+
+tells!(
+    Introduce,
+    Begin,
+    Forget,
+    Persist,
+    FlushNow,
+    BeginCheckpoint,
+    NoteMark,
+    Recycle,
+    Close
+);
 
 /// With nothing to write for this long, an empty flush closes the tail: what was acknowledged last can
 /// then be told from a torn write.
@@ -383,10 +395,6 @@ pub struct Introduce {
     pub cleaner: Link<CleanerActor>,
 }
 
-impl Message for Introduce {
-    type Result = ();
-}
-
 impl Handler<Introduce> for CommitActor {
     type Result = ();
 
@@ -417,10 +425,6 @@ pub struct Life {
     pub counters: Counters,
     /// Everything of it lies before this position.
     pub end: LogPosition,
-}
-
-impl Message for Begin {
-    type Result = ();
 }
 
 impl Handler<Begin> for CommitActor {
@@ -456,10 +460,6 @@ pub struct Forget {
     pub owner: OwnerId,
 }
 
-impl Message for Forget {
-    type Result = ();
-}
-
 impl Handler<Forget> for CommitActor {
     type Result = ();
 
@@ -480,10 +480,6 @@ pub struct Persist {
     pub need: Need,
     /// Whoever waits.
     pub ticket: Ticket,
-}
-
-impl Message for Persist {
-    type Result = ();
 }
 
 impl Handler<Persist> for CommitActor {
@@ -517,10 +513,6 @@ impl Handler<Persist> for CommitActor {
 #[derive(Debug)]
 struct FlushNow;
 
-impl Message for FlushNow {
-    type Result = ();
-}
-
 impl Handler<FlushNow> for CommitActor {
     type Result = ();
 
@@ -541,10 +533,6 @@ pub struct BeginCheckpoint {
     pub again: BTreeSet<OwnerId>,
     /// The last round that was marked.
     pub marked: u64,
-}
-
-impl Message for BeginCheckpoint {
-    type Result = ();
 }
 
 impl Handler<BeginCheckpoint> for CommitActor {
@@ -579,10 +567,6 @@ impl Handler<BeginCheckpoint> for CommitActor {
 /// The views hold everything before this position: say so in the log too.
 #[derive(Debug)]
 pub struct NoteMark(pub LogPosition);
-
-impl Message for NoteMark {
-    type Result = ();
-}
 
 impl Handler<NoteMark> for CommitActor {
     type Result = ();
@@ -621,10 +605,6 @@ impl Handler<NoteMark> for CommitActor {
 #[derive(Debug)]
 pub struct Recycle(pub SegmentNumber);
 
-impl Message for Recycle {
-    type Result = ();
-}
-
 impl Handler<Recycle> for CommitActor {
     type Result = ();
 
@@ -652,10 +632,6 @@ impl Handler<Recycle> for CommitActor {
 pub struct Close {
     /// Told when it is done.
     pub reply: oneshot::Sender<()>,
-}
-
-impl Message for Close {
-    type Result = ();
 }
 
 impl Handler<Close> for CommitActor {

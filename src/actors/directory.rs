@@ -9,7 +9,7 @@ pub mod groups;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message};
+use actix::{Actor, AsyncContext, Context, Handler};
 use actix_rt::ArbiterHandle;
 
 use super::checkpoint::{Gone, RowsWritten};
@@ -32,6 +32,19 @@ use crate::domain::time::{MonotonicMs, WallMs};
 use crate::domain::topics::{Command, Effect, Topics};
 use crate::domain::transaction::shard_of_owner;
 use crate::store::{RowChange, RowKey, Tree, layout};
+
+tells!(
+    Do,
+    List,
+    Locate,
+    LocateCoordinator,
+    StartOwner,
+    RestateOwner,
+    InspectOwner,
+    RetainAll,
+    Died,
+    FailOwner
+);
 
 /// An unused producer is remembered longer than it must be by at most this part.
 const FORGET_PARTS: u64 = 64;
@@ -330,10 +343,6 @@ pub struct Do {
     pub reply: ReplyTo,
 }
 
-impl Message for Do {
-    type Result = ();
-}
-
 impl Handler<Do> for DirectoryActor {
     type Result = ();
 
@@ -349,10 +358,6 @@ pub struct List {
     pub names: Vec<String>,
     /// Where the answer goes.
     pub reply: ReplyTo,
-}
-
-impl Message for List {
-    type Result = ();
 }
 
 impl Handler<List> for DirectoryActor {
@@ -388,10 +393,6 @@ pub struct Locate {
     pub reply: ReplyTo,
 }
 
-impl Message for Locate {
-    type Result = ();
-}
-
 impl Handler<Locate> for DirectoryActor {
     type Result = ();
 
@@ -419,10 +420,6 @@ pub struct LocateCoordinator {
     pub reply: ReplyTo,
 }
 
-impl Message for LocateCoordinator {
-    type Result = ();
-}
-
 impl Handler<LocateCoordinator> for DirectoryActor {
     type Result = ();
 
@@ -440,10 +437,6 @@ impl Handler<LocateCoordinator> for DirectoryActor {
 pub struct StartOwner {
     /// The owner.
     pub owner: OwnerId,
-}
-
-impl Message for StartOwner {
-    type Result = ();
 }
 
 impl Handler<StartOwner> for DirectoryActor {
@@ -478,10 +471,6 @@ pub struct RestateOwner {
     pub owner: OwnerId,
 }
 
-impl Message for RestateOwner {
-    type Result = ();
-}
-
 impl Handler<RestateOwner> for DirectoryActor {
     type Result = ();
 
@@ -506,10 +495,6 @@ pub struct InspectOwner {
     pub owner: OwnerId,
     /// The question.
     pub inspect: Inspect,
-}
-
-impl Message for InspectOwner {
-    type Result = ();
 }
 
 impl Handler<InspectOwner> for DirectoryActor {
@@ -538,10 +523,6 @@ impl Handler<Restate> for DirectoryActor {
 pub struct RetainAll {
     /// The wall clock.
     pub now: WallMs,
-}
-
-impl Message for RetainAll {
-    type Result = ();
 }
 
 impl Handler<RetainAll> for DirectoryActor {
@@ -583,10 +564,6 @@ impl Handler<RetainAll> for DirectoryActor {
 pub struct Died {
     /// The owner.
     pub owner: OwnerId,
-}
-
-impl Message for Died {
-    type Result = ();
 }
 
 impl Handler<Died> for DirectoryActor {
@@ -715,10 +692,6 @@ pub fn row_changes(machine: &mut Topics) -> Vec<RowChange> {
 pub struct FailOwner {
     /// The partition.
     pub owner: OwnerId,
-}
-
-impl Message for FailOwner {
-    type Result = ();
 }
 
 impl Handler<FailOwner> for DirectoryActor {

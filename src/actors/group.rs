@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler,
-    Message, WrapFuture,
+    WrapFuture,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
@@ -37,6 +37,8 @@ use crate::domain::rejection::Rejection;
 use crate::domain::time::MonotonicMs;
 use crate::domain::transaction::shard_of_owner;
 use crate::store::{RowChange, RowKey, Tree, layout};
+
+tells!(Do, Found, Shape, Dismiss);
 
 /// A consumer group as the directory knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -319,10 +321,6 @@ pub struct Do {
     pub reply: ReplyTo,
 }
 
-impl Message for Do {
-    type Result = ();
-}
-
 impl Handler<Do> for GroupActor {
     type Result = ();
 
@@ -342,10 +340,6 @@ impl Handler<Do> for GroupActor {
             machine.handle(now, token, command, effects);
         });
     }
-}
-
-impl Message for Found {
-    type Result = ();
 }
 
 impl Handler<Found> for GroupActor {
@@ -386,10 +380,6 @@ pub struct Shape {
     pub topic: TopicId,
     /// Its shape; none where it is gone.
     pub shape: Option<TopicShape>,
-}
-
-impl Message for Shape {
-    type Result = ();
 }
 
 impl Handler<Shape> for GroupActor {
@@ -528,10 +518,6 @@ impl Handler<Restate> for GroupActor {
 /// The group is gone: end.
 #[derive(Debug, Clone, Copy)]
 pub struct Dismiss;
-
-impl Message for Dismiss {
-    type Result = ();
-}
 
 impl Handler<Dismiss> for GroupActor {
     type Result = ();

@@ -5,6 +5,15 @@
 //! (partitions, the directory) are the ones whose entries the log keeps: the commit actor puts what
 //! became durable into their mailboxes before anybody is acknowledged.
 
+/// Messages are told, never asked: who wants an answer says where it goes (`reply::ReplyTo`).
+macro_rules! tells {
+    ($($name:ty),+ $(,)?) => {
+        $(impl ::actix::Message for $name {
+            type Result = ();
+        })+
+    };
+}
+
 pub mod admission;
 pub mod checkpoint;
 pub mod cleaner;
@@ -48,6 +57,8 @@ use crate::domain::partition::TimerLimits;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, Now, WallMs};
 use crate::log::{LogReader, ReadAhead, ReadPool, TailCache};
+
+tells!(Applied, Fenced, WriteRows, Restate);
 
 /// An actor's address together with its counters.
 #[derive(Debug)]
@@ -110,10 +121,6 @@ impl<A: Actor> Link<A> {
 #[derive(Debug)]
 pub struct Applied(pub Vec<AppliedEntry>);
 
-impl Message for Applied {
-    type Result = ();
-}
-
 /// The log refused something of this incarnation: all that is later from it is refused too. Go back to
 /// the applied state and begin another.
 #[derive(Debug)]
@@ -122,10 +129,6 @@ pub struct Fenced {
     pub incarnation: Incarnation,
     /// Why.
     pub rejection: Rejection,
-}
-
-impl Message for Fenced {
-    type Result = ();
 }
 
 /// Write what changed to the views, for this round of the checkpoint.
@@ -137,17 +140,9 @@ pub struct WriteRows {
     pub marked: u64,
 }
 
-impl Message for WriteRows {
-    type Result = ();
-}
-
 /// Restate all rows in the log.
 #[derive(Debug, Clone, Copy)]
 pub struct Restate;
-
-impl Message for Restate {
-    type Result = ();
-}
 
 /// An owner's mailbox, whichever kind of actor it is. Groups and coordinators join here.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler,
-    Message, WrapFuture,
+    WrapFuture,
 };
 
 pub use self::timers::{AskTimer, AskTimers, BodiesLoaded, Inspect};
@@ -36,6 +36,10 @@ use crate::domain::rejection::Rejection;
 use crate::domain::time::WallMs;
 use crate::domain::transaction::TransactionId;
 use crate::store::{RowChange, RowKey, Tree, layout};
+
+tells!(
+    Append, Read, FindHalf, Lookup, RunLoaded, Retain, Dismiss, Fail
+);
 
 /// Open questions below which none is looked for that nobody waits for.
 const SWEEP_AT_MIN: usize = 64;
@@ -331,10 +335,6 @@ pub struct Append {
     pub permit: Option<Permit>,
 }
 
-impl Message for Append {
-    type Result = ();
-}
-
 impl Handler<Append> for PartitionActor {
     type Result = ();
 
@@ -379,10 +379,6 @@ pub struct Read {
     pub reply: ReplyTo,
 }
 
-impl Message for Read {
-    type Result = ();
-}
-
 impl Handler<Read> for PartitionActor {
     type Result = ();
 
@@ -419,10 +415,6 @@ pub struct FindHalf {
     pub reply: ReplyTo,
 }
 
-impl Message for FindHalf {
-    type Result = ();
-}
-
 impl Handler<FindHalf> for PartitionActor {
     type Result = ();
 
@@ -448,10 +440,6 @@ pub struct Lookup {
     pub from: ReadFrom,
     /// Where the answer goes.
     pub reply: ReplyTo,
-}
-
-impl Message for Lookup {
-    type Result = ();
 }
 
 impl Handler<Lookup> for PartitionActor {
@@ -536,10 +524,6 @@ pub struct RunLoaded {
     pub first: Offset,
     /// Its batches.
     pub run: Result<Vec<BatchPlace>, Rejection>,
-}
-
-impl Message for RunLoaded {
-    type Result = ();
 }
 
 impl Handler<RunLoaded> for PartitionActor {
@@ -636,10 +620,6 @@ pub struct Retain {
     pub retention_bytes: Option<u64>,
 }
 
-impl Message for Retain {
-    type Result = ();
-}
-
 impl Handler<Retain> for PartitionActor {
     type Result = ();
 
@@ -675,10 +655,6 @@ impl Handler<Restate> for PartitionActor {
 #[derive(Debug, Clone, Copy)]
 pub struct Dismiss;
 
-impl Message for Dismiss {
-    type Result = ();
-}
-
 impl Handler<Dismiss> for PartitionActor {
     type Result = ();
 
@@ -702,10 +678,6 @@ impl Handler<Dismiss> for PartitionActor {
 /// Fail, as a bug would: only for tests of re-creation.
 #[derive(Debug, Clone, Copy)]
 pub struct Fail;
-
-impl Message for Fail {
-    type Result = ();
-}
 
 impl Handler<Fail> for PartitionActor {
     type Result = ();

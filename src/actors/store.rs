@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use actix::{Actor, Context, Handler, Message};
+use actix::{Actor, Context, Handler};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -22,6 +22,10 @@ use crate::domain::partition::index::BatchPlace;
 use crate::domain::partition::rows::decode_run;
 use crate::domain::rejection::Rejection;
 use crate::store::{Row, RowChange, RowKey, Tree, Views, ViewsError, layout};
+
+tells!(
+    LoadOwner, LoadRun, LoadBodies, Write, FindHomes, LoadHomes, WriteHomes, WriteMark
+);
 
 /// The views' owner.
 #[derive(Debug)]
@@ -186,10 +190,6 @@ pub struct LoadOwner {
     pub reply: oneshot::Sender<Result<OwnerRows, String>>,
 }
 
-impl Message for LoadOwner {
-    type Result = ();
-}
-
 impl Handler<LoadOwner> for StoreActor {
     type Result = ();
 
@@ -215,10 +215,6 @@ pub struct LoadRun {
     pub reply: Link<PartitionActor>,
 }
 
-impl Message for LoadRun {
-    type Result = ();
-}
-
 impl Handler<LoadRun> for StoreActor {
     type Result = ();
 
@@ -241,10 +237,6 @@ pub struct LoadBodies {
     pub first: RecordNumber,
     /// Where it goes.
     pub reply: Link<PartitionActor>,
-}
-
-impl Message for LoadBodies {
-    type Result = ();
 }
 
 impl Handler<LoadBodies> for StoreActor {
@@ -274,10 +266,6 @@ impl Handler<LoadBodies> for StoreActor {
 #[derive(Debug)]
 pub struct Write(pub Vec<RowChange>);
 
-impl Message for Write {
-    type Result = ();
-}
-
 impl Handler<Write> for StoreActor {
     type Result = ();
 
@@ -295,10 +283,6 @@ pub struct FindHomes {
     pub owner: OwnerId,
     /// The row ids and the mark; an error is text.
     pub reply: oneshot::Sender<Result<(Vec<u64>, LogPosition), String>>,
-}
-
-impl Message for FindHomes {
-    type Result = ();
 }
 
 impl Handler<FindHomes> for StoreActor {
@@ -326,10 +310,6 @@ pub struct LoadHomes {
     pub ids: Vec<u64>,
     /// Where they go.
     pub reply: LevelLink,
-}
-
-impl Message for LoadHomes {
-    type Result = ();
 }
 
 impl Handler<LoadHomes> for StoreActor {
@@ -365,10 +345,6 @@ pub struct WriteHomes {
     pub reply: LevelLink,
 }
 
-impl Message for WriteHomes {
-    type Result = ();
-}
-
 impl Handler<WriteHomes> for StoreActor {
     type Result = ();
 
@@ -396,10 +372,6 @@ pub struct WriteMark {
     pub clean: bool,
     /// Who hears of it.
     pub reply: Link<CheckpointActor>,
-}
-
-impl Message for WriteMark {
-    type Result = ();
 }
 
 impl Handler<WriteMark> for StoreActor {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler,
-    Message, SpawnHandle, WrapFuture,
+    SpawnHandle, WrapFuture,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -41,6 +41,19 @@ use crate::domain::transaction::{
     TransactionId, shard_owner,
 };
 use crate::store::{RowChange, RowKey, Tree, layout};
+
+tells!(
+    OpenSession,
+    Listen,
+    Half,
+    Attach,
+    Settled,
+    End,
+    Checked,
+    Tell,
+    Resume,
+    Fail
+);
 
 /// Halves a shard lets through at a time. Far above what admission by bytes allows.
 const HALVES_MAX: u32 = 1 << 20;
@@ -412,10 +425,6 @@ pub struct OpenSession {
     pub reply: ReplyTo,
 }
 
-impl Message for OpenSession {
-    type Result = ();
-}
-
 impl Handler<OpenSession> for CoordinatorActor {
     type Result = ();
 
@@ -444,10 +453,6 @@ pub struct Listen {
     pub questions: UnboundedSender<Question>,
 }
 
-impl Message for Listen {
-    type Result = ();
-}
-
 impl Handler<Listen> for CoordinatorActor {
     type Result = ();
 
@@ -468,10 +473,6 @@ pub struct Half {
     pub append: Append,
     /// Its partition.
     pub to: Link<PartitionActor>,
-}
-
-impl Message for Half {
-    type Result = ();
 }
 
 impl Handler<Half> for CoordinatorActor {
@@ -505,10 +506,6 @@ pub struct Attach {
     pub to: Link<GroupActor>,
     /// Where the answer goes.
     pub reply: ReplyTo,
-}
-
-impl Message for Attach {
-    type Result = ();
 }
 
 impl Handler<Attach> for CoordinatorActor {
@@ -546,10 +543,6 @@ struct Settled {
     id: TransactionId,
 }
 
-impl Message for Settled {
-    type Result = ();
-}
-
 impl Handler<Settled> for CoordinatorActor {
     type Result = ();
 
@@ -573,10 +566,6 @@ pub struct End {
     pub by: By,
     /// Where the answer goes.
     pub reply: ReplyTo,
-}
-
-impl Message for End {
-    type Result = ();
 }
 
 impl Handler<End> for CoordinatorActor {
@@ -604,10 +593,6 @@ pub struct Checked {
     pub id: TransactionId,
     /// Its outcome, if it is known.
     pub outcome: Option<Decision>,
-}
-
-impl Message for Checked {
-    type Result = ();
 }
 
 impl Handler<Checked> for CoordinatorActor {
@@ -638,10 +623,6 @@ pub struct Tell {
     pub ask: Ask,
     /// Where the answer goes.
     pub reply: ReplyTo,
-}
-
-impl Message for Tell {
-    type Result = ();
 }
 
 impl Handler<Tell> for CoordinatorActor {
@@ -701,10 +682,6 @@ impl Handler<Fenced> for CoordinatorActor {
 #[derive(Debug, Clone, Copy)]
 struct Resume;
 
-impl Message for Resume {
-    type Result = ();
-}
-
 impl Handler<Resume> for CoordinatorActor {
     type Result = ();
 
@@ -743,10 +720,6 @@ impl Handler<Restate> for CoordinatorActor {
 /// Fail, for tests.
 #[derive(Debug, Clone, Copy)]
 pub struct Fail;
-
-impl Message for Fail {
-    type Result = ();
-}
 
 impl Handler<Fail> for CoordinatorActor {
     type Result = ();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use actix::{Actor, Context, Handler, Message};
+use actix::{Actor, Context, Handler};
 
 use super::super::checkpoint::Gone;
 use super::super::commit::Forget;
@@ -18,6 +18,8 @@ use crate::domain::id::{OwnerId, TopicId};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Command;
 use crate::domain::topics::groups::Group;
+
+tells!(OpenGroup, DeleteGroup, ListGroups, Watch);
 
 struct Running {
     link: Link<GroupActor>,
@@ -211,10 +213,6 @@ pub struct OpenGroup {
     pub reply: ReplyTo,
 }
 
-impl Message for OpenGroup {
-    type Result = ();
-}
-
 impl Handler<OpenGroup> for DirectoryActor {
     type Result = ();
 
@@ -238,10 +236,6 @@ pub struct DeleteGroup {
     pub reply: ReplyTo,
 }
 
-impl Message for DeleteGroup {
-    type Result = ();
-}
-
 impl Handler<DeleteGroup> for DirectoryActor {
     type Result = ();
 
@@ -256,10 +250,6 @@ impl Handler<DeleteGroup> for DirectoryActor {
 pub struct ListGroups {
     /// Where the answer goes.
     pub reply: ReplyTo,
-}
-
-impl Message for ListGroups {
-    type Result = ();
 }
 
 impl Handler<ListGroups> for DirectoryActor {
@@ -279,10 +269,6 @@ pub struct Watch {
     pub topic: TopicId,
     /// The group.
     pub owner: OwnerId,
-}
-
-impl Message for Watch {
-    type Result = ();
 }
 
 impl Handler<Watch> for DirectoryActor {

@@ -1,6 +1,6 @@
 //! What reaches a partition about delayed records: from the wheel, from sessions, from the cleaner.
 
-use actix::{Context, Handler, Message};
+use actix::{Context, Handler};
 
 use super::PartitionActor;
 use crate::actors::cleaner::Inspected;
@@ -16,6 +16,8 @@ use crate::domain::partition::publication::PublishPlace;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::WallMs;
 use crate::log::{Piece, Wish};
+
+tells!(BodiesLoaded, AskTimer, AskTimers, Inspect);
 
 impl Handler<AlarmEvent> for PartitionActor {
     type Result = ();
@@ -62,10 +64,6 @@ pub struct BodiesLoaded {
     pub row: Result<Vec<u8>, Rejection>,
 }
 
-impl Message for BodiesLoaded {
-    type Result = ();
-}
-
 impl Handler<BodiesLoaded> for PartitionActor {
     type Result = ();
 
@@ -87,10 +85,6 @@ pub struct AskTimer {
     pub command: TimerCommand,
     /// Where the answer goes.
     pub reply: ReplyTo,
-}
-
-impl Message for AskTimer {
-    type Result = ();
 }
 
 impl Handler<AskTimer> for PartitionActor {
@@ -121,10 +115,6 @@ pub struct AskTimers {
     pub reply: ReplyTo,
 }
 
-impl Message for AskTimers {
-    type Result = ();
-}
-
 impl Handler<AskTimers> for PartitionActor {
     type Result = ();
 
@@ -146,10 +136,6 @@ pub struct Inspect {
     pub from: LogPosition,
     /// Where it ends.
     pub end: LogPosition,
-}
-
-impl Message for Inspect {
-    type Result = ();
 }
 
 impl Handler<Inspect> for PartitionActor {

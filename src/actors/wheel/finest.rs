@@ -1,8 +1,7 @@
 //! The shell of a finest level.
 
 use actix::{
-    Actor, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler, Message,
-    WrapFuture,
+    Actor, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler, WrapFuture,
 };
 
 use super::level::{Place, Sleep, Sleeps, Wake};
@@ -15,6 +14,8 @@ use crate::domain::alarm::Alarm;
 use crate::domain::id::OwnerId;
 use crate::domain::wheel::Effect;
 use crate::domain::wheel::finest::Finest;
+
+tells!(Entered, Left, Turn);
 
 /// The finest level of one clock's wheel.
 #[derive(Debug)]
@@ -166,18 +167,6 @@ pub(super) struct Left {
 /// Say more that is due.
 #[derive(Debug)]
 struct Turn;
-
-impl Message for Entered {
-    type Result = ();
-}
-
-impl Message for Left {
-    type Result = ();
-}
-
-impl Message for Turn {
-    type Result = ();
-}
 
 /// Handlers that ask the machine and perform what it wants.
 macro_rules! handle {

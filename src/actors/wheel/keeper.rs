@@ -1,6 +1,6 @@
 //! The keeper: starts the levels, makes one anew that failed, tells them that the wall clock was set.
 
-use actix::{Actor, Context, Handler, Message};
+use actix::{Actor, Context, Handler};
 use actix_rt::ArbiterHandle;
 
 use super::coarse::CoarseActor;
@@ -15,6 +15,8 @@ use crate::domain::alarm::AlarmClock;
 use crate::domain::id::OwnerId;
 use crate::domain::time::MonotonicMs;
 use crate::domain::wheel::{span_ms, tick_shift};
+
+tells!(LevelDied, ClockSet);
 
 /// The keeper of all levels.
 #[derive(Debug)]
@@ -122,10 +124,6 @@ pub(super) struct LevelDied {
     pub(super) level: u8,
 }
 
-impl Message for LevelDied {
-    type Result = ();
-}
-
 impl Handler<LevelDied> for KeeperActor {
     type Result = ();
 
@@ -164,10 +162,6 @@ impl Handler<LevelDied> for KeeperActor {
 /// The wall clock was set.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ClockSet;
-
-impl Message for ClockSet {
-    type Result = ();
-}
 
 impl Handler<ClockSet> for KeeperActor {
     type Result = ();

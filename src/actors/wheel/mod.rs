@@ -70,6 +70,8 @@ use crate::domain::wheel::{Held, MONOTONIC_LEVELS, Read, WALL_LEVELS};
 
 pub use crate::domain::wheel::finest::{DUE_BATCH_MAX, DUE_WINDOW};
 
+tells!(Arm, Returned, AlarmEvent);
+
 /// Alarms an owner may have armed, per clock, without having heard that they were taken.
 pub const ARM_WINDOW: usize = 65_536;
 /// With so many alarms in memory that have no home on the disk, a checkpoint is due.
@@ -89,10 +91,6 @@ pub struct Arm {
     pub position: LogPosition,
 }
 
-impl Message for Arm {
-    type Result = ();
-}
-
 /// An owner is done with what was said due.
 #[derive(Debug, Clone, Copy)]
 pub struct Returned {
@@ -103,10 +101,6 @@ pub struct Returned {
     /// None: every alarm in it is settled, its outcome applied or nothing left to do. Otherwise say the
     /// whole batch due again after so many milliseconds: the log refused it.
     pub again_ms: Option<u64>,
-}
-
-impl Message for Returned {
-    type Result = ();
 }
 
 /// What the wheel says to an owner.
@@ -140,10 +134,6 @@ pub enum AlarmEvent {
     },
     /// Homes of alarms on the disk do not read: whatever still stands on the wall clock is armed again.
     Lost,
-}
-
-impl Message for AlarmEvent {
-    type Result = ();
 }
 
 /// The way to the wheel; cheap to clone.
@@ -448,14 +438,6 @@ struct Again;
 #[derive(Debug)]
 struct Fail;
 
-macro_rules! messages {
-    ($($name:ty),*) => {
-        $(impl Message for $name {
-            type Result = ();
-        })*
-    };
-}
-
-messages!(
+tells!(
     Over, Fall, Landed, Loaded, Written, Up, Down, Look, Again, Fail
 );
