@@ -25,7 +25,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use waterwheel::client::{Client, Delivery, TopicConfig};
+use waterwheel::client::{Client, Delivery, TopicConfig, TransactionInfo};
 use waterwheel::{Broker, Config};
 
 use crate::database::{Audit, Failure, with};
@@ -126,25 +126,30 @@ async fn credit_once(run: &str, points: &Delivery) -> Result<(), Failure> {
     .await
 }
 
-/// Half messages of this run whose outcome nobody has said.
+/// What the broker knows of this run's half messages: those that are open, and those that check-back decided.
+async fn halves(client: &Client, run: &str) -> Result<Vec<TransactionInfo>, Failure> {
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = client.transactions(after).await?;
+        let Some(last) = page.last() else {
+            return Ok(found);
+        };
+        after = Some(last.id);
+        found.extend(page.into_iter().filter(|half| half.group == run));
+    }
+}
+
+/// Half messages whose outcome nobody has said.
 async fn open_halves(client: &Client, run: &str) -> Result<usize, Failure> {
-    let all = client.transactions(None).await?;
-    let open = |state: &str| state == "open" || state == "deciding";
-    Ok(all
-        .iter()
-        .filter(|half| half.group == run && open(&half.state))
-        .count())
+    let open = |half: &&TransactionInfo| half.state == "open" || half.state == "deciding";
+    Ok(halves(client, run).await?.iter().filter(open).count())
 }
 
 /// How many outcomes came from check-back: `(committed, rolled back)`.
 async fn checked_back(client: &Client, run: &str) -> Result<(usize, usize), Failure> {
-    let all = client.transactions(None).await?;
-    let decided = |state: &str| {
-        let asked = all
-            .iter()
-            .filter(|half| half.group == run && half.checks > 0);
-        asked.filter(|half| half.state == state).count()
-    };
+    let mut all = halves(client, run).await?;
+    all.retain(|half| half.by.as_deref() == Some("check-back"));
+    let decided = |state: &str| all.iter().filter(|half| half.state == state).count();
     Ok((decided("committed"), decided("rolled-back")))
 }
 
