@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Deposits come in by account. The worker converts each into another currency and passes it on by the same
-//! account, in transactions: what was consumed is attached to what it became ([`convert`]). It is a process
+//! account, in transactions: what was consumed is attached to what it became ([`convert_all`]). It is a process
 //! of its own, this program started with other arguments, killed at random moments; the next one goes on.
 //!
 //! In the end the results, in the order of the log, are put into a table beside those that one loop over the
@@ -18,7 +18,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use rusqlite::{Connection, params};
-use waterwheel::client::{Client, Mode, Record, TopicConfig};
+use waterwheel::client::{Client, Mode, Record, TopicConfig, TransactionError};
 use waterwheel::{Broker, Config};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -45,10 +45,24 @@ fn deposit(number: u32) -> (String, String) {
     (account, format!("{number} {cents}"))
 }
 
-/// The worker: says after every commit how many records it had, and goes on until it is killed.
-#[expect(clippy::print_stdout, reason = "whoever kills it reads this")]
+/// The worker, until it is killed. Where its leases are lost, its transaction is rolled back, and it begins
+/// anew as the next worker would.
 async fn work(address: &str, ca: &str) -> Result<(), Failure> {
     let client = Client::connect(address).ca(ca).await?;
+    loop {
+        let Err(why) = convert_all(&client).await else {
+            continue;
+        };
+        let lost = why.downcast_ref::<TransactionError>();
+        if lost.is_none_or(|lost| lost.code() != "unknown-lease") {
+            return Err(why);
+        }
+    }
+}
+
+/// Says after every commit how many records it had.
+#[expect(clippy::print_stdout, reason = "whoever kills it reads this")]
+async fn convert_all(client: &Client) -> Result<(), Failure> {
     // First the session: it rolls back what the worker before it left open, which then comes again.
     let producer = client.transactional_producer("converter").open().await?;
     // By the same name, it takes over from the worker before it, though the broker still waits for that one.
