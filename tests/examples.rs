@@ -178,3 +178,53 @@ fn the_pipeline_keeps_every_account_in_order() {
     // The sum of n - 2000 for n from 0 to 4999.
     assert!(said.contains("together 2497500 cents"), "{said}");
 }
+
+/// Its output, where it says that all is right and ends so.
+fn right(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.ends_with("all is right\n"), "{said}");
+    said
+}
+
+#[test]
+fn every_paid_order_earns_its_points_once_though_the_tills_are_killed() {
+    let mut points = Command::new(example("order_points"));
+    points.env_remove("DATABASE_URL");
+    let said = right(points);
+    assert!(said.contains("database: SQLite"), "{said}");
+    assert_eq!(said.matches(" is killed: committed").count(), 3, "{said}");
+    assert_eq!(said.matches(" is killed: executing").count(), 1, "{said}");
+    assert!(
+        said.contains("check-back: 3 committed, 1 rolled back"),
+        "{said}"
+    );
+    let audit = "24 orders paid for 3000 points; 24 credits of 3000 points; 0 orders wrong";
+    assert!(said.contains(audit), "{said}");
+    let came = said
+        .lines()
+        .find_map(|line| line.strip_suffix(" messages came"));
+    let came: u32 = came.unwrap().parse().unwrap();
+    assert!(came > 24, "some came again: {said}");
+}
+
+#[test]
+fn what_a_pipeline_passes_on_is_right_though_its_worker_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("audit.sqlite");
+    let mut pipeline = Command::new(example("pipeline"));
+    pipeline.arg(&file);
+    let said = right(pipeline);
+    assert_eq!(said.matches(" is killed after ").count(), 5, "{said}");
+    // And by another look at what the database holds.
+    let database = rusqlite::Connection::open(file).unwrap();
+    let same: i64 = database
+        .query_row(
+            "SELECT count(*) FROM expected JOIN results USING (number, account, result)",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(same, 4_000);
+}
