@@ -23,6 +23,9 @@ impl Guest {
     /// A fresh one.
     pub(crate) fn fresh(bench: &Bench, name: &str) -> Outcome<Self> {
         let data = bench.dir.join(name);
+        if data.exists() {
+            std::fs::remove_dir_all(&data)?;
+        }
         let config = Config {
             data: data.clone(),
             listen: None,

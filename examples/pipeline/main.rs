@@ -15,7 +15,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 use waterwheel::client::{Client, Mode, Record, TopicConfig, TransactionError};
@@ -30,6 +30,8 @@ const KILLS: u32 = 5;
 const BATCH: usize = 20;
 /// So many commits are seen before a worker is killed, at most: all five are killed in the middle of it.
 const COMMITS: u32 = 25;
+/// What the last worker may take for the rest.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is done to each. The number stays with it, so that the audit can tell them apart.
 fn convert(deposit: &str) -> Result<String, Failure> {
@@ -143,13 +145,16 @@ fn kill_workers(address: &str, ca: &str) -> Result<Worker, Failure> {
 
 async fn deposit_all(client: &Client) -> Result<(), Failure> {
     let producer = client.producer("deposits").open().await?;
+    let mut pending = Vec::new();
     for number in 0..DEPOSITS {
         let (account, value) = deposit(number);
-        producer
-            .send_one_way(Record::new(value).key(account))
-            .await?;
+        let record = Record::new(value).key(account);
+        pending.push(producer.enqueue(record).await?);
     }
-    Ok(producer.close().await?)
+    for deposit in pending {
+        deposit.await?;
+    }
+    Ok(())
 }
 
 /// Puts side by side what came out, in the order of the log, and what one loop gives.
@@ -226,8 +231,16 @@ async fn run() -> Result<bool, Failure> {
     deposit_all(&client).await?;
 
     let address = address.to_string();
-    let worker = tokio::task::spawn_blocking(move || kill_workers(&address, &ca)).await??;
+    let killed = tokio::task::spawn_blocking(move || kill_workers(&address, &ca));
+    let mut worker = killed.await??;
+    let deadline = Instant::now() + PATIENCE;
     while client.describe_group("converters").await?.lag(None) > 0 {
+        if let Some(status) = worker.child.try_wait()? {
+            return Err(format!("the last worker ended by itself: {status}").into());
+        }
+        if Instant::now() > deadline {
+            return Err("the last worker does not come to the end".into());
+        }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     drop(worker);

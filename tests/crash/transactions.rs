@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -25,6 +25,8 @@ use crate::{Dice, POINTS, full, launch, run};
 
 const TOPICS: [&str; 2] = ["orders", "points"];
 const PARTITIONS: u32 = 2;
+/// How soon readers see a decision, at the latest.
+const SEEN_WITHIN: Duration = Duration::from_secs(10);
 const PRODUCERS: u64 = 4;
 const GROUP: &str = "tills";
 
@@ -471,18 +473,28 @@ async fn settle(client: &Client, book: &Arc<Book>) {
             ask(client, book, number, id, false).await;
         }
     }
-    let mut last = Vec::new();
-    for topic in TOPICS {
-        for partition in 0..PARTITIONS {
-            last.push(
-                read(client, topic, partition)
-                    .await
-                    .expect("it can be read"),
-            );
+    // A decision is seen by readers a moment after it is durable. What is lost stays lost however long it is
+    // waited for.
+    let deadline = Instant::now() + SEEN_WITHIN;
+    loop {
+        let mut last = Vec::new();
+        for topic in TOPICS {
+            for partition in 0..PARTITIONS {
+                let read = read(client, topic, partition).await;
+                last.push(read.expect("it can be read"));
+            }
         }
+        let found = {
+            let mut history = book.history.lock().expect("nobody panicked");
+            history.last = last;
+            check(&history)
+        };
+        if found.is_empty() || Instant::now() > deadline {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let mut history = book.history.lock().expect("nobody panicked");
-    history.last = last;
+    let history = book.history.lock().expect("nobody panicked");
     let committed = history
         .transactions
         .values()

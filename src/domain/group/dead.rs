@@ -82,6 +82,10 @@ impl Group {
             let Some((number, offset)) = self.dying.pop_first() else {
                 return;
             };
+            // Listed once more meanwhile, it is on its way already: two copies would be two letters.
+            if self.burying.contains_key(&(number, offset)) {
+                continue;
+            }
             let Some(cursor) = self.cursors.get(&number) else {
                 continue;
             };
