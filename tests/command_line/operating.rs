@@ -305,6 +305,7 @@ fn the_service_manager_hears_when_it_is_ready_and_when_it_stops() {
     );
     broker.stop();
     assert!(hear().starts_with("STOPPING=1"));
+    broker.wait_for_log("stopped");
     let log = broker.log();
     for line in log.lines() {
         let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
