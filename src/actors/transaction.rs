@@ -591,8 +591,17 @@ impl Handler<End> for CoordinatorActor {
 pub struct Checked {
     /// The transaction.
     pub id: TransactionId,
-    /// Its outcome, if it is known.
-    pub outcome: Option<Decision>,
+    /// What came of the question.
+    pub answer: Heard,
+}
+
+/// What came of a question for an outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// An outcome, or that it is not known.
+    Answered(Option<Decision>),
+    /// Nobody who was there to be asked: it was not heard after all, and another one is asked.
+    ByNobody,
 }
 
 impl Handler<Checked> for CoordinatorActor {
@@ -601,8 +610,10 @@ impl Handler<Checked> for CoordinatorActor {
     fn handle(&mut self, message: Checked, ctx: &mut Self::Context) {
         self.stats.handled();
         let mut effects = Vec::new();
-        self.machine
-            .checked(message.id, message.outcome, &mut effects);
+        match message.answer {
+            Heard::Answered(outcome) => self.machine.checked(message.id, outcome, &mut effects),
+            Heard::ByNobody => self.machine.unheard(message.id, &mut effects),
+        }
         self.perform(effects, ctx);
     }
 }

@@ -18,7 +18,7 @@ use crate::wire::code::Refused;
 use crate::wire::frame::{Frame, FrameClass, FrameKind, FrameLimits, Header, encode, encode_bare};
 use crate::wire::hello::{Hello, HelloOk};
 use crate::wire::reader::StreamOpen;
-use crate::wire::transaction::CheckBack;
+use crate::wire::transaction::{CheckBack, CheckedBack, Outcome};
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -63,21 +63,32 @@ struct Desk {
 }
 
 impl Desk {
-    /// Passes a question for an outcome on to one who answers for its group; without one it is asked again,
-    /// elsewhere perhaps.
-    fn pass_on(&self, question: Frame) {
-        let Ok(CheckBack { group, .. }) = question.decode() else {
-            return;
-        };
+    /// Passes a question for an outcome on to one who answers for its group. Where nobody does any more, the
+    /// answer says so, and the broker asks elsewhere.
+    fn pass_on(&self, mut question: Frame) -> Option<CheckedBack> {
+        let asked: CheckBack = question.decode().ok()?;
         let mut checkers = lock(&self.checkers);
-        if let Some(of_group) = checkers.get_mut(&group) {
+        let of_group = checkers.entry(asked.group.clone()).or_default();
+        loop {
             of_group.retain(|checker| !checker.is_closed());
             let turn = usize::from(of_group.len() > 1);
             of_group.rotate_left(turn);
-            if let Some(checker) = of_group.first() {
-                let _ = checker.send(question);
+            let Some(checker) = of_group.first() else {
+                break;
+            };
+            match checker.send(question) {
+                Ok(()) => return None,
+                Err(mpsc::error::SendError(back)) => question = back,
             }
         }
+        checkers.remove(&asked.group);
+        Some(CheckedBack {
+            producer: asked.producer,
+            epoch: asked.epoch,
+            number: asked.number,
+            outcome: Outcome::Unknown,
+            nobody_of: Some(asked.group),
+        })
     }
 }
 
@@ -112,6 +123,7 @@ impl Link {
         let desk = Arc::new(Desk::default());
         *lock(&desk.waiting) = Some(HashMap::new());
         let (outgoing, queue) = mpsc::unbounded_channel();
+        let queue = (outgoing.downgrade(), queue);
         tokio::spawn(run_control(sender, receiver, queue, Arc::clone(&desk)));
         tokio::spawn(run_streams(transport.clone(), limits, Arc::clone(&desk)));
         Ok(Self {
@@ -273,7 +285,10 @@ pub(crate) fn answered<A: Header>(frame: &Frame) -> Result<A, RequestError> {
 async fn run_control(
     mut sender: FrameSender,
     mut receiver: FrameReceiver,
-    mut queue: mpsc::UnboundedReceiver<Bytes>,
+    (outgoing, mut queue): (
+        mpsc::WeakUnboundedSender<Bytes>,
+        mpsc::UnboundedReceiver<Bytes>,
+    ),
     desk: Arc<Desk>,
 ) {
     let write = async {
@@ -294,7 +309,12 @@ async fn run_control(
                     let _ = asker.send(frame);
                 }
             } else if frame.kind() == Some(FrameKind::CheckBack) {
-                desk.pass_on(frame);
+                if let Some(nobody) = desk.pass_on(frame)
+                    && let Some(outgoing) = outgoing.upgrade()
+                    && let Ok(frame) = encode_bare(&nobody, 0)
+                {
+                    let _ = outgoing.send(frame);
+                }
             } else if frame.kind() == Some(FrameKind::Goodbye) {
                 tracing::debug!("the broker says goodbye");
             }

@@ -25,8 +25,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tracing::Instrument;
 
 use super::door::Door;
@@ -157,8 +156,8 @@ pub struct Session {
     pub(super) control: RefCell<Option<Out>>,
     partitions: RefCell<HashMap<Place, (OwnerId, Link<PartitionActor>)>>,
     pub(super) coordinators: RefCell<HashMap<u8, Link<CoordinatorActor>>>,
-    /// Producer groups this connection's client answers for, and who passes the questions on.
-    pub(super) checks: RefCell<HashMap<String, JoinHandle<()>>>,
+    /// Producer groups this connection's client answers for. Dropped, nothing more is asked of it for the group.
+    pub(super) checks: RefCell<HashMap<String, oneshot::Sender<()>>>,
     pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
     pub(super) members: super::member::Members,
     pub(super) credit: Cell<u64>,
@@ -322,9 +321,7 @@ impl Session {
         for reader in self.readers.borrow().values() {
             reader.close();
         }
-        for (_, passing_on) in self.checks.borrow_mut().drain() {
-            passing_on.abort();
-        }
+        self.checks.borrow_mut().clear();
     }
 
     fn open_stream(self: &Rc<Self>, send: SendStream, recv: ReceiveStream) {

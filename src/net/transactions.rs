@@ -8,7 +8,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use super::out::Out;
@@ -22,7 +22,7 @@ use crate::actors::group::Known;
 use crate::actors::partition::{Append, PartitionActor};
 use crate::actors::reply::Answer;
 use crate::actors::transaction::{
-    Ask, Checked, CoordinatorActor, End, Half, Listen, OpenSession as Open, Question, Tell,
+    Ask, Checked, CoordinatorActor, End, Half, Heard, Listen, OpenSession as Open, Question, Tell,
 };
 use crate::domain::alarm::dues_of;
 use crate::domain::id::{OwnerId, PartitionId, TopicId};
@@ -113,20 +113,39 @@ async fn listen(session: &Rc<Session>, group: String) -> Result<(), Refused> {
         };
         coordinator(session, shard).await?.tell(listen);
     }
-    let (key, weak) = (group.clone(), Rc::downgrade(session));
-    let passing_on = actix_rt::spawn(
+    let (listening, mut nobody_left) = oneshot::channel();
+    session.checks.borrow_mut().insert(group.clone(), listening);
+    let weak = Rc::downgrade(session);
+    actix_rt::spawn(
         async move {
-            while let Some(question) = asked.recv().await {
-                let Some(session) = weak.upgrade() else {
+            let mut open = true;
+            loop {
+                let question = tokio::select! {
+                    _ = &mut nobody_left, if open => {
+                        (open, _) = (false, asked.close());
+                        continue;
+                    }
+                    question = asked.recv() => question,
+                };
+                let (Some(question), Some(session)) = (question, weak.upgrade()) else {
                     return;
                 };
-                ask_client(&session, &group, question).await;
+                if open {
+                    ask_client(&session, &group, question).await;
+                } else {
+                    pass_back(&session, question.id, Heard::ByNobody).await;
+                }
             }
         }
         .in_current_span(),
     );
-    session.checks.borrow_mut().insert(key, passing_on);
     Ok(())
+}
+
+async fn pass_back(session: &Rc<Session>, id: TransactionId, answer: Heard) {
+    if let Ok(coordinator) = of_transaction(session, id).await {
+        coordinator.tell(Checked { id, answer });
+    }
 }
 
 async fn ask_client(session: &Session, group: &str, question: Question) {
@@ -297,13 +316,16 @@ pub(super) fn checked_back(session: &Rc<Session>, frame: &Frame) -> Result<(), R
         epoch: checked.epoch,
         number: checked.number,
     };
-    let outcome = decision(checked.outcome);
-    let session = Rc::clone(session);
-    actix_rt::spawn(async move {
-        if let Ok(coordinator) = of_transaction(&session, id).await {
-            coordinator.tell(Checked { id, outcome });
+    let answer = match checked.nobody_of {
+        // A later session of the group makes itself known again.
+        Some(group) => {
+            session.checks.borrow_mut().remove(&group);
+            Heard::ByNobody
         }
-    });
+        None => Heard::Answered(decision(checked.outcome)),
+    };
+    let session = Rc::clone(session);
+    actix_rt::spawn(async move { pass_back(&session, id, answer).await });
     Ok(())
 }
 

@@ -135,7 +135,7 @@ pub struct CheckBack {
 header!(CheckBack, CheckBack);
 
 /// To the broker: the answer to a [`CheckBack`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckedBack {
     /// The session that began it.
     pub producer: ProducerId,
@@ -145,6 +145,10 @@ pub struct CheckedBack {
     pub number: TransactionNumber,
     /// Its outcome.
     pub outcome: Outcome,
+    /// The group, where nobody of this client answers for it any more: another client is to be asked at once,
+    /// and this one no further.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nobody_of: Option<String>,
 }
 header!(CheckedBack, CheckedBack);
 

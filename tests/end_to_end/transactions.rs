@@ -365,6 +365,41 @@ fn a_half_message_nobody_knows_of_expires_and_can_still_be_asked_for() {
 }
 
 #[test]
+fn producers_that_are_gone_take_no_questions_from_those_that_live() {
+    run(async {
+        let rig = Rig::start_with(|config| {
+            config.transaction_check_ms = 10;
+            config.transaction_checks_max = 3;
+        })
+        .await;
+        let client = topics(&rig).await;
+        let book = Till::default();
+        // The process of one that is gone goes on without it.
+        let others = rig.node.connect().await.unwrap();
+        let mute = Till { silent: true, ..Till::default() };
+        let gone = till(&others, "till-1", &mute).await;
+        let living = till(&client, "till-2", &book).await;
+        drop(gone);
+        for _ in 0..8 {
+            let sent = living.send_half_within("orders", Record::new("forget"), Duration::from_millis(10));
+            assert_eq!(sent.await.unwrap(), LocalOutcome::Unknown);
+        }
+        while values(&client, "orders").await.len() < 8 {
+            let listed = client.transactions(None).await.unwrap();
+            assert!(listed.iter().all(|one| one.by.as_deref() != Some("expiry")), "{listed:?}");
+        }
+        // With nobody left, nothing is asked, and nothing expires unasked.
+        let sent = living.send_half_within("orders", Record::new("forget"), Duration::from_millis(10));
+        assert_eq!(sent.await.unwrap(), LocalOutcome::Unknown);
+        drop(living);
+        let _heir = till(&others, "till-3", &book).await;
+        while values(&client, "orders").await.len() < 9 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
 fn an_unstored_half_message_executes_nothing() {
     run(async {
         let rig = Rig::start().await;

@@ -595,6 +595,7 @@ async fn answer_check(checker: Arc<dyn LocalTransaction>, link: Arc<Link>, quest
         epoch: check.epoch,
         number: check.number,
         outcome: outcome.into(),
+        nobody_of: None,
     };
     // Lost with its connection, it is asked again.
     let _ = link.send(&answer, 0);

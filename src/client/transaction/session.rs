@@ -319,6 +319,24 @@ impl Session {
     }
 }
 
+/// Resumes a session on a connection, unless that ends first. False where the broker refuses it for good: a
+/// session that was fenced is asked nothing any more, and must not take questions from its successor.
+async fn make_known(session: &Weak<Session>, link: &Arc<Link>) -> bool {
+    loop {
+        let Some(strong) = session.upgrade() else {
+            return false;
+        };
+        match strong.resume(link).await {
+            Ok(()) => return true,
+            Err(RequestError::Refused(refusal)) if !refusal.code.is_retriable() => return false,
+            Err(_) if link.transport().is_closed() => return true,
+            Err(_) => {}
+        }
+        drop(strong);
+        sleep(PAUSE).await;
+    }
+}
+
 /// Keeps a session that answers for its group known on whatever connection there is, and answers.
 async fn stay_known(session: Weak<Session>, mut dropped: oneshot::Receiver<()>) {
     let Some(mut board) = session.upgrade().map(|session| session.client.board()) else {
@@ -336,12 +354,10 @@ async fn stay_known(session: Weak<Session>, mut dropped: oneshot::Receiver<()>) 
             return;
         };
         let group = strong.group().to_owned();
-        link.on_check_back(&group, questions);
-        let known = strong.resume(&link).await;
         drop(strong);
-        if known.is_err() && !link.transport().is_closed() {
-            sleep(PAUSE).await;
-            continue;
+        link.on_check_back(&group, questions);
+        if !make_known(&session, &link).await {
+            return;
         }
         loop {
             let question: Frame = tokio::select! {

@@ -39,6 +39,29 @@ impl Coordinator {
                 .saturating_add(u64::from(limits.check_interval_ms)),
         );
         self.deadlines.insert((transaction.deadline, id));
+        self.ask_back(id, effects);
+    }
+
+    /// A check-back reached nobody of the group after all: it was not heard, and another producer is asked at
+    /// once, if there is one.
+    pub fn unheard(&mut self, id: TransactionId, effects: &mut Vec<Effect>) {
+        let Some(transaction) = self.open.get_mut(&id) else {
+            return;
+        };
+        // None is on its way to be answered.
+        let Some(checks) = transaction.checks.checked_sub(1) else {
+            return;
+        };
+        transaction.checks = checks;
+        if transaction.phase == Phase::Open {
+            self.ask_back(id, effects);
+        }
+    }
+
+    fn ask_back(&self, id: TransactionId, effects: &mut Vec<Effect>) {
+        let Some(transaction) = self.open.get(&id) else {
+            return;
+        };
         let partition = transaction
             .participants
             .iter()

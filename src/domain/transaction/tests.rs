@@ -638,6 +638,27 @@ fn an_outcome_nobody_knows_expires_and_stays_to_be_asked_for() {
 }
 
 #[test]
+fn a_question_nobody_was_there_for_is_asked_elsewhere_and_does_not_count() {
+    let mut rig = Rig::new();
+    let id = first_of(opened(&mut rig, "till"));
+    rig.half(id, 0, Some(500));
+    rig.flush();
+    rig.wait(600);
+    for asked in 2..20 {
+        let mut effects = Vec::new();
+        rig.machine.unheard(id, &mut effects);
+        rig.perform(effects);
+        assert_eq!(rig.check_backs.len(), asked, "at once");
+    }
+    assert_eq!(rig.machine.describe(id).unwrap().checks, 1);
+    assert_eq!(rig.machine.describe(id).unwrap().state, State::Open);
+    rig.end(id, Decision::Commit);
+    let mut effects = Vec::new();
+    rig.machine.unheard(id, &mut effects);
+    assert!(effects.is_empty(), "what is decided is asked about no more");
+}
+
+#[test]
 fn limits_refuse_what_is_beyond_them_and_touch_nothing_else() {
     let mut rig = Rig::new();
     let id = first_of(opened(&mut rig, "till"));

@@ -110,8 +110,19 @@ pub(super) fn events() -> Vec<Bytes> {
                 epoch: ID.epoch,
                 number: ID.number,
                 outcome: Outcome::Unknown,
+                nobody_of: None,
             },
             r"\x84\xa8producer\x04\xa5epoch\x01\xa6number\t\xa7outcome\xa7unknown",
+        ),
+        golden(
+            CheckedBack {
+                producer: ID.producer,
+                epoch: ID.epoch,
+                number: ID.number,
+                outcome: Outcome::Unknown,
+                nobody_of: Some("g".into()),
+            },
+            r"\x85\xa8producer\x04\xa5epoch\x01\xa6number\t\xa7outcome\xa7unknown\xa9nobody_of\xa1g",
         ),
     ]
 }
