@@ -406,7 +406,7 @@ fn a_signal_stops_a_broker_in_order_and_a_second_broker_is_kept_out() {
 #[test]
 fn a_delayed_record_has_its_handle_in_its_receipt_at_level_memory_too() {
     let rig = Rig::new();
-    rig.say(&["topic", "create", "t"], b"");
+    rig.say(&["topic", "create", "t", "--partitions", "1"], b"");
     for (ack, has_handle) in [("durable", true), ("memory", true), ("none", false)] {
         let words = ["produce", "t", "--delay", "1h", "--receipts", "--ack", ack];
         let sent = rig.say(&words, b"tea\n");
