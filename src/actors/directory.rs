@@ -536,20 +536,16 @@ impl Handler<RetainAll> for DirectoryActor {
             .filter(|topic| {
                 topic.config.retention_ms.is_some() || topic.config.retention_bytes.is_some()
             })
-            .map(|topic| (topic.id, topic.partitions, topic.config.clone()))
+            .cloned()
             .collect();
-        for (topic, partitions, config) in limited {
+        for topic in limited {
             let retain = Retain {
                 now: message.now,
-                retention_ms: config.retention_ms,
-                retention_bytes: config.retention_bytes,
+                retention_ms: topic.config.retention_ms,
+                retention_bytes: topic.config.retention_bytes,
             };
-            let levels = config.levels;
-            let lanes = (0..partitions).flat_map(|partition| {
-                (0..levels).map(move |level| (PartitionIndex(partition), Lane(level)))
-            });
-            for (partition, lane) in lanes {
-                let located = self.locate(topic, partition, lane, ctx);
+            for (partition, lane) in topic.lanes() {
+                let located = self.locate(topic.id, partition, lane, ctx);
                 if let Ok((_, link)) = located {
                     link.tell(retain);
                 }

@@ -175,6 +175,14 @@ pub struct Topic {
 }
 
 impl Topic {
+    /// Its lanes, partition by partition, the lowest level first.
+    pub fn lanes(&self) -> impl Iterator<Item = (PartitionIndex, Lane)> + use<> {
+        let levels = self.config.levels;
+        (0..self.partitions).flat_map(move |index| {
+            (0..levels).map(move |level| (PartitionIndex(index), Lane(level)))
+        })
+    }
+
     /// The owner of a partition lane.
     #[must_use]
     pub fn owner(&self, partition: PartitionIndex, lane: Lane) -> Option<OwnerId> {
