@@ -166,10 +166,11 @@ impl Group {
 
     /// A record is settled: the next of its key may be leased.
     fn hand_on(&mut self, number: CursorNumber, offset: u64, key: u64) {
+        let now = self.now.monotonic;
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };
-        let Some(next) = cursor.unqueue(offset, key) else {
+        let Some(next) = cursor.unqueue(offset, key, now) else {
             return;
         };
         if cursor.listed.contains_key(&next) {

@@ -2,7 +2,7 @@
 
 use super::command::{CursorNumber, Effect, Feed, Lease, MemberEvent, Settle};
 use super::cursor::Cursor;
-use super::delta::{Listed, Why};
+use super::delta::Why;
 use super::ranges::RangeSet;
 use super::subscription::{Mode, Poison};
 use super::{Group, Held, Timer};
@@ -15,8 +15,6 @@ const TURN_RECORDS: u64 = 64;
 const READY_LOW: u64 = 1024;
 /// Bytes one search brings, about.
 const FEED_BYTES: u64 = 1 << 20;
-/// Records listed at once because their window is full of them.
-const LISTED_AT_ONCE: usize = 1024;
 /// Settled ranges all cursors may have together.
 const SETTLED_RANGES_MAX: u64 = 100_000;
 /// Bytes of a snapshot for each of them: half of it is for what waits, and there is the rest.
@@ -312,7 +310,7 @@ impl Group {
             }
             if !is_ordered(mode) && cursor.window.len() >= window_max {
                 if cursor.ready.is_empty() {
-                    self.list_waiting(number);
+                    self.list_stuck(number);
                 }
                 continue;
             }
@@ -354,32 +352,6 @@ impl Group {
 
     fn has_lanes(&self, topic: TopicId) -> bool {
         self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1)
-    }
-
-    /// The window is full of records that wait behind their keys: they are listed, so that others can be
-    /// looked at.
-    fn list_waiting(&mut self, number: CursorNumber) {
-        let Some(cursor) = self.cursors.get_mut(&number) else {
-            return;
-        };
-        // Half of the list stays for what members refuse: full of waiting records, it would leave no room
-        // for the very ones they wait for.
-        let room = u64::from(self.limits.listed_max / 2)
-            .saturating_sub(self.listed + self.pending.listed());
-        let room = if self.listed_bytes < self.limits.snapshot_bytes_max / 4 {
-            usize::try_from(room).unwrap_or(usize::MAX)
-        } else {
-            0
-        };
-        for offset in cursor.waiting_in_window(LISTED_AT_ONCE.min(room)) {
-            let listed = Listed {
-                key_hash: cursor.key_of(offset),
-                attempts: cursor.attempts(offset),
-                why: Why::Held,
-            };
-            cursor.deciding.insert(offset, offset + 1);
-            self.pending.list(number, offset, listed);
-        }
     }
 
     // ---- giving back ----------------------------------------------------------------------------
