@@ -164,12 +164,7 @@ pub(super) fn record_at(
     offset: Offset,
     body: &Body,
 ) -> Option<(Slot, RecordBody)> {
-    let view = BatchView::parse_structure(&body.to_bytes()).ok()?;
-    let skip = u32::try_from(offset.0.checked_sub(batch.first_offset.0)?).ok()?;
-    let at = batch.record(skip);
-    let slot = view.slot(at)?;
-    let (_, body) = view.bodies().ok()?.nth(at)?.ok()?;
-    Some((slot, RecordBody::decode(&body).ok()?))
+    records_at(batch, &[offset.0], body).pop()?
 }
 
 /// Several records of a batch, in the order asked for; none for one that does not read.
@@ -178,19 +173,23 @@ pub(super) fn records_at(
     offsets: &[u64],
     body: &Body,
 ) -> Vec<Option<(Slot, RecordBody)>> {
+    let place = |offset: &u64| {
+        let skip = u32::try_from(offset.checked_sub(batch.first_offset.0)?).ok()?;
+        Some(batch.record(skip))
+    };
+    let places: Vec<Option<usize>> = offsets.iter().map(place).collect();
+    let wanted = places.iter().flatten().max().map_or(0, |last| last + 1);
     let bytes = body.to_bytes();
     let opened = BatchView::parse_structure(&bytes).ok().and_then(|view| {
-        let bodies: Vec<_> = view.bodies().ok()?.collect();
+        let bodies: Vec<_> = view.bodies().ok()?.take(wanted).collect();
         Some((view, bodies))
     });
-    let record = |offset: &u64| {
+    let record = |at: Option<usize>| {
         let (view, bodies) = opened.as_ref()?;
-        let skip = u32::try_from(offset.checked_sub(batch.first_offset.0)?).ok()?;
-        let at = batch.record(skip);
-        let (_, body) = bodies.get(at)?.as_ref().ok()?;
-        Some((view.slot(at)?, RecordBody::decode(body).ok()?))
+        let (_, body) = bodies.get(at?)?.as_ref().ok()?;
+        Some((view.slot(at?)?, RecordBody::decode(body).ok()?))
     };
-    offsets.iter().map(record).collect()
+    places.into_iter().map(record).collect()
 }
 
 pub(super) fn question() -> (ReplyTo, mpsc::UnboundedReceiver<Mail>) {

@@ -163,41 +163,29 @@ fn requests(ranges: &[LeaseRange]) -> Vec<Vec<LeaseRange>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::id::TopicId;
-
-    fn tag(lease: u64) -> LeaseTag {
-        LeaseTag {
-            session: 1,
-            lease: LeaseId(lease),
-            topic: TopicId(1),
-            partition: 0,
-            lane: 0,
-            is_ordered: false,
-            is_settled: false,
-        }
-    }
+    use crate::client::leased::tests::tag;
 
     #[test]
     fn records_become_ranges_each_once_and_requests_stay_within_their_bounds() {
         let records = [
-            (tag(2), 7),
-            (tag(1), 4),
-            (tag(1), 3),
-            (tag(1), 3),
-            (tag(1), 6),
+            (tag(1, 2), 7),
+            (tag(1, 1), 4),
+            (tag(1, 1), 3),
+            (tag(1, 1), 3),
+            (tag(1, 1), 6),
         ];
         let found: Vec<(u64, u64, u32)> = ranges(&records)
             .iter()
             .map(|range| (range.lease.0, range.first.0, range.count))
             .collect();
         assert_eq!(found, [(1, 3, 2), (1, 6, 1), (2, 7, 1)]);
-        let many: Vec<(LeaseTag, u64)> = (0..20_000).map(|offset| (tag(1), offset)).collect();
+        let many: Vec<(LeaseTag, u64)> = (0..20_000).map(|offset| (tag(1, 1), offset)).collect();
         let sizes: Vec<u32> = requests(&ranges(&many))
             .iter()
             .map(|ranges| ranges.iter().map(|range| range.count).sum())
             .collect();
         assert_eq!(sizes, [8192, 8192, 3616]);
-        let scattered: Vec<(LeaseTag, u64)> = (0..3000).map(|lease| (tag(lease), 0)).collect();
+        let scattered: Vec<(LeaseTag, u64)> = (0..3000).map(|lease| (tag(1, lease), 0)).collect();
         assert!(
             requests(&ranges(&scattered))
                 .iter()

@@ -284,10 +284,10 @@ fn announced() -> ConsumeError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn tag(session: u64, lease: u64) -> LeaseTag {
+    pub(in crate::client) fn tag(session: u64, lease: u64) -> LeaseTag {
         LeaseTag {
             session,
             lease: LeaseId(lease),

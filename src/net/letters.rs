@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use serde_bytes::ByteBuf;
 
 use super::group::{ask, topic};
-use super::member::{find_group, topics};
+use super::member::{find_group, persist, topics};
 use super::out::Out;
 use super::refusal::{refused, unknown_topic};
 use super::requests::unexpected;
@@ -38,10 +38,6 @@ use crate::wire::letters::{
     LetterFault, LetterOrigin, LetterPlace, LetterSelection, ListDeadLetters, SettleDeadLetters,
 };
 use crate::wire::topic::encode_list;
-
-/// Attempts at a group that is being made, or made again.
-const TRIES: u32 = 200;
-const AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// The page of a walk that is asked for.
 struct Walk {
@@ -142,12 +138,15 @@ impl Walk {
 
     /// What of the page is open.
     async fn open(&self, group: &Link<GroupActor>) -> Result<Vec<(Offset, u64)>, Refused> {
-        let answer = asked(group, || Command::OpenLetters {
-            place: self.place,
-            from: self.from,
-            to: self.to,
-        });
-        match answer.await {
+        let open = async || {
+            let look = Command::OpenLetters {
+                place: self.place,
+                from: self.from,
+                to: self.to,
+            };
+            ask(group, look).await
+        };
+        match persist(open).await {
             Answer::Group(command::Answer::OpenLetters(open)) => Ok(open),
             // Nobody has settled any.
             Answer::Refused(Rejection::Group(GroupRejection::UnknownSubscription)) => {
@@ -180,20 +179,6 @@ fn finder(session: &Session) -> Finder {
     Finder {
         house: session.shared.house.clone(),
         directory: session.shared.directory.clone(),
-    }
-}
-
-/// Asks a group until it has found itself.
-async fn asked(group: &Link<GroupActor>, command: impl Fn() -> Command) -> Answer {
-    let mut tries = 0;
-    loop {
-        match ask(group, command()).await {
-            Answer::Refused(Rejection::Retry) if tries < TRIES => {
-                tries += 1;
-                tokio::time::sleep(AGAIN).await;
-            }
-            answer => return answer,
-        }
     }
 }
 
@@ -327,36 +312,34 @@ fn fault(walk: &Walk, offset: Offset, refused: &Refused) -> LetterFault {
 /// The group of letters, with an account of this topic.
 async fn subscribed(session: &Session, topic: TopicId) -> Result<Link<GroupActor>, Refused> {
     let group = find_group(session, GROUP, true).await?;
-    let mut tries = 0;
-    loop {
-        let place = PartitionId {
-            topic,
-            partition: PartitionIndex(0),
-            lane: Lane::ZERO,
-        };
-        let look = || Command::OpenLetters {
+    let place = PartitionId {
+        topic,
+        partition: PartitionIndex(0),
+        lane: Lane::ZERO,
+    };
+    let known = async || {
+        let look = Command::OpenLetters {
             place,
             from: Offset(0),
             to: Offset(0),
         };
-        match asked(&group, look).await {
-            Answer::Group(_) => return Ok(group),
-            Answer::Refused(Rejection::Group(GroupRejection::UnknownSubscription))
-                if tries < TRIES =>
-            {
-                tries += 1;
-            }
-            other => return Err(unexpected(other, "")),
+        match ask(&group, look).await {
+            Answer::Refused(Rejection::Group(GroupRejection::UnknownSubscription)) => {}
+            answer => return answer,
         }
         let spec = SubscriptionSpec::new(topic, Mode::Shared);
         match ask(&group, Command::Subscribe(spec)).await {
-            Answer::Group(_) => {}
-            // Somebody else is making it.
-            Answer::Refused(
-                Rejection::Retry | Rejection::Group(GroupRejection::SubscriptionExists),
-            ) => tokio::time::sleep(AGAIN).await,
-            other => return Err(unexpected(other, "")),
+            // It is there in a moment, whoever has made it.
+            Answer::Group(_)
+            | Answer::Refused(Rejection::Group(GroupRejection::SubscriptionExists)) => {
+                Answer::Refused(Rejection::Retry)
+            }
+            other => other,
         }
+    };
+    match persist(known).await {
+        Answer::Group(_) => Ok(group),
+        other => Err(unexpected(other, "")),
     }
 }
 

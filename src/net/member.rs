@@ -333,26 +333,32 @@ async fn find_owner(
     name: &str,
     create: bool,
 ) -> Result<(OwnerId, Link<GroupActor>), Refused> {
-    let mut tries = 0;
-    loop {
+    let open = async || {
         let name = name.to_owned();
-        let answer = session
+        session
             .shared
             .ask_directory(|reply| OpenGroup {
                 name,
                 create,
                 reply,
             })
-            .await;
-        match answer {
-            Answer::GroupActor(known, link) => return Ok((known.owner, link)),
-            Answer::Refused(Rejection::Retry) if tries < TRIES => {
-                tries += 1;
-                tokio::time::sleep(AGAIN).await;
-            }
-            other => return Err(unexpected(other, "")),
+            .await
+    };
+    match persist(open).await {
+        Answer::GroupActor(known, link) => Ok((known.owner, link)),
+        other => Err(unexpected(other, "")),
+    }
+}
+
+/// Asks again as long as the answer is to do so, for about two seconds: a group is being made, or made again.
+pub(super) async fn persist(ask: impl AsyncFn() -> Answer) -> Answer {
+    for _ in 0..TRIES {
+        match ask().await {
+            Answer::Refused(Rejection::Retry) => tokio::time::sleep(AGAIN).await,
+            answer => return answer,
         }
     }
+    ask().await
 }
 
 /// The topics of these names.

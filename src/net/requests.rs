@@ -25,7 +25,7 @@ use crate::actors::directory::{Do, List};
 use crate::actors::partition::Lookup;
 use crate::actors::reply::Answer;
 use crate::domain::batch::BATCH_VERSION;
-use crate::domain::id::{Lane, PartitionIndex, ProducerEpoch};
+use crate::domain::id::ProducerEpoch;
 use crate::domain::partition::{Bounds, ReadFrom};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::{Command, Flush, Topic, TopicChange, TopicConfig};
@@ -351,13 +351,11 @@ async fn describe(
         return Err(unknown_topic(name));
     };
     let mut partitions = Vec::new();
-    let lanes = (0..topic.partitions)
-        .flat_map(|index| (0..topic.config.levels).map(move |level| (index, Lane(level))));
-    for (index, lane) in lanes {
-        let place = (topic.id, PartitionIndex(index), lane);
+    for (partition, lane) in topic.lanes() {
+        let place = (topic.id, partition, lane);
         let bounds = bounds(session, place, ReadFrom::Latest).await?;
         partitions.push(PartitionInfo {
-            partition: PartitionIndex(index),
+            partition,
             lane,
             start_offset: bounds.start,
             high_watermark: bounds.high_watermark,

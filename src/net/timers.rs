@@ -17,17 +17,18 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use ring::hmac;
 
+use super::member::topics;
 use super::out::Out;
 use super::refusal::refused;
 use super::requests::unexpected;
 use super::session::{Place, Session, first, question};
 use super::tls::write_whole;
 use crate::actors::Link;
-use crate::actors::directory::{List, Locate};
+use crate::actors::directory::Locate;
 use crate::actors::partition::{self, PartitionActor};
 use crate::actors::reply::Answer;
 use crate::domain::batch::Delivery;
-use crate::domain::id::{Lane, OwnerId, PartitionIndex, RecordNumber};
+use crate::domain::id::{OwnerId, RecordNumber};
 use crate::domain::partition::delayed::{self, TimerAnswer, TimerCommand};
 use crate::domain::rejection::Rejection;
 use crate::domain::time::WallMs;
@@ -140,24 +141,16 @@ async fn located(
     }
 }
 
-/// Lists what waits in a partition.
 /// How many delayed records wait in a topic, as far as its partitions can be asked: each is, as to
 /// describe it, so many at a time.
 pub(super) async fn pending(session: &Session, name: &str) -> u64 {
-    let names = vec![name.to_owned()];
-    let answer = session
-        .shared
-        .ask_directory(|reply| List { names, reply })
-        .await;
-    let Answer::Topics(topics, _) = answer else {
+    let topics = topics(session, vec![name.to_owned()]).await;
+    let Some(topic) = topics.as_ref().ok().and_then(|topics| topics.first()) else {
         return 0;
     };
-    let Some(topic) = topics.first() else {
-        return 0;
-    };
-    let lanes = (0..topic.partitions)
-        .flat_map(|index| (0..topic.config.levels).map(move |level| (index, Lane(level))));
-    let places = lanes.map(|(index, lane)| (topic.id, PartitionIndex(index), lane));
+    let places = topic
+        .lanes()
+        .map(|(partition, lane)| (topic.id, partition, lane));
     stream::iter(places)
         .map(|place| pending_in(session, place))
         .buffer_unordered(ASKED_TOGETHER)
@@ -185,6 +178,7 @@ async fn pending_in(session: &Session, place: Place) -> u64 {
     }
 }
 
+/// Lists what waits in a partition.
 pub(super) async fn list(
     session: &Session,
     list: &ListTimers,

@@ -11,7 +11,7 @@ use waterwheel::client::{
 
 use crate::child::delete_views;
 use crate::load::{Progress, connect};
-use crate::{Dice, kills, launch, run};
+use crate::{Dice, die_at, kills, launch, run};
 
 const TOPIC: &str = "work";
 const GROUP: &str = "crew";
@@ -259,19 +259,11 @@ async fn torment(mode: Mode, kills: usize) {
             delete_views(dir.path());
         }
         if round % 3 == 2 {
-            let point = format!("{}:{}", POINTS[round / 3 % POINTS.len()], 1 + dice.below(8));
-            if let Some(mut dying) = launch.start(port, Some(&point)) {
-                let until = progress.acked() + 300;
-                let begun = std::time::Instant::now();
-                while !dying.has_ended() && progress.acked() < until {
-                    assert!(begun.elapsed() < STUCK, "the group is stuck");
-                    check(&mut members).await;
-                    progress.changed().await;
-                }
-                if !dying.has_ended() {
-                    dying.kill();
-                }
-            }
+            let point = POINTS[round / 3 % POINTS.len()];
+            let dying = die_at(&launch, port, point, (&progress, 300), &mut dice);
+            let ended = tokio::time::timeout(STUCK, dying).await;
+            ended.expect("the group is stuck");
+            check(&mut members).await;
         }
         broker = launch
             .start(port, None)

@@ -22,6 +22,8 @@ mod groups;
 mod history;
 mod load;
 mod pipeline;
+#[path = "../shared/squares.rs"]
+mod squares;
 mod timers;
 mod transactions;
 
@@ -143,7 +145,8 @@ async fn torment(ack: Ack, kills: usize, views_deleted: bool) {
             delete_views(dir.path());
         }
         if let Some(point) = point {
-            reached += usize::from(die_at(&launch, port, point, &progress, &mut dice).await);
+            reached +=
+                usize::from(die_at(&launch, port, point, (&progress, 4000), &mut dice).await);
         }
         broker = launch
             .start(port, None)
@@ -166,19 +169,19 @@ async fn torment(ack: Ack, kills: usize, views_deleted: bool) {
     }
 }
 
-/// Starts a broker that ends at a named point, and waits until it has, or for a while.
+/// Starts a broker that ends at a named point, and waits until it has, or for so many acknowledgements more.
 async fn die_at(
     launch: &Launch,
     port: u16,
     point: &str,
-    progress: &Progress,
+    (progress, more): (&Progress, u64),
     dice: &mut Dice,
 ) -> bool {
     let passes = 1 + dice.below(if point == "during-recovery" { 3 } else { 6 });
     let Some(mut broker) = launch.start(port, Some(&format!("{point}:{passes}"))) else {
         return true;
     };
-    let until = progress.acked() + 4000;
+    let until = progress.acked() + more;
     while progress.acked() < until {
         if broker.has_ended() {
             return true;

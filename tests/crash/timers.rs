@@ -10,7 +10,7 @@ use waterwheel::client::{Ack, Client, Record, Start, TimerHandle, TimerState, To
 
 use crate::child::delete_views;
 use crate::load::{Progress, connect};
-use crate::{Dice, kills, launch, run};
+use crate::{Dice, die_at, kills, launch, run};
 
 const TOPIC: &str = "timers";
 /// Where the broker can be made to end by itself.
@@ -185,16 +185,8 @@ async fn torment(kills: usize) {
             delete_views(dir.path());
         }
         if round % 2 == 1 {
-            let point = format!("{}:{}", POINTS[round / 2 % POINTS.len()], 1 + dice.below(8));
-            if let Some(mut dying) = launch.start(port, Some(&point)) {
-                let until = progress.acked() + 200;
-                while !dying.has_ended() && progress.acked() < until {
-                    progress.changed().await;
-                }
-                if !dying.has_ended() {
-                    dying.kill();
-                }
-            }
+            let point = POINTS[round / 2 % POINTS.len()];
+            die_at(&launch, port, point, (&progress, 200), &mut dice).await;
         }
         broker = launch
             .start(port, None)

@@ -83,7 +83,7 @@ impl Group {
     fn may_attach(&self, member: MemberId, ranges: &[LeasedRange]) -> Result<(), Rejection> {
         let mut records = 0_u64;
         for range in ranges {
-            let (from, to) = bounds(range);
+            let (from, to) = range.bounds();
             let held = self.leases.get(&range.lease).filter(|held| {
                 let cursor = self.cursors.get(&held.cursor);
                 held.member == member && cursor.is_some_and(|cursor| cursor.durable)
@@ -111,7 +111,7 @@ impl Group {
     }
 
     /// Everything leased to the member in a place below an offset.
-    fn leased_below(
+    pub(super) fn leased_below(
         &self,
         member: MemberId,
         place: PartitionId,
@@ -157,9 +157,4 @@ impl Cursor {
                 || self.attaching.meets(*from, *to)
         })
     }
-}
-
-fn bounds(range: &LeasedRange) -> (u64, u64) {
-    let to = range.first.0.saturating_add(u64::from(range.count));
-    (range.first.0, to)
 }

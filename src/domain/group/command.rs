@@ -55,6 +55,15 @@ pub struct LeasedRange {
     pub count: u32,
 }
 
+impl LeasedRange {
+    /// The offsets, the end excluded.
+    #[must_use]
+    pub fn bounds(&self) -> (u64, u64) {
+        let to = self.first.0.saturating_add(u64::from(self.count));
+        (self.first.0, to)
+    }
+}
+
 /// Which records are attached to a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attached {

@@ -87,19 +87,18 @@ impl Group {
             };
             let next = if full {
                 // What is listed already needs no room, and makes some once it is consumed.
-                pool.highest_first().find(|number| {
-                    self.cursors
-                        .get(number)
-                        .is_some_and(|c| c.first_listed_ready(mode).is_some())
+                pool.highest_first().find_map(|number| {
+                    let cursor = self.cursors.get(&number)?;
+                    Some((number, Some(cursor.first_listed_ready(mode)?)))
                 })
             } else {
-                pool.next(now, ageing_ms)
+                pool.next(now, ageing_ms).map(|number| (number, None))
             };
-            let Some(number) = next else {
+            let Some((number, listed)) = next else {
                 break;
             };
             let records_max = if is_alone { u64::MAX } else { TURN_RECORDS };
-            let leased = self.lease(number, member, mode, records_max, full, effects);
+            let leased = self.lease(number, member, mode, records_max, listed, effects);
             if let Some(pool) = self
                 .subscriptions
                 .get_mut(&topic)
@@ -157,18 +156,14 @@ impl Group {
         member: MemberId,
         mode: Mode,
         records_max: u64,
-        only_listed: bool,
+        listed: Option<u64>,
         effects: &mut Vec<Effect>,
     ) -> Leased {
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return Leased::Nothing;
         };
-        let first = if only_listed {
-            cursor.first_listed_ready(mode).map(|at| (at, at + 1))
-        } else {
-            cursor.ready.first()
-        };
-        let Some((from, to)) = first else {
+        let first = listed.map(|at| (at, at + 1));
+        let Some((from, to)) = first.or_else(|| cursor.ready.first()) else {
             return Leased::Nothing;
         };
         let topic = cursor.place.topic;

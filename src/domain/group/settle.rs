@@ -228,10 +228,7 @@ impl Group {
             .get_mut(&range.lease)
             .filter(|held| held.member == member)
             .ok_or(GroupRejection::UnknownLease)?;
-        let (from, to) = (
-            range.first.0,
-            range.first.0.saturating_add(u64::from(range.count)),
-        );
+        let (from, to) = range.bounds();
         let open = held.open.within(from, to);
         let (number, attempt) = (held.cursor, held.attempt);
         let mut taken = 0;
@@ -346,24 +343,7 @@ impl Group {
         end: u64,
         effects: &mut Vec<Effect>,
     ) -> Decided {
-        let number = self.cursor_for(member, place)?;
-        let Some(cursor) = self.cursors.get(&number) else {
-            return Err(GroupRejection::UnknownSubscription.into());
-        };
-        let theirs: Vec<(LeaseId, u64)> = cursor
-            .leases
-            .range(..(end, LeaseId(0)))
-            .filter_map(|(first, id)| {
-                let held = self.leases.get(id)?;
-                (held.member == member).then_some((*id, *first))
-            })
-            .collect();
-        for (lease, first) in theirs {
-            let range = LeasedRange {
-                lease,
-                first: Offset(first),
-                count: u32::try_from(end - first).unwrap_or(u32::MAX),
-            };
+        for range in self.leased_below(member, place, end)? {
             if let Ok((number, _, open)) = self.take_open(member, range) {
                 for (from, to) in open {
                     self.consume(number, from, to, effects);
