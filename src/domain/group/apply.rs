@@ -217,8 +217,9 @@ impl Group {
             if let Some(first) = first
                 && self.mode_of(number).is_some_and(is_ordered)
             {
-                // What is behind it was leased while it was attached (G10).
-                self.give_back_from(number, first + 1, false, effects);
+                // What is behind it was leased while it was attached (G10): with the lease it was in, too.
+                let from = self.lease_over(number, first).unwrap_or(first + 1);
+                self.give_back_from(number, from, false, effects);
             }
             self.touched.insert(number);
         }

@@ -116,6 +116,10 @@ pub(super) struct Cursor {
     pub(super) fetching: BTreeSet<u64>,
     keys: HashMap<u64, Key>,
     keyed: bool,
+    /// Busy keys somebody waits behind.
+    lines: usize,
+    /// When it was last looked for more.
+    pub(super) fed_at: MonotonicMs,
     /// Until then it is not looked again whether keys are stuck.
     pub(super) stuck_look_at: MonotonicMs,
     /// Since when something is ready: for ageing.
@@ -158,6 +162,8 @@ impl Cursor {
             fetching: BTreeSet::new(),
             keys: HashMap::new(),
             keyed,
+            lines: 0,
+            fed_at: MonotonicMs(0),
             stuck_look_at: MonotonicMs(0),
             ready_since: None,
         }
@@ -322,6 +328,7 @@ impl Cursor {
         self.returned.clear();
         self.fetching.clear();
         self.keys.clear();
+        self.lines = 0;
         self.ready_since = None;
     }
 
@@ -429,7 +436,9 @@ impl Cursor {
             }
             std::collections::hash_map::Entry::Occupied(mut busy) => {
                 if busy.get().head != offset {
-                    busy.get_mut().waiting.insert(offset);
+                    let waiting = &mut busy.get_mut().waiting;
+                    self.lines += usize::from(waiting.is_empty());
+                    waiting.insert(offset);
                 }
                 busy.get().head == offset
             }
@@ -442,14 +451,17 @@ impl Cursor {
             return None;
         }
         let line = self.keys.get_mut(&key)?;
+        let had_waiting = !line.waiting.is_empty();
         if line.head != offset {
             line.waiting.remove(&offset);
+            self.lines -= usize::from(had_waiting && line.waiting.is_empty());
             return None;
         }
         let Some(next) = line.waiting.pop_first() else {
             self.keys.remove(&key);
             return None;
         };
+        self.lines -= usize::from(line.waiting.is_empty());
         line.head = next;
         line.since = now;
         Some(next)
@@ -487,6 +499,11 @@ impl Cursor {
         stuck.sort_unstable();
         stuck.truncate(max);
         (stuck, next)
+    }
+
+    /// Whether most busy keys have somebody waiting behind them.
+    pub(super) fn has_lines(&self) -> bool {
+        self.lines * 4 >= self.keys.len() * 3
     }
 
     /// Whether a record below this one is about to be listed.

@@ -309,6 +309,12 @@ impl Group {
                 }
                 continue;
             }
+            if mode == Mode::KeyOrdered && self.waits_for_keys(number) {
+                continue;
+            }
+            let Some(cursor) = self.cursors.get_mut(&number) else {
+                continue;
+            };
             cursor.feeding = true;
             cursor.round += 1;
             effects.push(Effect::Feed(Feed {
@@ -399,6 +405,15 @@ impl Group {
             }
             self.tell_lost(member, leases, effects);
         }
+    }
+
+    /// Where the lease begins that has records open on both sides of an offset, or behind it.
+    pub(super) fn lease_over(&self, number: CursorNumber, offset: u64) -> Option<u64> {
+        let cursor = self.cursors.get(&number)?;
+        let upto = (offset, LeaseId(u64::MAX));
+        let (first, id) = cursor.leases.range(..=upto).next_back()?;
+        let held = self.leases.get(id)?;
+        held.open.meets(offset + 1, u64::MAX).then_some(*first)
     }
 
     /// A lease that was not told yet is taken back without a word.

@@ -6,6 +6,8 @@
 //! entry in the log and a search for the batch when the record's turn comes. So only lines that stand still
 //! for [`STUCK_MS`] (a record in a long backoff, a handler that takes its time) are listed, and lines that take
 //! up most of a window by themselves.
+//!
+//! Before that, a window does not grow to its bound without need: see [`Group::waits_for_keys`].
 
 use super::command::CursorNumber;
 use super::delta::{Listed, Why};
@@ -18,8 +20,28 @@ const STUCK_MS: u64 = 100;
 const LONG_LINE: u64 = 8;
 /// Records listed at once.
 const LISTED_AT_ONCE: usize = 1024;
+/// With fewer in hand than this it is looked for more in any case.
+const WINDOW_MIN: u64 = 1024;
 
 impl Group {
+    /// Whether most busy keys have their next record in hand, and it was just looked for more: what is found
+    /// beyond that waits behind them too, and the further apart the records lie that are delivered next, the
+    /// more batches are read for them. Where members could take more than keys give, it is looked all the
+    /// same, now and then.
+    pub(super) fn waits_for_keys(&mut self, number: CursorNumber) -> bool {
+        let now = self.now.monotonic;
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return false;
+        };
+        let again = MonotonicMs(cursor.fed_at.0.saturating_add(STUCK_MS));
+        if cursor.window.len() >= WINDOW_MIN && cursor.has_lines() && now < again {
+            self.timers.insert((again, Timer::Stuck(number)));
+            return true;
+        }
+        cursor.fed_at = now;
+        false
+    }
+
     /// The window is full, and nothing in it is ready.
     pub(super) fn list_stuck(&mut self, number: CursorNumber) {
         let now = self.now.monotonic;
