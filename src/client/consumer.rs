@@ -112,6 +112,10 @@ impl ConsumerBuilder {
 
     /// How long a record is this member's before it comes to another, if the subscription is made by this:
     /// 100 ms to 30 days. Default 30 s.
+    ///
+    /// While a record waits in the consumer's queue, its lease is renewed, as long as the consumer goes on
+    /// taking records; one that has taken none for this long is not waited for. From when it is given out, at
+    /// least two thirds of the time are the application's: [`Consumer::extend`] gives more.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.template.lease_ms = ms(lease);
         self
@@ -471,8 +475,13 @@ impl Consumer {
                     self.current = None;
                     continue;
                 }
-                match batch.next() {
+                let next = batch.next();
+                let is_last = batch.is_lease_over();
+                match next {
                     Some(Taken::Record(delivery)) => {
+                        if let Some(tag) = delivery.lease {
+                            self.hand.took(tag.lease, is_last);
+                        }
                         // What was lost meanwhile is another's by now.
                         let holds = delivery.lease.is_some_and(|tag| {
                             tag.is_settled || self.hand.holds(tag, delivery.offset)
@@ -486,6 +495,7 @@ impl Consumer {
                         continue;
                     }
                     Some(Taken::Bad(tag, offset, error)) => {
+                        self.hand.took(tag.lease, is_last);
                         let verdict = Verdict::Not(RetryAfter::Policy, error.to_string());
                         if tag.is_settled {
                             self.taken.push(tag);

@@ -3,8 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::delivery::Delivery;
 use super::error::ConsumeError;
@@ -61,6 +63,14 @@ struct Line {
     refused: Vec<(u64, LeaseId)>,
 }
 
+/// Leases with records the application was not given yet.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: BTreeSet<LeaseId>,
+    /// When the application last took a record, or could first have.
+    taken: Option<Instant>,
+}
+
 /// What a consumer and its task know together of the leases that are in hand.
 #[derive(Debug, Default)]
 pub(crate) struct Hand {
@@ -69,6 +79,7 @@ pub(crate) struct Hand {
     /// At most [`LOST_MAX`].
     lost: Mutex<BTreeSet<LeaseId>>,
     lines: Mutex<HashMap<Place, Line>>,
+    queue: Mutex<Queue>,
 }
 
 impl Hand {
@@ -90,10 +101,34 @@ impl Hand {
 
     /// A lease came.
     pub(crate) fn came(&self, tag: LeaseTag) {
+        if !tag.is_settled {
+            lock(&self.queue).waiting.insert(tag.lease);
+        }
         if tag.is_ordered {
             let mut lines = lock(&self.lines);
             let line = lines.entry(tag.place()).or_default();
             line.newest = line.newest.max(tag.lease);
+        }
+    }
+
+    /// The application was given a record of a lease, or it was passed over; `last` where no other of it waits.
+    pub(crate) fn took(&self, lease: LeaseId, last: bool) {
+        let mut queue = lock(&self.queue);
+        queue.taken = Some(Instant::now());
+        if last {
+            queue.waiting.remove(&lease);
+        }
+    }
+
+    /// Leases to be renewed: those with records that wait here for an application that goes on taking them. One
+    /// that has taken none for `lease` has stopped; what it was sent comes to others.
+    pub(crate) fn to_renew(&self, lease: Duration) -> Vec<LeaseId> {
+        let queue = lock(&self.queue);
+        let goes_on = queue.taken.is_some_and(|taken| taken.elapsed() <= lease);
+        if goes_on {
+            queue.waiting.iter().copied().collect()
+        } else {
+            Vec::new()
         }
     }
 
@@ -119,12 +154,21 @@ impl Hand {
     pub(crate) fn begin(&self) -> u64 {
         lock(&self.lost).clear();
         lock(&self.lines).clear();
+        *lock(&self.queue) = Queue {
+            waiting: BTreeSet::new(),
+            taken: Some(Instant::now()),
+        };
         self.session.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     /// These leases are lost. Remembered until the session ends, or until there are too many: then the
     /// oldest are forgotten, which cost a question to the broker if anybody still settles them, no more.
     pub(crate) fn lose(&self, leases: &[LeaseId]) {
+        let mut queue = lock(&self.queue);
+        for lease in leases {
+            queue.waiting.remove(lease);
+        }
+        drop(queue);
         let mut lost = lock(&self.lost);
         lost.extend(leases);
         while lost.len() > LOST_MAX {
@@ -217,6 +261,13 @@ impl LeasedBatch {
             is_ordered: self.topic.is_ordered,
             is_settled: lease.lease_ms == 0,
         }
+    }
+
+    /// Whether the record that was taken last is the last of its lease.
+    pub(crate) fn is_lease_over(&self) -> bool {
+        let (index, taken) = self.at;
+        let lease = self.head.leases.get(index);
+        lease.is_none_or(|lease| taken >= lease.count)
     }
 
     /// The next record.

@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::FrameReceiver;
 use super::credit::{Credit, Held};
@@ -36,6 +37,9 @@ pub(super) type Waiters = Vec<(LeaseId, Outcome)>;
 pub(super) type Parted = Vec<(LeaseId, u32)>;
 pub(super) type Answered = (Result<Settled, RequestError>, Waiters, Parted);
 
+/// So often within a lease it is renewed while its records wait.
+const RENEWALS: u32 = 3;
+
 /// One membership on one connection.
 pub(super) struct Session {
     pub(super) guard: Guard,
@@ -47,6 +51,10 @@ pub(super) struct Session {
     pub(super) answers: FuturesUnordered<BoxFuture<'static, Answered>>,
     /// Withdrawals that are not answered: topics left and the token to tell.
     pub(super) waiting: Vec<(u64, usize)>,
+    /// The shortest lease of its subscriptions.
+    pub(super) lease: Duration,
+    /// When leases of records that wait are renewed next.
+    pub(super) renew_at: Instant,
 }
 
 impl Session {
@@ -83,6 +91,12 @@ impl Session {
                         }
                     }
                     settle_waiters(&settled, waiters);
+                }
+                () = sleep_until(self.renew_at), if !self.leases.is_empty() => {
+                    self.renew_at = Instant::now() + self.lease / RENEWALS;
+                    let mut leases = keeper.hand.to_renew(self.lease);
+                    leases.retain(|lease| self.leases.contains_key(lease));
+                    self.extend_leases(&leases, 0, None);
                 }
             }
             if !self.credit.pull {
@@ -133,6 +147,9 @@ impl Session {
     }
 
     fn leased(&mut self, keeper: &Keeper, head: Leased, frame: &Frame) {
+        if self.leases.is_empty() {
+            self.renew_at = Instant::now() + self.lease / RENEWALS;
+        }
         for lease in &head.leases {
             self.credit
                 .leased(head.topic, u64::from(lease.count), lease.bytes);
@@ -372,6 +389,10 @@ impl Session {
             .filter(|tag| tag.session == self.number && self.leases.contains_key(&tag.lease))
             .map(|tag| tag.lease)
             .collect();
+        self.extend_leases(&held, lease_ms, outcome);
+    }
+
+    fn extend_leases(&mut self, held: &[LeaseId], lease_ms: u64, outcome: Option<Outcome>) {
         let Some(last) = held.last().copied() else {
             return refuse(outcome, SettleError::Lost);
         };

@@ -265,6 +265,8 @@ impl Keeper {
                 (subscription.topic_id, consumed)
             })
             .collect();
+        let shortest = joined.subscriptions.iter().map(|s| s.lease_ms).min();
+        let lease = Duration::from_millis(shortest.unwrap_or(30_000).max(100));
         let mut session = Session {
             guard,
             link: Arc::clone(link),
@@ -274,6 +276,8 @@ impl Keeper {
             leases: HashMap::new(),
             answers: FuturesUnordered::new(),
             waiting: Vec::new(),
+            lease,
+            renew_at: Instant::now() + lease,
         };
         if !self.plan.pull {
             session.grant_all();

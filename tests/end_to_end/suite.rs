@@ -11,6 +11,7 @@ mod far_timers;
 mod greedy;
 mod group_codes;
 mod hostile;
+mod leases;
 mod letters;
 mod produce;
 mod read;

@@ -166,10 +166,11 @@ impl Group {
 
     /// A record is settled: the next of its key may be leased.
     fn hand_on(&mut self, number: CursorNumber, offset: u64, key: u64) {
+        let now = self.now.monotonic;
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };
-        let Some(next) = cursor.unqueue(offset, key) else {
+        let Some(next) = cursor.unqueue(offset, key, now) else {
             return;
         };
         if cursor.listed.contains_key(&next) {
@@ -216,8 +217,9 @@ impl Group {
             if let Some(first) = first
                 && self.mode_of(number).is_some_and(is_ordered)
             {
-                // What is behind it was leased while it was attached (G10).
-                self.give_back_from(number, first + 1, false, effects);
+                // What is behind it was leased while it was attached (G10): with the lease it was in, too.
+                let from = self.lease_over(number, first).unwrap_or(first + 1);
+                self.give_back_from(number, from, false, effects);
             }
             self.touched.insert(number);
         }

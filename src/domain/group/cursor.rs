@@ -47,9 +47,11 @@ pub(super) struct WindowBatch {
 }
 
 /// A busy key: its oldest unsettled record may be leased, the others wait.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Key {
     head: u64,
+    /// Since when that is its oldest.
+    since: MonotonicMs,
     waiting: BTreeSet<u64>,
 }
 
@@ -114,6 +116,12 @@ pub(super) struct Cursor {
     pub(super) fetching: BTreeSet<u64>,
     keys: HashMap<u64, Key>,
     keyed: bool,
+    /// Busy keys somebody waits behind.
+    lines: usize,
+    /// When it was last looked for more.
+    pub(super) fed_at: MonotonicMs,
+    /// Until then it is not looked again whether keys are stuck.
+    pub(super) stuck_look_at: MonotonicMs,
     /// Since when something is ready: for ageing.
     pub(super) ready_since: Option<MonotonicMs>,
 }
@@ -154,6 +162,9 @@ impl Cursor {
             fetching: BTreeSet::new(),
             keys: HashMap::new(),
             keyed,
+            lines: 0,
+            fed_at: MonotonicMs(0),
+            stuck_look_at: MonotonicMs(0),
             ready_since: None,
         }
     }
@@ -288,6 +299,10 @@ impl Cursor {
             .map(|(offset, _)| *offset)
             .collect();
         if committed {
+            if !attached.is_empty() {
+                // As with any other settlement, where it begins at the first record there is.
+                self.floor.get_or_insert(0);
+            }
             for offset in &attached {
                 self.listed.remove(offset);
                 // As with a settlement: it begins at the first record there is.
@@ -324,6 +339,7 @@ impl Cursor {
         self.returned.clear();
         self.fetching.clear();
         self.keys.clear();
+        self.lines = 0;
         self.ready_since = None;
     }
 
@@ -415,7 +431,7 @@ impl Cursor {
     }
 
     /// A record stands in the line of its key; says whether it is at its head.
-    pub(super) fn queue(&mut self, offset: u64) -> bool {
+    pub(super) fn queue(&mut self, offset: u64, now: MonotonicMs) -> bool {
         let key = if self.keyed { self.key_of(offset) } else { 0 };
         if key == 0 {
             return true;
@@ -424,13 +440,16 @@ impl Cursor {
             std::collections::hash_map::Entry::Vacant(free) => {
                 free.insert(Key {
                     head: offset,
+                    since: now,
                     waiting: BTreeSet::new(),
                 });
                 true
             }
             std::collections::hash_map::Entry::Occupied(mut busy) => {
                 if busy.get().head != offset {
-                    busy.get_mut().waiting.insert(offset);
+                    let waiting = &mut busy.get_mut().waiting;
+                    self.lines += usize::from(waiting.is_empty());
+                    waiting.insert(offset);
                 }
                 busy.get().head == offset
             }
@@ -438,20 +457,24 @@ impl Cursor {
     }
 
     /// A record is settled: its key goes to the next in line, which is returned.
-    pub(super) fn unqueue(&mut self, offset: u64, key: u64) -> Option<u64> {
+    pub(super) fn unqueue(&mut self, offset: u64, key: u64, now: MonotonicMs) -> Option<u64> {
         if !self.keyed || key == 0 {
             return None;
         }
         let line = self.keys.get_mut(&key)?;
+        let had_waiting = !line.waiting.is_empty();
         if line.head != offset {
             line.waiting.remove(&offset);
+            self.lines -= usize::from(had_waiting && line.waiting.is_empty());
             return None;
         }
         let Some(next) = line.waiting.pop_first() else {
             self.keys.remove(&key);
             return None;
         };
+        self.lines -= usize::from(line.waiting.is_empty());
         line.head = next;
+        line.since = now;
         Some(next)
     }
 
@@ -461,17 +484,37 @@ impl Cursor {
         key == 0 || self.keys.get(&key).is_none_or(|line| line.head == offset)
     }
 
-    /// Records of the window that wait behind their key, oldest first, at most `max`.
-    pub(super) fn waiting_in_window(&self, max: usize) -> Vec<u64> {
-        let mut waiting: Vec<u64> = self
-            .keys
-            .values()
-            .flat_map(|line| line.waiting.iter().copied())
-            .filter(|offset| self.window.contains(*offset) && !self.deciding.contains(*offset))
-            .collect();
-        waiting.sort_unstable();
-        waiting.truncate(max);
-        waiting
+    /// Records of the window that wait behind keys whose head has been the same for `stuck_ms`, or in lines
+    /// longer than `long`: oldest first, at most `max`. And when the next key will be stuck if it does not
+    /// move.
+    pub(super) fn stuck_in_window(
+        &self,
+        now: MonotonicMs,
+        stuck_ms: u64,
+        long: usize,
+        max: usize,
+    ) -> (Vec<u64>, Option<MonotonicMs>) {
+        let mut stuck = Vec::new();
+        let mut next: Option<MonotonicMs> = None;
+        for line in self.keys.values().filter(|line| !line.waiting.is_empty()) {
+            let at = MonotonicMs(line.since.0.saturating_add(stuck_ms));
+            if at > now && line.waiting.len() <= long {
+                next = Some(next.map_or(at, |next| next.min(at)));
+                continue;
+            }
+            let waiting = line.waiting.iter().copied();
+            stuck.extend(waiting.filter(|offset| {
+                self.window.contains(*offset) && !self.deciding.contains(*offset)
+            }));
+        }
+        stuck.sort_unstable();
+        stuck.truncate(max);
+        (stuck, next)
+    }
+
+    /// Whether most busy keys have somebody waiting behind them.
+    pub(super) fn has_lines(&self) -> bool {
+        self.lines * 4 >= self.keys.len() * 3
     }
 
     /// Whether a record below this one is about to be listed.

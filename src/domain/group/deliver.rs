@@ -2,7 +2,7 @@
 
 use super::command::{CursorNumber, Effect, Feed, Lease, MemberEvent, Settle};
 use super::cursor::Cursor;
-use super::delta::{Listed, Why};
+use super::delta::Why;
 use super::ranges::RangeSet;
 use super::subscription::{Mode, Poison};
 use super::{Group, Held, Timer};
@@ -15,8 +15,6 @@ const TURN_RECORDS: u64 = 64;
 const READY_LOW: u64 = 1024;
 /// Bytes one search brings, about.
 const FEED_BYTES: u64 = 1 << 20;
-/// Records listed at once because their window is full of them.
-const LISTED_AT_ONCE: usize = 1024;
 /// Settled ranges all cursors may have together.
 const SETTLED_RANGES_MAX: u64 = 100_000;
 /// Bytes of a snapshot for each of them: half of it is for what waits, and there is the rest.
@@ -306,10 +304,16 @@ impl Group {
             }
             if !is_ordered(mode) && cursor.window.len() >= window_max {
                 if cursor.ready.is_empty() {
-                    self.list_waiting(number);
+                    self.list_stuck(number);
                 }
                 continue;
             }
+            if mode == Mode::KeyOrdered && self.waits_for_keys(number) {
+                continue;
+            }
+            let Some(cursor) = self.cursors.get_mut(&number) else {
+                continue;
+            };
             cursor.feeding = true;
             cursor.round += 1;
             effects.push(Effect::Feed(Feed {
@@ -348,32 +352,6 @@ impl Group {
 
     fn has_lanes(&self, topic: TopicId) -> bool {
         self.shapes.get(&topic).is_some_and(|shape| shape.lanes > 1)
-    }
-
-    /// The window is full of records that wait behind their keys: they are listed, so that others can be
-    /// looked at.
-    fn list_waiting(&mut self, number: CursorNumber) {
-        let Some(cursor) = self.cursors.get_mut(&number) else {
-            return;
-        };
-        // Half of the list stays for what members refuse: full of waiting records, it would leave no room
-        // for the very ones they wait for.
-        let room = u64::from(self.limits.listed_max / 2)
-            .saturating_sub(self.listed + self.pending.listed());
-        let room = if self.listed_bytes < self.limits.snapshot_bytes_max / 4 {
-            usize::try_from(room).unwrap_or(usize::MAX)
-        } else {
-            0
-        };
-        for offset in cursor.waiting_in_window(LISTED_AT_ONCE.min(room)) {
-            let listed = Listed {
-                key_hash: cursor.key_of(offset),
-                attempts: cursor.attempts(offset),
-                why: Why::Held,
-            };
-            cursor.deciding.insert(offset, offset + 1);
-            self.pending.list(number, offset, listed);
-        }
     }
 
     // ---- giving back ----------------------------------------------------------------------------
@@ -426,6 +404,15 @@ impl Group {
             }
             self.tell_lost(member, leases, effects);
         }
+    }
+
+    /// Where the lease begins that has records open on both sides of an offset, or behind it.
+    pub(super) fn lease_over(&self, number: CursorNumber, offset: u64) -> Option<u64> {
+        let cursor = self.cursors.get(&number)?;
+        let upto = (offset, LeaseId(u64::MAX));
+        let (first, id) = cursor.leases.range(..=upto).next_back()?;
+        let held = self.leases.get(id)?;
+        held.open.meets(offset + 1, u64::MAX).then_some(*first)
     }
 
     /// A lease that was not told yet is taken back without a word.

@@ -42,6 +42,7 @@ impl Group {
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };
+        let now = self.now.monotonic;
         let mut queued = Vec::new();
         if offered.from.0 > cursor.next {
             // Damage took what lies between: it is not there to be consumed.
@@ -65,10 +66,10 @@ impl Group {
             for offset in from..to {
                 // G3: a listed record stands in the line of its key before what comes behind it.
                 while let Some(earlier) = listed.next_if(|earlier| *earlier < offset) {
-                    cursor.queue(earlier);
+                    cursor.queue(earlier, now);
                     queued.push(earlier);
                 }
-                if cursor.queue(offset) {
+                if cursor.queue(offset, now) {
                     cursor.ready.insert(offset, offset + 1);
                 }
             }
@@ -100,12 +101,13 @@ impl Group {
             spec.retry.attempts_max,
             spec.mode == Mode::Exclusive && spec.retry.poison == Poison::Block,
         );
+        let now = self.now.monotonic;
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };
         self.touched.insert(number);
         // What is not looked at yet may hide an earlier record of the same key.
-        if offset >= cursor.next.max(cursor.floor_or_zero()) || !cursor.queue(offset) {
+        if offset >= cursor.next.max(cursor.floor_or_zero()) || !cursor.queue(offset, now) {
             return;
         }
         let Some(listed) = cursor.listed.get(&offset) else {

@@ -38,6 +38,7 @@ mod members;
 mod pool;
 mod reset;
 mod settle;
+mod stuck;
 mod subscribe;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -134,6 +135,8 @@ enum Timer {
     Drain(CursorNumber),
     /// A member has been away for too long.
     Grace(MemberId),
+    /// It is looked again whether keys are stuck.
+    Stuck(CursorNumber),
 }
 
 /// A consumer group.
@@ -352,6 +355,7 @@ impl Group {
                 Timer::Retry(cursor, offset) => self.retry_due(cursor, offset),
                 Timer::Drain(cursor) => self.drained(cursor, effects),
                 Timer::Grace(member) => self.grace_over(member, effects),
+                Timer::Stuck(cursor) => self.look_for_stuck(cursor),
             }
         }
         self.finish(effects);

@@ -309,6 +309,17 @@ impl Rig {
             }
             Mode::Exclusive => {
                 let theirs = &self.clients[&member];
+                let behind = self
+                    .clients
+                    .values()
+                    .flat_map(|client| client.leases.values());
+                let behind = behind.filter(|(place, ..)| *place == at);
+                let held_behind = behind.flat_map(|(_, open, _)| open.range(offset + 1..));
+                assert_eq!(
+                    held_behind.min(),
+                    None,
+                    "G10: {offset} of {at:?} though what is behind it is in hand"
+                );
                 for earlier in part.start..leased_from.min(offset) {
                     let held = theirs
                         .leases

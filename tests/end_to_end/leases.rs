@@ -1,0 +1,101 @@
+//! How long a record is its member's: renewed while it waits for an application that goes on, and given back
+//! where a rollback puts something before it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use waterwheel::client::{Client, Mode, Record, TopicConfig};
+
+use crate::rig::{Rig, run};
+
+const WAIT: Duration = Duration::from_secs(20);
+const LEASE: Duration = Duration::from_millis(600);
+
+async fn fill(client: &Client, records: u32) {
+    client.create_topic("numbers", TopicConfig::new(1)).await.unwrap();
+    client.create_topic("doubles", TopicConfig::new(1)).await.unwrap();
+    let producer = client.producer("numbers").open().await.unwrap();
+    for n in 0..records {
+        producer.send(Record::new(n.to_string())).await.unwrap();
+    }
+}
+
+#[test]
+fn a_record_that_waits_for_a_consumer_that_goes_on_stays_its_own() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = rig.node.connect().await.unwrap();
+        fill(&client, 12).await;
+        for mode in [Mode::Exclusive, Mode::Shared] {
+            let group = client.consumer(mode.name()).topic("numbers");
+            let mut consumer = group.mode(mode).lease(LEASE).open().await.unwrap();
+            // All are sent ahead; the last is worked on when three times the lease has passed.
+            for n in 0..12 {
+                let delivery = consumer.next().await.unwrap().unwrap();
+                assert_eq!((delivery.offset, delivery.attempt), (n, 1), "{mode:?}");
+                // The work takes its time, which is what this is about.
+                tokio::time::sleep(LEASE / 4).await;
+                consumer.ack(&delivery).await.unwrap();
+            }
+            consumer.close().await;
+        }
+    });
+}
+
+#[test]
+fn a_record_that_waits_for_a_consumer_that_has_stopped_comes_to_another() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = rig.node.connect().await.unwrap();
+        fill(&client, 3).await;
+        let open = async || {
+            let builder = client.consumer("stopped").topic("numbers");
+            builder.lease(LEASE).open().await.unwrap()
+        };
+        let mut stopped = open().await;
+        let taken = stopped.next().await.unwrap().unwrap();
+        assert!(stopped.ack(&taken).await.is_ok());
+        let mut other = open().await;
+        // Either is offered them in turn as they come again; only one takes them.
+        let mut offsets = BTreeSet::new();
+        while offsets.len() < 2 {
+            let delivery = tokio::time::timeout(WAIT, other.next()).await;
+            let delivery = delivery.expect("they stay with who has stopped");
+            let delivery = delivery.unwrap().unwrap();
+            if other.ack(&delivery).await.is_ok() {
+                offsets.insert(delivery.offset);
+            }
+        }
+        assert_eq!(offsets, BTreeSet::from([1, 2]));
+    });
+}
+
+#[test]
+fn in_order_what_is_rolled_back_comes_before_what_was_sent_with_it() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = rig.node.connect().await.unwrap();
+        fill(&client, 6).await;
+        let builder = client.consumer("ordered").topic("numbers");
+        let mut consumer = builder.mode(Mode::Exclusive).open().await.unwrap();
+        let producer = client.transactional_producer("doubler").open().await.unwrap();
+        let first = consumer.next().await.unwrap().unwrap();
+        assert_eq!(first.offset, 0);
+        let mut transaction = producer.transaction();
+        transaction.attach(&consumer.settler(), [&first]).unwrap();
+        transaction.send("doubles", Record::new("0")).await.unwrap();
+        transaction.flush().await.unwrap();
+        transaction.rollback().await.unwrap();
+        // Whatever was in the consumer's hand behind it is void once it hears of that, and comes again.
+        let mut offsets = Vec::new();
+        let mut settled = Vec::new();
+        while settled.len() < 6 {
+            let delivery = consumer.next().await.unwrap().unwrap();
+            offsets.push(delivery.offset);
+            if consumer.ack(&delivery).await.is_ok() {
+                settled.push(delivery.offset);
+            }
+        }
+        assert_eq!(settled, [0, 1, 2, 3, 4, 5], "of {offsets:?}");
+    });
+}
