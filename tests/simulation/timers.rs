@@ -111,7 +111,7 @@ struct World {
     came_near: usize,
 }
 
-fn column(deliveries: &[Delivery]) -> Bytes {
+pub(crate) fn column(deliveries: &[Delivery]) -> Bytes {
     let parts = deliveries.iter().map(|delivery| match delivery {
         Delivery::Now => (0_u8, 0_i64),
         Delivery::After(span) => (1, *span),
