@@ -5,6 +5,7 @@
 //! | `quic-server` | settings, directory | raw quinn: discards, answers and pumps ([`super::quic::server`]) |
 //! | `quic-flood` | settings, directory, address, connections | raw quinn, flat out, until it is ended |
 //! | `pour` | data directory, address, topic, producers, milliseconds | the product's producers, flat out |
+//! | `square` | data directory, address, number | a worker of the pipeline, until it is killed |
 //! | `consume` | data directory, address, topic, group, mode, acknowledged, file | a member of a group, until it is killed; what it had goes into the file |
 //!
 //! A role ends when its standard input does: the harness is gone then.
@@ -35,6 +36,9 @@ pub(crate) const QUIC_FLOOD: &str = "quic-flood";
 pub(crate) const POUR: &str = "pour";
 /// A member of a consumer group that is killed sooner or later.
 pub(crate) const CONSUME: &str = "consume";
+
+/// A worker of the exactly-once pipeline that is killed sooner or later.
+pub(crate) const SQUARE: &str = "square";
 
 /// This binary in another role.
 pub(crate) fn command(role: &str) -> Outcome<Command> {
@@ -75,12 +79,7 @@ fn perform(role: &str, rest: &[String]) -> Outcome<()> {
             quic::source::flood(&target, connections.parse()?)
         }
         (POUR, [data, address, topic, producers, span_ms]) => {
-            let home = Home {
-                data: PathBuf::from(data),
-                address: address.parse()?,
-                ready_within: READY_WITHIN,
-                in_process: None,
-            };
+            let home = home(data, address)?;
             announce(home.address)?;
             let until = Until::Elapsed(Duration::from_millis(span_ms.parse()?));
             let pool = Pool::new(VALUE_BYTES);
@@ -88,16 +87,25 @@ fn perform(role: &str, rest: &[String]) -> Outcome<()> {
             Ok(())
         }
         (CONSUME, [data, address, rest @ ..]) => {
-            let home = Home {
-                data: PathBuf::from(data),
-                address: address.parse()?,
-                ready_within: READY_WITHIN,
-                in_process: None,
-            };
+            let home = home(data, address)?;
             scenario::groups::consume_until_killed(&home, rest)
+        }
+        (SQUARE, [data, address, number]) => {
+            let home = home(data, address)?;
+            scenario::transactions::pipeline::work_until_killed(&home, number.parse()?)
         }
         _ => Err("no such role".into()),
     }
+}
+
+/// Where the broker under test lives.
+fn home(data: &str, address: &str) -> Outcome<Home> {
+    Ok(Home {
+        data: PathBuf::from(data),
+        address: address.parse()?,
+        ready_within: READY_WITHIN,
+        in_process: None,
+    })
 }
 
 /// The line by which a process says that it is under way.

@@ -8,7 +8,7 @@ mod produce;
 mod read;
 mod restart;
 mod timers;
-mod transactions;
+pub(crate) mod transactions;
 
 use std::fmt::Write as _;
 
@@ -284,6 +284,17 @@ pub(crate) const ALL: &[Scenario] = &[
             Goal::at_most("an answer applied", 1.0),
         ],
         perform: transactions::pending,
+    },
+    Scenario {
+        name: "transactions-pipeline",
+        family: Family::Transactions,
+        about: "1 million records through workers, which are killed at random like the broker",
+        goals: &[
+            Goal::at_most("pipeline: results lost", 0.0),
+            Goal::at_most("pipeline: results duplicated", 0.0),
+            Goal::at_least("pipeline: output equal to the sequential result", 1.0),
+        ],
+        perform: transactions::pipeline::pipeline,
     },
     Scenario {
         name: "groups-rates",

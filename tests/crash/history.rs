@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A topic's partition.
-pub(crate) type Place = (String, u32);
+/// A level of a topic's partition: what has offsets and an order of its own.
+pub(crate) type Place = (String, u32, u8);
 
 /// How a transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,7 +193,7 @@ fn check_reads(history: &History, writer: &BTreeMap<&str, u64>, found: &mut BTre
 
 /// A history in which nothing is wrong: five transactions, one of them rolled back, one nobody knows of.
 fn sound() -> History {
-    let place = |partition| ("kept".to_owned(), partition);
+    let place = |partition| ("kept".to_owned(), partition, 0);
     let mut history = History::default();
     let mut reads = [BTreeMap::new(), BTreeMap::new()];
     for number in 0..5 {
@@ -208,7 +208,7 @@ fn sound() -> History {
             .map(|(at, partition)| (place(*partition), format!("{number}:{at}")))
             .collect();
         if told != Some(Decided::Rollback) {
-            for ((_, partition), value) in &values {
+            for ((_, partition, _), value) in &values {
                 let read: &mut BTreeMap<u64, String> = &mut reads[*partition as usize];
                 read.insert(read.len() as u64, value.clone());
             }
@@ -246,7 +246,7 @@ fn a_sound_history_has_nothing_wrong() {
 
 #[test]
 fn a_planted_bug_of_each_kind_is_found() {
-    let kept = ("kept".to_owned(), 0);
+    let kept = ("kept".to_owned(), 0, 0);
     let plant = |bug: fn(&mut History)| {
         let mut history = sound();
         bug(&mut history);

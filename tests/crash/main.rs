@@ -22,6 +22,8 @@ mod groups;
 mod history;
 mod load;
 mod pipeline;
+#[path = "../shared/squares.rs"]
+mod squares;
 mod timers;
 mod transactions;
 

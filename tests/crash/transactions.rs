@@ -1,7 +1,7 @@
 //! Transactions under kills of the broker and of their producers, at every step; the history of what
 //! everybody saw is checked as a whole.
 //!
-//! Producers write to several partitions and commit, roll back, or go away: before anything was sent, with
+//! Producers write to several partitions, at several levels of priority, and commit, roll back, or go away: before anything was sent, with
 //! halves stored, in the middle of a commit. Half messages are left undecided, or their local transaction
 //! breaks after it took effect, and check-back decides. An observer asks for decisions, both ways, again and
 //! again; a reader reads all the while.
@@ -19,12 +19,13 @@ use waterwheel::client::{
 };
 
 use crate::child::{Broker, Launch, delete_views};
-use crate::history::{Decided, History, Read, Written, check};
+use crate::history::{Decided, History, Place, Read, Written, check};
 use crate::load::{Progress, connect};
 use crate::{Dice, POINTS, full, launch, run};
 
 const TOPICS: [&str; 2] = ["orders", "points"];
 const PARTITIONS: u32 = 2;
+const LEVELS: u8 = 2;
 /// How soon readers see a decision, at the latest.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 const PRODUCERS: u64 = 4;
@@ -45,7 +46,7 @@ struct Book {
 }
 
 impl Book {
-    fn write(&self, number: u64, id: TransactionId, values: Vec<((String, u32), String)>) {
+    fn write(&self, number: u64, id: TransactionId, values: Vec<(Place, String)>) {
         let written = Written { values, told: None };
         let mut history = self.history.lock().expect("nobody panicked");
         history.transactions.insert(number, written);
@@ -154,12 +155,13 @@ async fn session(client: &Client, book: &Arc<Book>, index: u64) -> Transactional
 }
 
 /// Which values a transaction writes, and where.
-fn values(number: u64, dice: &mut Dice) -> Vec<((String, u32), String)> {
+fn values(number: u64, dice: &mut Dice) -> Vec<(Place, String)> {
     (0..1 + dice.below(4))
         .map(|at| {
             let topic = TOPICS[dice.below(2) as usize].to_owned();
             let partition = dice.below(u64::from(PARTITIONS)) as u32;
-            ((topic, partition), format!("{number}:{at}"))
+            let level = dice.below(u64::from(LEVELS)) as u8;
+            ((topic, partition, level), format!("{number}:{at}"))
         })
         .collect()
 }
@@ -193,9 +195,12 @@ async fn half(producer: &TransactionalProducer, book: &Book, number: u64) -> boo
     let place = (
         TOPICS[0].to_owned(),
         (number % u64::from(PARTITIONS)) as u32,
+        (number % 3 % u64::from(LEVELS)) as u8,
     );
     // Its key places it; where that is, the reader finds out.
-    let record = Record::new(value.clone()).key(key_of(place.1));
+    let record = Record::new(value.clone())
+        .key(key_of(place.1))
+        .priority(place.2);
     let sent = producer
         .send_half_within(TOPICS[0], record, Duration::from_millis(20))
         .await;
@@ -230,9 +235,9 @@ async fn whole(
     let id = transaction.id();
     let written = values(number, dice);
     book.write(number, id, written.clone());
-    for ((topic, partition), value) in written {
+    for ((topic, partition, level), value) in written {
         let sent = transaction
-            .send_to(&topic, partition, Record::new(value))
+            .send_to(&topic, partition, Record::new(value).priority(level))
             .await;
         if sent.is_err() {
             return false;
@@ -321,7 +326,8 @@ async fn ask(client: &Client, book: &Book, number: u64, id: TransactionId, commi
     }
 }
 
-async fn read(client: &Client, topic: &str, partition: u32) -> Option<Read> {
+/// One read of each level of a partition.
+async fn read(client: &Client, topic: &str, partition: u32) -> Option<Vec<Read>> {
     let reader = client
         .reader(topic)
         .partition(partition)
@@ -329,16 +335,17 @@ async fn read(client: &Client, topic: &str, partition: u32) -> Option<Read> {
         .open()
         .await;
     let mut reader = reader.ok()?;
-    let mut values = BTreeMap::new();
+    let mut levels = vec![BTreeMap::new(); usize::from(LEVELS)];
     while let Some(delivery) = reader.next().await {
         let delivery = delivery.ok()?;
         let value = String::from_utf8(delivery.value.to_vec()).expect("values are text");
-        values.insert(delivery.offset, value);
+        levels[usize::from(delivery.priority)].insert(delivery.offset, value);
     }
-    Some(Read {
-        place: (topic.to_owned(), partition),
+    let read = |(level, values)| Read {
+        place: (topic.to_owned(), partition, level),
         values,
-    })
+    };
+    Some((0..).zip(levels).map(read).collect())
 }
 
 async fn read_on(client: Client, book: Arc<Book>, progress: Arc<Progress>) {
@@ -349,7 +356,7 @@ async fn read_on(client: Client, book: Arc<Book>, progress: Arc<Progress>) {
                     .lock()
                     .expect("nobody panicked")
                     .reads
-                    .push(seen);
+                    .extend(seen);
             }
         }
         progress.changed().await;
@@ -417,7 +424,8 @@ async fn tormented() {
     let address = broker.address;
     let client = connect(address, dir.path()).await;
     for topic in TOPICS {
-        let config = TopicConfig::new(PARTITIONS);
+        let mut config = TopicConfig::new(PARTITIONS);
+        config.levels = LEVELS;
         client
             .create_topic(topic, config)
             .await
@@ -504,7 +512,7 @@ async fn settle(client: &Client, book: &Arc<Book>) {
         for topic in TOPICS {
             for partition in 0..PARTITIONS {
                 let read = read(client, topic, partition).await;
-                last.push(read.expect("it can be read"));
+                last.extend(read.expect("it can be read"));
             }
         }
         let found = {

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use futures::FutureExt;
 use tokio::sync::Notify;
 use waterwheel::client::{
-    Client, Code, HalfMessage, LocalOutcome, LocalTransaction, Record, TopicConfig,
-    TransactionError, TransactionId,
+    AckMode, Client, Code, HalfMessage, LocalOutcome, LocalTransaction, Record, TopicConfig,
+    TransactionError, TransactionId, WallMs,
 };
 use waterwheel::domain::transaction::{SHARDS, shard_owner};
 
@@ -22,7 +22,9 @@ const TOPICS: [&str; 2] = ["orders", "points"];
 async fn topics(rig: &Rig) -> Client {
     let client = rig.node.connect().await.unwrap();
     for topic in TOPICS {
-        client.create_topic(topic, TopicConfig::new(2)).await.unwrap();
+        let mut config = TopicConfig::new(2);
+        config.levels = 2;
+        client.create_topic(topic, config).await.unwrap();
     }
     client
 }
@@ -104,6 +106,127 @@ fn delayed_records_of_a_transaction_wait_for_their_time_from_the_commit_on() {
             assert_eq!(delivery.due_ms.is_some(), offset > 1);
             assert!(delivery.due_ms <= delivery.fired_ms, "never early");
         }
+    });
+}
+
+/// A topic of one partition with three levels.
+async fn three_levels(rig: &Rig) -> Client {
+    let client = rig.node.connect().await.unwrap();
+    let mut config = TopicConfig::new(1);
+    config.levels = 3;
+    client.create_topic("urgent", config).await.unwrap();
+    client
+}
+
+/// What each level has, in the order of its offsets.
+async fn by_level(client: &Client) -> Vec<(u8, u64, String)> {
+    let mut reader = client.reader("urgent").until_end().open().await.unwrap();
+    let mut all = Vec::new();
+    while let Some(delivery) = reader.next().await {
+        let delivery = delivery.unwrap();
+        let value = String::from_utf8(delivery.value.to_vec()).unwrap();
+        all.push((delivery.priority, delivery.offset, value));
+    }
+    all.sort_unstable();
+    all
+}
+
+#[test]
+fn records_of_a_transaction_keep_their_priority_each_level_with_an_order_of_its_own() {
+    run(async {
+        let rig = Rig::start_with(|config| config.checkpoint_ms = 50).await;
+        let client = three_levels(&rig).await;
+        let producer = client.transactional_producer("till").open().await.unwrap();
+        let mut gone = producer.transaction();
+        gone.send("urgent", Record::new("gone").priority(1)).await.unwrap();
+        gone.flush().await.unwrap();
+        gone.rollback().await.unwrap();
+        let mut transaction = producer.transaction();
+        // Twice to every level, in batches of their own: each level counts for itself.
+        for round in 0..2 {
+            for level in [0, 2, 1] {
+                let record = Record::new(format!("{round}{level}")).priority(level);
+                transaction.send("urgent", record).await.unwrap();
+            }
+            transaction.flush().await.unwrap();
+        }
+        assert!(by_level(&client).await.is_empty(), "nothing is visible");
+        let id = transaction.id();
+        let open = client.describe_transaction(id).await.unwrap();
+        let mut lanes: Vec<(u8, u32)> =
+            open.participants.iter().map(|one| (one.lane.0, one.records)).collect();
+        lanes.sort_unstable();
+        assert_eq!(lanes, [(0, 2), (1, 2), (2, 2)], "levels are participants");
+        // The broker is killed between the halves and the decision.
+        std::mem::forget(transaction);
+        drop((producer, client));
+        let rig = rig
+            .kill_and_restart(|dir| std::fs::remove_dir_all(dir.join("views")).unwrap())
+            .await;
+        let client = rig.node.connect().await.unwrap();
+        assert!(by_level(&client).await.is_empty(), "nothing is visible");
+        client.decide_transaction(id, true).await.unwrap();
+        let wanted = [(0, 0, "00"), (0, 1, "10"), (1, 0, "01"), (1, 1, "11"), (2, 0, "02"), (2, 1, "12")];
+        let wanted = wanted.map(|(level, offset, value)| (level, offset, value.to_owned()));
+        assert_eq!(by_level(&client).await, wanted);
+        let builder = client.consumer("urgents").topic("urgent").ack(AckMode::Auto).pull();
+        let mut consumer = builder.open().await.unwrap();
+        let mut levels = Vec::new();
+        while levels.len() < 6 {
+            let batch = consumer.next_batch(1, Duration::from_secs(5)).await.unwrap();
+            levels.extend(batch.iter().map(|delivery| delivery.priority));
+        }
+        assert_eq!(levels, [2, 2, 1, 1, 0, 0], "groups are given the urgent ones first");
+    });
+}
+
+#[test]
+fn delayed_records_of_a_transaction_wait_at_their_level() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = three_levels(&rig).await;
+        let producer = client.transactional_producer("till").open().await.unwrap();
+        let mut reader = client.reader("urgent").open().await.unwrap();
+        let mut transaction = producer.transaction();
+        let later = Duration::from_millis(200);
+        for (value, level, delayed) in [("later", 2, true), ("now", 2, false), ("low", 0, true)] {
+            let record = Record::new(value).priority(level);
+            let record = if delayed { record.deliver_after(later) } else { record };
+            transaction.send("urgent", record).await.unwrap();
+        }
+        transaction.flush().await.unwrap();
+        let committing = WallMs::from(SystemTime::now()).0;
+        transaction.commit().await.unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let delivery = reader.next().await.unwrap().unwrap();
+            let value = String::from_utf8(delivery.value.to_vec()).unwrap();
+            if let Some(due) = delivery.due_ms {
+                assert!(due >= committing + 200, "spans run from the commit");
+                assert!(delivery.fired_ms >= Some(due), "never early");
+            }
+            seen.push((delivery.priority, delivery.offset, value, delivery.due_ms.is_some()));
+        }
+        seen.sort_unstable();
+        let wanted = [(0, 0, "low", true), (2, 0, "now", false), (2, 1, "later", true)];
+        let wanted = wanted.map(|(level, offset, value, due)| (level, offset, value.to_owned(), due));
+        assert_eq!(seen, wanted);
+    });
+}
+
+#[test]
+fn a_priority_that_the_topic_does_not_have_fails_the_transaction() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = three_levels(&rig).await;
+        let producer = client.transactional_producer("till").open().await.unwrap();
+        let mut transaction = producer.transaction();
+        transaction.send("urgent", Record::new("kept back")).await.unwrap();
+        let error = transaction.send("urgent", Record::new("x").priority(3)).await.unwrap_err();
+        assert_eq!(error.code(), "priority-out-of-range");
+        assert!(!error.is_retriable());
+        assert_eq!(transaction.commit().await.unwrap_err().code(), "transaction-failed");
+        assert!(by_level(&client).await.is_empty());
     });
 }
 
@@ -277,6 +400,8 @@ impl LocalTransaction for Till {
         async move {
             assert_eq!(half.topic, "orders");
             assert_eq!(half.records.len(), 1);
+            let urgent = half.records[0].value.as_ref() == b"forget";
+            assert_eq!(half.records[0].priority, u8::from(urgent));
             self.checked.notify_one();
             let known = self.outcomes.lock().unwrap().get(&half.id).copied();
             match known {
@@ -302,7 +427,10 @@ fn a_half_message_follows_its_local_transaction_and_is_asked_for_where_the_answe
         let book = Till::default();
         let producer = till(&client, "till-1", &book).await;
         let immunity = Duration::from_millis(10);
-        let send = |value: &'static str| producer.send_half_within("orders", Record::new(value), immunity);
+        let send = |value: &'static str| {
+            let record = Record::new(value).priority(u8::from(value == "forget"));
+            producer.send_half_within("orders", record, immunity)
+        };
         assert_eq!(send("pay").await.unwrap(), LocalOutcome::Commit);
         assert_eq!(send("cancel").await.unwrap(), LocalOutcome::Rollback);
         assert_eq!(send("forget").await.unwrap(), LocalOutcome::Unknown);
@@ -321,7 +449,7 @@ fn another_producer_of_the_group_answers_after_both_sides_were_killed() {
         let client = topics(&rig).await;
         let book = Till::default();
         let producer = till(&client, "till-1", &book).await;
-        let sent = producer.send_half_within("orders", Record::new("forget"), Duration::from_secs(1));
+        let sent = producer.send_half_within("orders", Record::new("forget").priority(1), Duration::from_secs(1));
         assert_eq!(sent.await.unwrap(), LocalOutcome::Unknown);
         // The process that executed it is gone, the broker is killed, and another till takes over.
         drop((producer, client));
@@ -349,7 +477,7 @@ fn a_half_message_nobody_knows_of_expires_and_can_still_be_asked_for() {
         let client = topics(&rig).await;
         let book = Till { silent: true, ..Till::default() };
         let producer = till(&client, "till-1", &book).await;
-        let sent = producer.send_half_within("orders", Record::new("forget"), Duration::from_millis(10));
+        let sent = producer.send_half_within("orders", Record::new("forget").priority(1), Duration::from_millis(10));
         assert_eq!(sent.await.unwrap(), LocalOutcome::Unknown);
         book.checked.notified().await;
         loop {
@@ -381,7 +509,7 @@ fn producers_that_are_gone_take_no_questions_from_those_that_live() {
         let living = till(&client, "till-2", &book).await;
         drop(gone);
         for _ in 0..8 {
-            let sent = living.send_half_within("orders", Record::new("forget"), Duration::from_millis(10));
+            let sent = living.send_half_within("orders", Record::new("forget").priority(1), Duration::from_millis(10));
             assert_eq!(sent.await.unwrap(), LocalOutcome::Unknown);
         }
         while values(&client, "orders").await.len() < 8 {
@@ -389,7 +517,7 @@ fn producers_that_are_gone_take_no_questions_from_those_that_live() {
             assert!(listed.iter().all(|one| one.by.as_deref() != Some("expiry")), "{listed:?}");
         }
         // With nobody left, nothing is asked, and nothing expires unasked.
-        let sent = living.send_half_within("orders", Record::new("forget"), Duration::from_millis(10));
+        let sent = living.send_half_within("orders", Record::new("forget").priority(1), Duration::from_millis(10));
         assert_eq!(sent.await.unwrap(), LocalOutcome::Unknown);
         drop(living);
         let _heir = till(&others, "till-3", &book).await;

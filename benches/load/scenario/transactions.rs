@@ -3,6 +3,8 @@
 //!
 //! Every transaction is counted where it is read back: all of its records, once, or the run fails.
 
+pub(crate) mod pipeline;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;

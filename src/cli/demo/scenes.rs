@@ -1,14 +1,16 @@
-//! What the demo shows beside plain traffic: a delayed message that is paid for in time, an order whose
-//! points are credited with it or not at all, and a parcel that nobody could deliver and that comes back.
+//! What the demo shows beside plain traffic: a delayed message that is paid for in time, an order that is
+//! consumed, paid and credited or none of it, and a parcel that nobody could deliver and that comes back.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::super::exit::CliError;
 use super::super::print;
 use super::not_sent;
 use crate::client::{
-    Backoff, Client, Code, ConsumeError, DeadLetter, DeadLetters, Mode, Record, RetryPolicy,
-    SettleError, TimerState, TopicConfig, TransactionError,
+    Backoff, Client, Code, ConsumeError, Consumer, DeadLetter, DeadLetters, Delivery, Mode, Record,
+    RetryPolicy, SettleError, TimerState, TopicConfig, Transaction, TransactionError,
+    TransactionalProducer,
 };
 
 /// How long an order may wait for its payment in the demo.
@@ -128,47 +130,69 @@ async fn first_letter(letters: &DeadLetters) -> Result<DeadLetter, CliError> {
     }
 }
 
-/// The order and the points: both or neither. Whether it went as it must.
+/// The order and the points: an order is consumed, paid and credited, all of it or none. Whether it went as it
+/// must.
 pub(super) async fn transactions(client: &Client) -> Result<bool, CliError> {
-    for topic in ["payments", "points"] {
+    const ORDERS: u64 = 100;
+    for topic in ["orders-to-pay", "payments", "points"] {
         client.create_topic(topic, TopicConfig::new(2)).await?;
     }
-    let producer = client
-        .transactional_producer("till-1")
-        .open()
-        .await
-        .map_err(not_decided)?;
+    let orders = client.producer("orders-to-pay").open().await?;
+    for order in 0..ORDERS {
+        let record = Record::new(format!("order {order}"));
+        let record = record.key(format!("customer-{}", order % 7));
+        orders.send_one_way(record).await.map_err(not_sent)?;
+    }
+    orders.close().await.map_err(not_sent)?;
+    let till = client.transactional_producer("till-1");
+    let till = till.open().await.map_err(not_decided)?;
+    let group = client.consumer("tills").topic("orders-to-pay").name("till");
+    let mut consumer = group.mode(Mode::Exclusive).open().await?;
     let began = Instant::now();
-    for order in 0..100_u32 {
-        let mut transaction = producer.transaction();
-        let customer = format!("customer-{}", order % 7);
-        let payment = Record::new(format!("order {order} is paid")).key(customer.clone());
-        let points = Record::new(format!("10 points for order {order}")).key(customer);
-        transaction
-            .send("payments", payment)
-            .await
-            .map_err(not_decided)?;
-        transaction
-            .send("points", points)
-            .await
-            .map_err(not_decided)?;
-        if order % 10 == 9 {
+    let (mut paid, mut declined) = (0, HashSet::new());
+    while paid < ORDERS {
+        let order = consumer.next().await.ok_or_else(ended)??;
+        let transaction = pay(&till, &consumer, &order).await.map_err(not_decided)?;
+        // Every tenth card is declined at first: all of it is rolled back, and the order comes again.
+        if order.value.ends_with(b"9") && declined.insert(order.id) {
             transaction.rollback().await.map_err(not_decided)?;
         } else {
             transaction.commit().await.map_err(not_decided)?;
+            paid += 1;
         }
     }
     let took = began.elapsed();
+    consumer.close().await;
+    let left = client.describe_group("tills").await?.lag(None);
     let (payments, points) = (
         count(client, "payments").await?,
         count(client, "points").await?,
     );
     print(format_args!(
-        "100 transactions over two topics in {} ms, every tenth rolled back: {payments} payments and {points} \
-         credits are visible.",
-        took.as_millis()
+        "{ORDERS} orders, each consumed, paid and credited in one transaction, in {} ms. {} cards were declined at \
+         first, and what was rolled back came again: {payments} payments and {points} credits are visible, and \
+         {left} orders are left.",
+        took.as_millis(),
+        declined.len()
     ))?;
-    Ok((payments, points) == (90, 90))
+    Ok((payments, points, left) == (ORDERS, ORDERS, 0) && declined.len() == 10)
+}
+
+/// The payment of an order, the points for it, and that it is consumed: undecided yet.
+async fn pay(
+    till: &TransactionalProducer,
+    consumer: &Consumer,
+    order: &Delivery,
+) -> Result<Transaction, TransactionError> {
+    let name = String::from_utf8_lossy(&order.value);
+    let customer = order.key.clone().unwrap_or_default();
+    let payment = Record::new(format!("{name} is paid")).key(customer.clone());
+    let points = Record::new(format!("10 points for {name}")).key(customer);
+    let mut transaction = till.transaction();
+    transaction.send("payments", payment).await?;
+    transaction.send("points", points).await?;
+    transaction.attach(&consumer.settler(), [order])?;
+    Ok(transaction)
 }
 
 async fn count(client: &Client, topic: &str) -> Result<u64, CliError> {

@@ -22,38 +22,31 @@
 //! producer of the same group ([`LocalTransaction::check`]).
 
 mod attach;
+mod gather;
+mod local;
 mod session;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::{BoxFuture, join_all};
-
 use self::attach::settle_all;
-use self::session::{HalfBatch, Session};
+use self::gather::Target;
+use self::session::Session;
 use super::error::{AdminError, Refusal};
-use super::link::Link;
-use super::producer::{IdGenerator, now_ms};
+use super::producer::IdGenerator;
 use super::settle::Settlement;
 use super::{Client, Record};
-use crate::domain::batch::{BatchBuilder, BatchView, Compression};
-use crate::domain::id::TopicId;
-use crate::domain::key::{key_hash, partition_of};
-use crate::domain::record::RecordBody;
-use crate::wire::frame::Frame;
+use crate::domain::batch::BatchBuilder;
 use crate::wire::topic::decode_list;
 use crate::wire::transaction::{
-    CheckBack, CheckedBack, EndTransaction, ListTransactions, Outcome, TransactionEnded,
-    TransactionsOk,
+    EndTransaction, ListTransactions, Outcome, TransactionEnded, TransactionsOk,
 };
 
+pub use self::local::{HalfMessage, LocalOutcome, LocalTransaction};
 pub use crate::domain::transaction::TransactionId;
 pub use crate::wire::transaction::{ParticipantInfo, TransactionInfo};
 
-/// A batch of a transaction is sent when it has so many bytes.
-const BATCH_BYTES: usize = 256 * 1024;
 /// How long one request of a transaction may take, unless configured otherwise.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// How long after a half message its group is asked for its outcome, unless configured otherwise.
@@ -86,6 +79,14 @@ pub enum TransactionError {
     /// `transaction-failed`.
     #[error("the transaction failed earlier and can only be rolled back: {0}")]
     Failed(Arc<TransactionError>),
+    /// The topic has no such priority level. Code `priority-out-of-range`.
+    #[error("the topic has priorities 0 to {last}; there is no priority {priority}")]
+    Priority {
+        /// The one asked for.
+        priority: u8,
+        /// The last there is.
+        last: u8,
+    },
     /// The answer makes no sense. Code `protocol`.
     #[error("the broker's answer cannot be read: {0}")]
     Protocol(String),
@@ -107,6 +108,7 @@ impl TransactionError {
         match self {
             Self::Refused(refusal) => refusal.code.name(),
             Self::TooLarge { .. } => "record-too-large",
+            Self::Priority { .. } => "priority-out-of-range",
             Self::TimedOut => "timed-out",
             Self::SessionLost => "session-lost",
             Self::Failed(_) => "transaction-failed",
@@ -124,6 +126,7 @@ impl TransactionError {
             Self::TimedOut | Self::Unreachable(_) => true,
             Self::Failed(why) => why.is_retriable(),
             Self::TooLarge { .. }
+            | Self::Priority { .. }
             | Self::NotLeased
             | Self::SessionLost
             | Self::Protocol(_)
@@ -142,52 +145,6 @@ impl From<AdminError> for TransactionError {
             AdminError::Disconnected => Self::Closed,
         }
     }
-}
-
-/// What a local transaction came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LocalOutcome {
-    /// It happened: the message becomes visible.
-    Commit,
-    /// It did not, and will not.
-    Rollback,
-    /// Not known (yet): the broker asks later.
-    Unknown,
-}
-
-impl From<LocalOutcome> for Outcome {
-    fn from(outcome: LocalOutcome) -> Self {
-        match outcome {
-            LocalOutcome::Commit => Self::Commit,
-            LocalOutcome::Rollback => Self::Rollback,
-            LocalOutcome::Unknown => Self::Unknown,
-        }
-    }
-}
-
-/// A half message whose outcome is asked for.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct HalfMessage {
-    /// Its transaction.
-    pub id: TransactionId,
-    /// The producer group.
-    pub group: String,
-    /// The topic of its first batch; empty where it is gone.
-    pub topic: String,
-    /// The records of its first batch; empty where they could not be read.
-    pub records: Vec<Record>,
-}
-
-/// The side of a half message that lives elsewhere: a database's transaction, a call.
-pub trait LocalTransaction: Send + Sync + 'static {
-    /// Does it. Called only once the half message is durable. A panic, or the end of the process, leaves
-    /// the outcome to [`LocalTransaction::check`].
-    fn execute<'a>(&'a self, id: TransactionId, record: &'a Record) -> BoxFuture<'a, LocalOutcome>;
-
-    /// Says what it came to, possibly in another process of the same producer group than the one that
-    /// executed it, possibly long after. Must not guess: `Unknown` is asked about again.
-    fn check<'a>(&'a self, half: &'a HalfMessage) -> BoxFuture<'a, LocalOutcome>;
 }
 
 /// Configures a transactional producer; made by [`Client::transactional_producer`].
@@ -360,9 +317,6 @@ impl TransactionalProducer {
     }
 }
 
-/// One partition of a topic.
-type Target = (TopicId, u32);
-
 /// A transaction that is open. Dropped without a decision it is rolled back, as well as can be done then: in
 /// the background, or by the broker when its time is over.
 #[must_use = "a transaction that is dropped is rolled back"]
@@ -392,123 +346,6 @@ impl Transaction {
     #[must_use]
     pub fn id(&self) -> TransactionId {
         self.id
-    }
-
-    /// Puts a record into the transaction. The partition is that of the key; keyless records take turns
-    /// by transaction. Records gather; what fills a batch is sent, the rest with the commit. Cancelled, a
-    /// full batch may be lost: the transaction can then only be rolled back.
-    ///
-    /// # Errors
-    /// [`TransactionError`]; the transaction can then only be rolled back.
-    pub async fn send(&mut self, topic: &str, record: Record) -> Result<(), TransactionError> {
-        self.put(topic, None, record).await
-    }
-
-    /// The same, to a partition of the caller's choice.
-    ///
-    /// # Errors
-    /// As [`Transaction::send`].
-    pub async fn send_to(
-        &mut self,
-        topic: &str,
-        partition: u32,
-        record: Record,
-    ) -> Result<(), TransactionError> {
-        self.put(topic, Some(partition), record).await
-    }
-
-    async fn put(
-        &mut self,
-        topic: &str,
-        partition: Option<u32>,
-        record: Record,
-    ) -> Result<(), TransactionError> {
-        self.check()?;
-        let session = Arc::clone(&self.producer.session);
-        let topic = session.topic(topic).await?;
-        let partitions = topic.config.partitions.max(1);
-        let partition = match (partition, &record.key) {
-            (Some(partition), _) => partition,
-            (None, Some(key)) => partition_of(key_hash(key), partitions).0,
-            (None, None) => {
-                let turn = self.id.number.0 % u64::from(partitions);
-                u32::try_from(turn).unwrap_or(0)
-            }
-        };
-        let target = (topic.id, partition);
-        let at = now_ms();
-        let id = record.id.unwrap_or_else(|| self.producer.ids.next(at));
-        let limit = usize::try_from(session.client.limits().batch_bytes_max).unwrap_or(usize::MAX);
-        let bytes = BATCH_BYTES.min(limit);
-        let open = self
-            .batches
-            .entry(target)
-            .or_insert_with(|| BatchBuilder::new(bytes, Compression::None));
-        if open.push_with(&record, id, at, 0, record.delivery).is_ok() {
-            return Ok(());
-        }
-        if let Some(full) = self.batches.remove(&target).filter(|full| !full.is_empty()) {
-            self.send_batches(vec![(target, full)]).await?;
-        }
-        let mut fresh = BatchBuilder::new(bytes, Compression::None);
-        if fresh
-            .push_with(&record, id, at, 0, record.delivery)
-            .is_err()
-        {
-            fresh = BatchBuilder::new(limit, Compression::None);
-            if fresh
-                .push_with(&record, id, at, 0, record.delivery)
-                .is_err()
-            {
-                return self.fail(TransactionError::TooLarge { limit });
-            }
-        }
-        self.batches.insert(target, fresh);
-        Ok(())
-    }
-
-    /// Sends what has gathered and waits until all of it is durable, though invisible.
-    ///
-    /// # Errors
-    /// [`TransactionError`]; the transaction can then only be rolled back.
-    pub async fn flush(&mut self) -> Result<(), TransactionError> {
-        self.check()?;
-        let batches = std::mem::take(&mut self.batches).into_iter().collect();
-        self.send_batches(batches).await?;
-        self.attached().await
-    }
-
-    async fn send_batches(
-        &mut self,
-        batches: Vec<(Target, BatchBuilder)>,
-    ) -> Result<(), TransactionError> {
-        if batches.is_empty() {
-            return Ok(());
-        }
-        self.sent = true;
-        // Cancelled from here on, something may or may not be stored.
-        let before = self.failed.replace(Arc::new(TransactionError::TimedOut));
-        let sending = batches.into_iter().map(|((topic, partition), builder)| {
-            let half = HalfBatch {
-                topic,
-                partition,
-                builder,
-                immunity_ms: self.immunity_ms,
-            };
-            let (session, id) = (Arc::clone(&self.producer.session), self.id);
-            // In a task of its own: dropped half way, the session would lose count.
-            tokio::spawn(async move { session.send(id, half).await })
-        });
-        let sent = join_all(sending).await;
-        self.failed = before;
-        for outcome in sent {
-            match outcome {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return self.fail(error),
-                Err(_) => return self.fail(TransactionError::Closed),
-            }
-        }
-        Ok(())
     }
 
     fn check(&self) -> Result<(), TransactionError> {
@@ -570,58 +407,6 @@ impl Drop for Transaction {
                 let _ = session.end(id, Outcome::Rollback).await;
             });
         }
-    }
-}
-
-/// Answers a question for an outcome; a checker that panics does not know.
-async fn answer_check(checker: Arc<dyn LocalTransaction>, link: Arc<Link>, question: Frame) {
-    let Ok(check) = question.decode::<CheckBack>() else {
-        return;
-    };
-    let half = HalfMessage {
-        id: TransactionId {
-            producer: check.producer,
-            epoch: check.epoch,
-            number: check.number,
-        },
-        group: check.group,
-        topic: check.topic,
-        records: records_of(&question.body),
-    };
-    let checking = tokio::spawn(async move { checker.check(&half).await });
-    let outcome = checking.await.unwrap_or(LocalOutcome::Unknown);
-    let answer = CheckedBack {
-        producer: check.producer,
-        epoch: check.epoch,
-        number: check.number,
-        outcome: outcome.into(),
-        nobody_of: None,
-    };
-    // Lost with its connection, it is asked again.
-    let _ = link.send(&answer, 0);
-}
-
-fn records_of(batch: &Bytes) -> Vec<Record> {
-    let Ok(view) = BatchView::parse(batch) else {
-        return Vec::new();
-    };
-    let Ok(bodies) = view.bodies() else {
-        return Vec::new();
-    };
-    bodies
-        .filter_map(|body| RecordBody::decode(&body.ok()?.1).ok())
-        .map(record_of)
-        .collect()
-}
-
-fn record_of(body: RecordBody) -> Record {
-    Record {
-        value: body.value,
-        key: body.key,
-        tag: body.tag,
-        headers: body.headers,
-        id: Some(body.id),
-        ..Record::default()
     }
 }
 

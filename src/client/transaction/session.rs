@@ -1,7 +1,7 @@
 //! A session of a transactional id: its identity, its order per partition, its place on connections.
 //!
 //! In: batches of transactions, ends. Out: that they are durable, or why not. What a session has under
-//! way to one partition is one batch at a time, so that its numbers there never have a gap; a batch
+//! way to one lane of a partition is one batch at a time, so that its numbers there never have a gap; a batch
 //! whose outcome is open after a lost connection is sent again under the same numbers, and stored once.
 //! Where even that leaves the outcome open, the session is done for, and the next one of its id, which
 //! rolls back what it left open, begins anew.
@@ -15,7 +15,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{LocalTransaction, TransactionError, answer_check};
+use super::local::answer_check;
+use super::{LocalTransaction, TransactionError};
 use crate::client::error::Refusal;
 use crate::client::link::{Link, RequestError, lock};
 use crate::client::switchboard::next_link;
@@ -36,11 +37,16 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct HalfBatch {
     pub(super) topic: TopicId,
     pub(super) partition: u32,
+    /// The priority level of its records.
+    pub(super) lane: Lane,
     pub(super) builder: BatchBuilder,
     pub(super) immunity_ms: Option<u32>,
 }
 
-/// The next sequence number of a partition, and its turn.
+/// A partition lane: what numbers a session's records by itself.
+type Place = (TopicId, u32, Lane);
+
+/// The next sequence number of a partition lane, and its turn.
 type Turn = Arc<tokio::sync::Mutex<u64>>;
 
 /// What the clones of a transactional producer share.
@@ -51,7 +57,7 @@ pub(super) struct Session {
     pub(super) timeout: Duration,
     identity: SessionOk,
     next_number: AtomicU64,
-    turns: Mutex<HashMap<(TopicId, u32), Turn>>,
+    turns: Mutex<HashMap<Place, Turn>>,
     topics: tokio::sync::Mutex<HashMap<String, TopicInfo>>,
     /// The connection that knows this session.
     resumed: tokio::sync::Mutex<Weak<Link>>,
@@ -158,8 +164,8 @@ impl Session {
         self.topics.lock().await.retain(|_, topic| topic.id != id);
     }
 
-    fn turn(&self, topic: TopicId, partition: u32) -> Turn {
-        Arc::clone(lock(&self.turns).entry((topic, partition)).or_default())
+    fn turn(&self, place: Place) -> Turn {
+        Arc::clone(lock(&self.turns).entry(place).or_default())
     }
 
     /// Sends a batch of a transaction and waits until it is durable.
@@ -168,7 +174,7 @@ impl Session {
         id: TransactionId,
         mut half: HalfBatch,
     ) -> Result<(), TransactionError> {
-        let turn = self.turn(half.topic, half.partition);
+        let turn = self.turn((half.topic, half.partition, half.lane));
         let mut next = turn.lock().await;
         if self.is_broken() {
             return Err(TransactionError::SessionLost);
@@ -186,7 +192,7 @@ impl Session {
         let header = Produce {
             topic: half.topic,
             partition: PartitionIndex(half.partition),
-            lane: Lane::ZERO,
+            lane: half.lane,
             leader_epoch: 0,
             ack: Ack::Durable,
             immunity_ms: half.immunity_ms,

@@ -10,11 +10,12 @@ use crate::domain::id::{LogIndex, LogPosition, Offset, RecordNumber, Term};
 
 const OWNER: OwnerId = OwnerId(16);
 
-fn partition() -> PartitionId {
+/// Lanes of one partition: participants of their own.
+fn lane(lane: u8) -> PartitionId {
     PartitionId {
         topic: crate::domain::id::TopicId(4),
         partition: crate::domain::id::PartitionIndex(1),
-        lane: crate::domain::id::Lane(0),
+        lane: crate::domain::id::Lane(lane),
     }
 }
 
@@ -130,28 +131,23 @@ impl Rig {
 
     /// X3: a decision names exactly whom the log has registered.
     fn check_participants(&self, id: TransactionId, participants: &[Participant]) {
-        let mut records: BTreeMap<OwnerId, (u32, u32)> = BTreeMap::new();
-        for registration in self.registered.get(&id).into_iter().flatten() {
-            if let Part::Records {
-                records: all,
+        let records = |one: &Participant| match one.part {
+            Part::Records {
+                partition,
+                records,
                 immediate,
-                ..
-            } = registration.participant.part
-            {
-                let sum = records.entry(registration.participant.owner).or_default();
-                *sum = (sum.0 + all, sum.1 + immediate);
+            } => Some((one.owner, (partition.lane, records, immediate))),
+            Part::Attached => None,
+        };
+        let mut sums = BTreeMap::new();
+        for registration in self.registered.get(&id).into_iter().flatten() {
+            if let Some((owner, (lane, all, immediate))) = records(&registration.participant) {
+                let sum = sums.entry(owner).or_insert((lane, 0, 0));
+                *sum = (lane, sum.1 + all, sum.2 + immediate);
             }
         }
-        let named: BTreeMap<OwnerId, (u32, u32)> = participants
-            .iter()
-            .filter_map(|one| match one.part {
-                Part::Records {
-                    records, immediate, ..
-                } => Some((one.owner, (records, immediate))),
-                Part::Attached => None,
-            })
-            .collect();
-        assert_eq!(named, records, "X3: the participants of {id}");
+        let named: BTreeMap<_, _> = participants.iter().filter_map(records).collect();
+        assert_eq!(named, sums, "X3: the participants of {id}");
     }
 
     fn open(&mut self, name: &str) {
@@ -168,7 +164,7 @@ impl Rig {
             participant: Participant {
                 owner: OwnerId(2_000 + owner),
                 part: Part::Records {
-                    partition: partition(),
+                    partition: lane(u8::try_from(owner).unwrap()),
                     records: 3,
                     immediate: 2,
                 },
@@ -726,7 +722,7 @@ fn deltas_and_snapshots_have_the_bytes_they_always_had() {
         participant: Participant {
             owner: OwnerId(1_024),
             part: Part::Records {
-                partition: partition(),
+                partition: lane(0),
                 records: 3,
                 immediate: 2,
             },
