@@ -131,7 +131,7 @@ fn open_views(
                     tracing::error!(
                         target: "waterwheel::recovery",
                         level_owner = home.owner.0, home = home.id, why,
-                        "a home of timers does not read: it is skipped, and what waits gets new ones"
+                        "a row of the timing wheel does not read: it is left out, and what waits gets new homes"
                     );
                 }
                 return Ok(OpenedViews {

@@ -226,13 +226,18 @@ fn check_views(dir: &Path, log: &Inspected, json: bool) -> Result<u64, CliError>
     }
     let copy = scratch.path().join("views");
     let config = Config::default();
+    let mut rotten = Vec::new();
     let found = match Views::inspect(&copy, config.views_cache_bytes, log.identity.cluster) {
         Ok(opened) => match opened.standing {
             Standing::Distrusted(why) => Some(why.to_string()),
             Standing::Trusted { mark, .. } if mark.position > log.end => {
                 Some("they hold more than the log".to_owned())
             }
-            Standing::Fresh | Standing::Trusted { .. } => None,
+            Standing::Trusted { verified, .. } => {
+                rotten = verified.rotten;
+                None
+            }
+            Standing::Fresh => None,
         },
         Err(why) => Some(why.to_string()),
     };
@@ -259,7 +264,13 @@ fn check_views(dir: &Path, log: &Inspected, json: bool) -> Result<u64, CliError>
     };
     let stored = all_rows(&fold(&copy)?.views).map_err(failed)?;
     let folded = all_rows(&fold(&scratch.path().join("folded"))?.views).map_err(failed)?;
-    let mut differing = 0;
+    let mut differing = rotten.len() as u64;
+    for (home, why) in rotten.iter().filter(|_| !json) {
+        print(format_args!(
+            "rotten: row wheel/{}/{}/{}: {why}; the next start finds new homes for what waits",
+            home.owner.0, home.kind, home.id
+        ))?;
+    }
     for key in stored
         .keys()
         .chain(folded.keys().filter(|key| !stored.contains_key(*key)))

@@ -273,6 +273,23 @@ pub(super) fn decode_value(tree: Tree, key: RowKey, value: &[u8]) -> Result<Valu
     })
 }
 
+/// What a head that does not read may have counted as of a mark: by the checksum it has, by the one its
+/// bytes should have, by what it says it counted before. Where the damage is in one of the three, another
+/// is true; which one, the sum of all heads tells.
+pub(super) fn head_counts(tree: Tree, key: RowKey, value: &[u8]) -> Vec<u64> {
+    let Some((body, crc)) = value.split_last_chunk::<CRC_BYTES>() else {
+        return Vec::new();
+    };
+    let mut counts = vec![0];
+    for crc in [u32::from_le_bytes(*crc), checksum(tree, key, body)] {
+        counts.push(count(true, crc));
+    }
+    if let Some(fixed) = body.first_chunk::<FIXED_BYTES>() {
+        counts.push(word(fixed, 18));
+    }
+    counts
+}
+
 fn word(fixed: &[u8; FIXED_BYTES], at: usize) -> u64 {
     fixed
         .get(at..)

@@ -410,6 +410,114 @@ proptest! {
 }
 
 #[test]
+fn a_rotten_head_of_a_level_takes_its_homes_along_and_nothing_else_is_disbelieved() {
+    use super::layout::WHEEL_HOME;
+    let level = |level| OwnerId::wheel_level(level);
+    let wheel = |owner, id: Option<u64>| RowChange {
+        tree: Tree::Wheel,
+        ..put(
+            match id {
+                None => RowKey::head(owner),
+                Some(id) => RowKey {
+                    owner,
+                    kind: WHEEL_HOME,
+                    id,
+                },
+            },
+            9,
+            b"alarms",
+        )
+    };
+    // A bit anywhere in a head: in what is fixed, what it holds, its sum, its checksum.
+    let length = {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let mut opened = open(dir.path());
+        opened.views.write(&[wheel(level(1), None)]).unwrap();
+        let trees = &opened.views.trees;
+        let head = trees.of(Tree::Wheel).iter().next().unwrap().unwrap();
+        head.1.len()
+    };
+    for (at, second_too) in (0..length).step_by(3).map(|at| (at, at % 2 == 0)) {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let mut opened = open(dir.path());
+        for round in 0..2 {
+            let changes: Vec<RowChange> = (1..4)
+                .flat_map(|of| [None, Some(round), Some(7)].map(|id| wheel(level(of), id)))
+                .collect();
+            opened.views.write(&changes).unwrap();
+            opened.views.mark(LogPosition(200 + round), false).unwrap();
+        }
+        let rot = |owner| {
+            let key = RowKey::head(owner);
+            let tree = opened.views.trees.of(Tree::Wheel);
+            let mut value = tree.get(key.encode()).unwrap().unwrap().to_vec();
+            value[at] ^= 0x10;
+            opened.views.insert(Tree::Wheel, key, value).unwrap();
+        };
+        rot(level(2));
+        if second_too {
+            rot(level(3));
+        }
+        drop(opened);
+        let mut opened = open(dir.path());
+        let (mark, verified) = trusted(&opened);
+        assert_eq!(mark.position, LogPosition(201), "byte {at}");
+        assert_eq!(verified.rotten.len(), 1 + usize::from(second_too));
+        let left = |views: &Views, of| {
+            let homes = views.row_ids(Tree::Wheel, level(of), WHEEL_HOME);
+            homes.unwrap()
+        };
+        assert_eq!(left(&opened.views, 1), [0, 1, 7]);
+        assert!(left(&opened.views, 2).is_empty());
+        assert_eq!(left(&opened.views, 3).is_empty(), second_too);
+        assert_eq!(
+            opened
+                .views
+                .rows(Tree::Partition, OwnerId(1))
+                .unwrap()
+                .len(),
+            4
+        );
+        // What is written from now on adds up again.
+        let again = [wheel(level(2), None), wheel(level(2), Some(4))];
+        opened.views.write(&again).unwrap();
+        opened.views.mark(LogPosition(300), false).unwrap();
+        drop(opened);
+        let opened = open(dir.path());
+        let (mark, verified) = trusted(&opened);
+        let seen = (mark.position, verified.rotten.len());
+        assert_eq!(seen, (LogPosition(300), 0));
+        assert_eq!(left(&opened.views, 2), [4]);
+    }
+}
+
+#[test]
+fn beside_a_rotten_head_of_a_level_a_lost_owner_is_still_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let mut opened = open(dir.path());
+    let key = RowKey::head(OwnerId::wheel_level(2));
+    let head_of_level = RowChange {
+        tree: Tree::Wheel,
+        ..put(key, 9, b"head")
+    };
+    opened.views.write(&[head_of_level]).unwrap();
+    opened.views.mark(LogPosition(200), false).unwrap();
+    let rotten = b"\x01rotten".to_vec();
+    opened.views.insert(Tree::Wheel, key, rotten).unwrap();
+    let trees = &opened.views.trees;
+    for row in trees.of(Tree::Partition).scan_prefix(1_u64.to_be_bytes()) {
+        let key = row.unwrap().0;
+        trees.of(Tree::Partition).remove(key).unwrap();
+    }
+    drop(opened);
+    let opened = open(dir.path());
+    assert_eq!(opened.standing, Standing::Distrusted(Distrust::Heads));
+}
+
+#[test]
 fn a_rotten_home_of_timers_is_told_and_removed_and_nothing_else_is_disbelieved() {
     use super::layout::WHEEL_HOME;
     let dir = tempfile::tempdir().unwrap();

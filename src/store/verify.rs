@@ -1,7 +1,11 @@
 //! Reading every row and adding them up: whether views are to be believed.
+//!
+//! Homes of timers are the exception: what rots there is left out, because partitions know what was in it.
+//! Where the head of a level rots, all homes of that level are left out, and what that head counted is
+//! made out from its remains, so that the sum over all heads still has to be the mark's.
 
 use super::error::{Distrust, ViewsError};
-use super::layout::{RowKey, Tree, Value, decode_value};
+use super::layout::{RowKey, Tree, Value, decode_value, head_counts};
 use super::mark::Mark;
 use crate::domain::id::OwnerId;
 
@@ -15,8 +19,9 @@ pub struct Verified {
     pub rows: u64,
     /// Bytes of their payloads.
     pub payload_bytes: u64,
-    /// Homes of timers that are not what was written. They are told, not believed, and make nothing else
-    /// be disbelieved: what was in them, partitions know.
+    /// Homes of timers that are not what was written, and heads of levels, whose homes all go with them.
+    /// They are told, not believed, and make nothing else be disbelieved: what was in them, partitions
+    /// know.
     pub rotten: Vec<(RowKey, String)>,
     /// The highest stamp of a row.
     pub(super) stamp: u64,
@@ -45,6 +50,18 @@ struct Owner {
 }
 
 impl Owner {
+    fn new(id: OwnerId) -> Self {
+        Self {
+            id,
+            head: None,
+            rows: Vec::new(),
+            rows_then: 0,
+            rows_now: 0,
+            newer: false,
+            rotten: false,
+        }
+    }
+
     fn take(&mut self, key: RowKey, value: Value) {
         if key.is_head() {
             self.head = Some(value);
@@ -67,6 +84,8 @@ impl Owner {
 struct Sum<'a> {
     mark: Option<&'a Mark>,
     heads_then: u64,
+    /// Of each head of a level that does not read: what it may have counted.
+    lost: Vec<Vec<u64>>,
     verified: Verified,
 }
 
@@ -117,6 +136,7 @@ pub(super) fn verify(
     let mut sum = Sum {
         mark,
         heads_then: 0,
+        lost: Vec::new(),
         verified: Verified::default(),
     };
     for &(tree, rows) in trees {
@@ -127,9 +147,22 @@ pub(super) fn verify(
     let any = sum.verified.stamp != 0;
     Ok(match mark {
         None if any => Err(Distrust::NoMark),
-        Some(mark) if mark.heads != sum.heads_then => Err(Distrust::Heads),
+        Some(mark) if !adds_up(mark.heads.wrapping_sub(sum.heads_then), &sum.lost) => {
+            Err(Distrust::Heads)
+        }
         _ => Ok(sum.verified),
     })
+}
+
+/// Whether heads that do not read account for what the others leave of the mark's sum. Only a damage that
+/// hides itself in 32 bits would be taken for another.
+fn adds_up(rest: u64, lost: &[Vec<u64>]) -> bool {
+    match lost.split_first() {
+        None => rest == 0,
+        Some((first, others)) => first
+            .iter()
+            .any(|count| adds_up(rest.wrapping_sub(*count), others)),
+    }
 }
 
 fn verify_tree(
@@ -145,8 +178,21 @@ fn verify_tree(
         };
         let value = match decode_value(tree, key, &bytes) {
             Ok(value) => value,
-            Err(fault) if tree == Tree::Wheel && !key.is_head() => {
+            Err(fault) if tree == Tree::Wheel => {
                 sum.verified.rotten.push((key, fault.to_string()));
+                if key.is_head() {
+                    sum.lost.push(head_counts(tree, key, &bytes));
+                    let headless = Owner {
+                        rotten: true,
+                        ..Owner::new(key.owner)
+                    };
+                    if let Some(done) = current.replace(headless)
+                        && let Err(why) = sum.close(tree, done)
+                    {
+                        return Ok(Err(why));
+                    }
+                    continue;
+                }
                 if let Some(owner) = current.as_mut().filter(|owner| owner.id == key.owner) {
                     owner.rotten = true;
                     continue;
@@ -165,21 +211,11 @@ fn verify_tree(
             verified.tombstones.push((tree, key));
         }
         let begins = current.as_ref().is_none_or(|owner| owner.id != key.owner);
-        if begins {
-            let fresh = Owner {
-                id: key.owner,
-                head: None,
-                rows: Vec::new(),
-                rows_then: 0,
-                rows_now: 0,
-                newer: false,
-                rotten: false,
-            };
-            if let Some(done) = current.replace(fresh)
-                && let Err(why) = sum.close(tree, done)
-            {
-                return Ok(Err(why));
-            }
+        if begins
+            && let Some(done) = current.replace(Owner::new(key.owner))
+            && let Err(why) = sum.close(tree, done)
+        {
+            return Ok(Err(why));
         }
         if let Some(owner) = &mut current {
             owner.take(key, value);

@@ -12,6 +12,8 @@
     reason = "a test fails by panicking, and its numbers are small"
 )]
 
+mod scenes;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
@@ -109,7 +111,7 @@ struct World {
     came_near: usize,
 }
 
-fn column(deliveries: &[Delivery]) -> Bytes {
+pub(crate) fn column(deliveries: &[Delivery]) -> Bytes {
     let parts = deliveries.iter().map(|delivery| match delivery {
         Delivery::Now => (0_u8, 0_i64),
         Delivery::After(span) => (1, *span),
@@ -805,129 +807,4 @@ fn timers_are_never_early_never_lost_and_never_back_from_the_dead() {
     }
     assert!(answers > 2_500, "{answers} answers");
     assert_eq!(wander(7), wander(7), "one seed twice is one run");
-}
-
-/// The scenes one by one, so that none depends on what a seed happens to do.
-#[test]
-fn a_modified_timer_that_fired_stays_fired_after_a_restart() {
-    let mut world = World::new();
-    world.send(&[Delivery::After(HOUR)]);
-    world.quiet();
-    world.ask(0, TimerCommand::Reschedule(Delivery::After(3 * DAY)));
-    world.quiet();
-    world.ask(0, TimerCommand::Reschedule(Delivery::After(10_000)));
-    world.quiet();
-    world.checkpoint();
-    world.run_until(START + 9_999);
-    assert!(matches!(world.truth[&0], Truth::Waits { version: 2, .. }));
-    world.run_until(START + 10_000);
-    assert_eq!(world.truth[&0], Truth::Fired(Offset(0)));
-    world.kill();
-    // Past the first due time, and the second.
-    world.run_until(START + 4 * DAY);
-    world.finish();
-    assert_eq!(
-        world
-            .log
-            .iter()
-            .filter(|entry| entry.header.kind == EntryKind::Publish)
-            .count(),
-        1
-    );
-}
-
-#[test]
-fn a_cancelled_timer_is_cancelled_when_it_is_due_and_whoever_asks() {
-    let mut world = World::new();
-    world.send(&[Delivery::After(2 * HOUR)]);
-    world.quiet();
-    world.checkpoint();
-    world.quiet();
-    world.ask(0, TimerCommand::Cancel);
-    world.quiet();
-    world.kill();
-    world.run_until(START + 3 * HOUR);
-    let answered = world.answers;
-    world.ask(0, TimerCommand::Cancel);
-    world.ask(0, TimerCommand::Reschedule(Delivery::After(1)));
-    world.quiet();
-    assert_eq!(world.answers, answered + 2);
-    assert_eq!(world.truth[&0], Truth::Cancelled);
-    world.finish();
-}
-
-#[test]
-fn a_cancel_that_races_the_firing_has_one_outcome() {
-    for cancel_first in [true, false] {
-        let mut world = World::new();
-        world.send(&[Delivery::After(50)]);
-        world.quiet();
-        world.pass(50);
-        if cancel_first {
-            world.ask(0, TimerCommand::Cancel);
-        }
-        world.look();
-        while !world.told.is_empty() {
-            world.tell();
-        }
-        // The publication, or the cancellation, is asked for and not on the disk.
-        world.ask(0, TimerCommand::Cancel);
-        world.quiet();
-        let expected = if cancel_first {
-            Truth::Cancelled
-        } else {
-            Truth::Fired(Offset(0))
-        };
-        assert_eq!(world.truth[&0], expected);
-        world.finish();
-    }
-}
-
-#[test]
-fn a_crash_anywhere_inside_a_cascade_or_a_checkpoint_loses_nothing() {
-    for stop in 0..60 {
-        for cut in [false, true] {
-            let mut world = World::new();
-            let deliveries: Vec<Delivery> = (0..40)
-                .map(|n| Delivery::After(65_536 * 3 + n * 2_000))
-                .collect();
-            world.send(&deliveries);
-            world.quiet();
-            world.checkpoint();
-            world.quiet();
-            // The slot falls while another checkpoint is under way.
-            world.pass(65_536 * 3 - 20_000);
-            world.checkpoint();
-            world.look();
-            for step in 0..stop {
-                world.handle(step % LEVELS);
-            }
-            if cut {
-                world.power_cut()
-            } else {
-                world.kill()
-            }
-            world.finish();
-        }
-    }
-}
-
-#[test]
-fn timers_accepted_while_a_mark_passes_them_are_not_lost() {
-    for stop in 0..30 {
-        let mut world = World::new();
-        world.send(&[Delivery::After(HOUR)]);
-        world.flush(1);
-        world.checkpoint();
-        world.send(&[Delivery::After(HOUR), Delivery::After(DAY)]);
-        for step in 0..stop {
-            world.handle(step % LEVELS);
-            if step == stop / 2 {
-                world.flush(1);
-                world.tell();
-            }
-        }
-        world.power_cut();
-        world.finish();
-    }
 }

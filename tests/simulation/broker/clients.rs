@@ -3,8 +3,11 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use waterwheel::domain::batch::Delivery;
 use waterwheel::domain::entry::PayloadFacts;
 use waterwheel::domain::id::{Offset, OwnerId, ProducerEpoch, ProducerId, ProducerSequence};
+
+use crate::timers::column;
 
 /// Batches a producer has on their way at most.
 const OUTSTANDING_MAX: usize = 8;
@@ -18,6 +21,8 @@ pub(crate) struct Batch {
     pub(crate) first: u64,
     pub(crate) count: u32,
     pub(crate) salt: u64,
+    /// How long its records wait; 0: not at all.
+    pub(crate) delay_ms: i64,
 }
 
 impl Batch {
@@ -28,6 +33,7 @@ impl Batch {
         body.extend(self.first.to_le_bytes());
         body.extend(self.count.to_le_bytes());
         body.extend(self.salt.to_le_bytes());
+        body.extend(self.delay_ms.to_le_bytes());
         body.resize(body.len() + (self.salt % 1_500) as usize, self.salt as u8);
         body.into()
     }
@@ -41,13 +47,21 @@ impl Batch {
             first: word(12),
             count: half(20),
             salt: word(24),
+            delay_ms: word(32).cast_signed(),
         };
         assert_eq!(batch.body(), body, "whole");
         batch
     }
 
     pub(crate) fn facts(&self) -> PayloadFacts {
+        let deliveries: Vec<Delivery> = (0..i64::from(self.count))
+            .map(|at| Delivery::After(self.delay_ms + at * 37))
+            .collect();
         PayloadFacts {
+            deliveries: match self.delay_ms {
+                0 => Bytes::new(),
+                _ => column(&deliveries),
+            },
             producer: ProducerId(self.producer),
             epoch: ProducerEpoch(self.epoch),
             first_sequence: ProducerSequence(self.first),
@@ -65,6 +79,8 @@ pub(crate) struct Producer {
     pub(crate) topic: &'static str,
     pub(crate) partition: u32,
     pub(crate) is_idempotent: bool,
+    /// Everything it sends waits for its time.
+    pub(crate) is_late: bool,
     /// 0 until the directory has given one.
     pub(crate) id: u64,
     pub(crate) owner: Option<OwnerId>,
@@ -89,12 +105,21 @@ impl Producer {
             topic,
             partition,
             is_idempotent,
+            is_late: false,
             id: 0,
             owner: None,
             outstanding: VecDeque::new(),
             epoch: 0,
             next: 0,
             remembered: VecDeque::new(),
+        }
+    }
+
+    /// One that sends nothing but delayed records.
+    pub(crate) fn late(topic: &'static str, partition: u32) -> Self {
+        Self {
+            is_late: true,
+            ..Self::new(topic, partition, true)
         }
     }
 
@@ -144,6 +169,7 @@ impl Producer {
             first: self.next,
             count,
             salt: random,
+            delay_ms: if self.is_late { delay_ms(random) } else { 0 },
         };
         self.next += u64::from(count);
         self.outstanding.push_back((batch, true));
@@ -191,6 +217,21 @@ impl Producer {
         } else {
             self.outstanding.clear();
         }
+    }
+}
+
+/// From a millisecond to a year, and around what levels of the wheel span.
+fn delay_ms(random: u64) -> i64 {
+    let some = (random >> 20).cast_signed() & 0xff_ffff;
+    match random >> 8 & 15 {
+        0..6 => 1 + some % 3_000,
+        6..9 => 1 + some % 90_000,
+        9 => 4_096 + some % 5 - 2,
+        10 => 81_920 + (some % 5 - 2) * 1_024,
+        11 => 72 * 65_536 + (some % 5 - 2) * 65_536,
+        12..14 => 1 + some % 7_200_000,
+        14 => 86_400_000 + some,
+        _ => 365 * 86_400_000,
     }
 }
 

@@ -47,7 +47,7 @@ impl House {
                     );
                 }
             }
-            Message::WriteRows { round } => {
+            Message::WriteRows { round, .. } => {
                 let changes = directory_changes(&mut self.directory);
                 self.tell(To::Store, Message::Write(changes));
                 let owner = OwnerId::DIRECTORY;
@@ -55,6 +55,7 @@ impl House {
             }
             Message::StartOwner { owner } => {
                 if self.start(owner).is_none() {
+                    self.leave_wheel(owner);
                     self.tell(To::Checkpoint, Message::Gone { owner });
                 }
             }
@@ -66,6 +67,16 @@ impl House {
             Message::RestateOwner { owner } => {
                 if let Some(to) = self.start(owner) {
                     self.tell(to, Message::Restate);
+                }
+            }
+            Message::InspectOwner {
+                owner,
+                segment,
+                from,
+                end,
+            } => {
+                if let Some(to) = self.start(owner) {
+                    self.tell(to, Message::Inspect { segment, from, end });
                 }
             }
             Message::RetainAll { now } => self.retain_all(now),
@@ -193,6 +204,7 @@ impl House {
     fn dismiss(&mut self, owner: OwnerId) {
         self.end(owner, &Rejection::UnknownTopic);
         self.links.remove(&owner);
+        self.leave_wheel(owner);
         self.tell(To::Store, Message::Write(vec![no_head(owner)]));
         self.tell(To::Checkpoint, Message::Gone { owner });
     }

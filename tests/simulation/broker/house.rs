@@ -7,6 +7,7 @@ use waterwheel::domain::commit::{Commit, Counters, Need, Plan, Refused, Run};
 use waterwheel::domain::entry::{AppliedEntry, Author, Draft, EntryKind, EntryPlace, PayloadFacts};
 use waterwheel::domain::id::{Incarnation, LogIndex, LogPosition, Offset, OwnerId, Token};
 use waterwheel::domain::ledger::{Ledger, Step};
+use waterwheel::domain::partition::rows::RowId;
 use waterwheel::domain::partition::{Limits, Partition};
 use waterwheel::domain::rejection::Rejection;
 use waterwheel::domain::time::WallMs;
@@ -17,6 +18,7 @@ use super::message::{Answer, Message, Reply, To};
 use super::recovery::Recovered;
 use super::shell::Shell;
 use super::views::Views;
+use super::wheel::{Lap, Step as Wake, Wheel};
 
 pub(crate) const LIMITS: Limits = Limits {
     producers_max: 10,
@@ -31,6 +33,9 @@ struct Checkpoint {
     position: Option<LogPosition>,
     waiting: BTreeSet<OwnerId>,
     early: BTreeSet<OwnerId>,
+    /// The levels of the wheel are finding homes for what lies before this position.
+    homing: Option<LogPosition>,
+    marked: u64,
 }
 
 pub(crate) struct House {
@@ -39,6 +44,10 @@ pub(crate) struct House {
     pub(crate) views: Views,
     pub(crate) directory: Topics,
     pub(crate) now: WallMs,
+    pub(crate) monotonic: u64,
+    pub(crate) wheel: Wheel,
+    /// What has become durable, in the order of the log.
+    pub(crate) landed: Vec<AppliedEntry>,
     /// Answers that have left.
     pub(crate) released: Vec<(Reply, Answer)>,
     /// Start offsets as the cleaner heard of them: durable.
@@ -55,6 +64,7 @@ pub(crate) struct House {
     ledger: Ledger,
     asked: BTreeSet<OwnerId>,
     recycling: BTreeSet<u64>,
+    inspecting: BTreeSet<(u64, OwnerId)>,
     checkpoint: Checkpoint,
     pub(crate) boxes: BTreeMap<To, VecDeque<Message>>,
     tokens: u64,
@@ -65,6 +75,7 @@ impl House {
     pub(crate) fn raise(log: Log, next_index: u64, recovered: Recovered, now: WallMs) -> Self {
         let reader = log.reader();
         let newest = recovered.newest.unwrap_or_default();
+        let wheel = Wheel::begin(&recovered.views);
         let counters: Vec<(OwnerId, Counters)> = recovered.counters.into_iter().collect();
         let mut house = Self {
             commit: Commit::new(LogIndex(next_index), newest, counters),
@@ -73,6 +84,9 @@ impl House {
             views: recovered.views,
             directory: recovered.topics,
             now,
+            monotonic: 0,
+            wheel,
+            landed: Vec::new(),
             released: Vec::new(),
             starts: recovered.starts,
             shells: BTreeMap::new(),
@@ -85,6 +99,7 @@ impl House {
             ledger: recovered.ledger,
             asked: BTreeSet::new(),
             recycling: BTreeSet::new(),
+            inspecting: BTreeSet::new(),
             checkpoint: Checkpoint::default(),
             boxes: BTreeMap::new(),
             tokens: 0,
@@ -115,7 +130,10 @@ impl House {
 
     /// Told to an actor that is gone: whoever waits hears that he may try again.
     pub(crate) fn lost(&mut self, message: Message) {
-        if let Message::Append { reply, .. } | Message::Read { reply, .. } = message {
+        if let Message::Append { reply, .. }
+        | Message::Read { reply, .. }
+        | Message::AskTimer { reply, .. } = message
+        {
             self.answer(reply, Answer::Refused(Rejection::Retry));
         }
     }
@@ -137,7 +155,12 @@ impl House {
                 .shells
                 .get(owner)
                 .is_some_and(|shell| shell.author.is_some()),
-            To::Commit | To::Store | To::Checkpoint | To::Cleaner | To::Awaiting(..) => true,
+            To::Commit
+            | To::Store
+            | To::Checkpoint
+            | To::Cleaner
+            | To::Level(_)
+            | To::Awaiting(..) => true,
         };
         let full = self
             .boxes
@@ -157,6 +180,7 @@ impl House {
             To::Checkpoint => self.checkpoint(message),
             To::Cleaner => self.cleaner(message),
             To::Directory => self.directory(message),
+            To::Level(level) => self.level(level, message),
             To::Awaiting(OwnerId::DIRECTORY, _) => {
                 if let Message::Life { author, .. } = message {
                     self.author = Some(author);
@@ -211,7 +235,11 @@ impl House {
                     },
                 );
             }
-            Message::BeginCheckpoint { round, again } => self.begin_checkpoint(round, again),
+            Message::BeginCheckpoint {
+                round,
+                again,
+                marked,
+            } => self.begin_checkpoint(round, again, marked),
             Message::Recycle(segment) => {
                 if self.log.recycle(SegmentNumber(segment)).is_ok() {
                     self.tell(To::Cleaner, Message::Recycled(segment));
@@ -310,6 +338,9 @@ impl House {
             .filter_map(|entry| rmp_serde::from_slice(&entry.body).ok())
             .collect();
         self.tell(To::Cleaner, Message::Flushed { headers, deleted });
+        let mut landed: Vec<AppliedEntry> = applied.values().flatten().cloned().collect();
+        landed.sort_by_key(|entry| entry.place.position);
+        self.landed.extend(landed);
         for (owner, entries) in applied {
             if owner != OwnerId::LOG {
                 self.applied(owner, entries);
@@ -320,6 +351,7 @@ impl House {
                 ticket,
                 Answer::Stored {
                     offset: receipt.first_offset,
+                    number: receipt.first_number,
                 },
             );
         }
@@ -376,18 +408,21 @@ impl House {
         }
     }
 
-    fn begin_checkpoint(&mut self, round: u64, again: BTreeSet<OwnerId>) {
+    fn begin_checkpoint(&mut self, round: u64, again: BTreeSet<OwnerId>, marked: u64) {
         let mut owners = self.commit.take_touched();
         owners.extend(again);
         owners.remove(&OwnerId::LOG);
         for owner in &owners {
             match self.links.get(owner).copied() {
                 Some(_) if *owner == OwnerId::DIRECTORY => {
-                    self.tell(To::Directory, Message::WriteRows { round });
+                    self.tell(To::Directory, Message::WriteRows { round, marked });
                 }
                 // One that died while its topic was deleted would be waited for in every round.
                 Some(address) if self.shells.get(owner).is_some_and(|s| s.address == address) => {
-                    self.tell(To::Owner(*owner, address), Message::WriteRows { round });
+                    self.tell(
+                        To::Owner(*owner, address),
+                        Message::WriteRows { round, marked },
+                    );
                 }
                 Some(_) | None => self.tell(To::Directory, Message::StartOwner { owner: *owner }),
             }
@@ -399,9 +434,31 @@ impl House {
     fn store(&mut self, message: Message) {
         match message {
             Message::Write(changes) => self.views.write(changes),
-            Message::WriteMark { position } => {
+            Message::WriteMark { round, position } => {
                 self.views.mark(position);
-                self.tell(To::Checkpoint, Message::Marked { position });
+                self.tell(To::Checkpoint, Message::Marked { round, position });
+            }
+            Message::WriteHomes { level, changes } => {
+                self.views.write(changes);
+                self.tell(To::Level(level), Message::Level(Wake::Homed));
+            }
+            Message::LoadHomes { level, ids } => {
+                let views = &self.views;
+                let read = ids.into_iter().map(|id| (id, views.home(level as u8, id)));
+                let read = Wake::Loaded(read.collect());
+                self.tell(To::Level(level), Message::Level(read));
+            }
+            Message::LoadBodies {
+                owner,
+                address,
+                first,
+            } => {
+                let row = self.views.row(owner, RowId::Bodies(first));
+                let row = row.cloned().unwrap_or_default();
+                self.tell(
+                    To::Owner(owner, address),
+                    Message::BodiesLoaded { first, row },
+                );
             }
             Message::LoadOwner { owner, address } => {
                 let rows = self.views.partition(owner).into_iter().collect();
@@ -427,10 +484,19 @@ impl House {
                 self.checkpoint.round += 1;
                 self.checkpoint.asking = true;
                 self.checkpoint.position = None;
+                self.checkpoint.homing = None;
                 self.checkpoint.early.clear();
+                let marked = self.checkpoint.marked;
                 let again = std::mem::take(&mut self.checkpoint.waiting);
                 let round = self.checkpoint.round;
-                self.tell(To::Commit, Message::BeginCheckpoint { round, again });
+                self.tell(
+                    To::Commit,
+                    Message::BeginCheckpoint {
+                        round,
+                        again,
+                        marked,
+                    },
+                );
             }
             Message::Began { position, owners } => {
                 let early = std::mem::take(&mut self.checkpoint.early);
@@ -446,7 +512,15 @@ impl House {
                     self.checkpoint.waiting.remove(&owner);
                 }
             }
-            Message::Marked { position } => {
+            Message::LapDone { round } => {
+                if round == self.checkpoint.round
+                    && let Some(position) = self.checkpoint.homing.take()
+                {
+                    self.tell(To::Store, Message::WriteMark { round, position });
+                }
+            }
+            Message::Marked { round, position } => {
+                self.checkpoint.marked = round;
                 self.tell(To::Cleaner, Message::MarkMoved(position));
                 self.tell(To::Commit, Message::NoteMark(position));
             }
@@ -455,7 +529,10 @@ impl House {
         if self.checkpoint.waiting.is_empty()
             && let Some(position) = self.checkpoint.position.take()
         {
-            self.tell(To::Store, Message::WriteMark { position });
+            self.checkpoint.homing = Some(position);
+            let (round, marked) = (self.checkpoint.round, self.checkpoint.marked);
+            let up = Wake::Up(Lap { round, marked }, i64::MAX);
+            self.tell(To::Level(0), Message::Level(up));
         }
     }
 
@@ -475,12 +552,23 @@ impl House {
                 self.ledger.trimmed(owner, start);
                 self.starts.insert(owner, start);
             }
+            Message::Inspected {
+                owner,
+                segment,
+                needed,
+            } => {
+                if needed {
+                    return;
+                }
+                self.ledger.released(segment, owner);
+            }
             Message::MarkMoved(position) => self.ledger.marked(position),
             Message::Recycled(segment) => return self.ledger.recycled(segment),
             Message::Tick => {
                 self.tell(To::Directory, Message::RetainAll { now: self.now });
                 self.asked.clear();
                 self.recycling.clear();
+                self.inspecting.clear();
             }
             other => panic!("not for the cleaner: {other:?}"),
         }
@@ -499,6 +587,18 @@ impl House {
                 }
                 Step::Restate(owner) if self.asked.insert(owner) => {
                     self.tell(To::Directory, Message::RestateOwner { owner });
+                }
+                Step::Inspect(segment, owner) if self.inspecting.insert((segment, owner)) => {
+                    let (from, end) = self.reader.identity().bounds(segment);
+                    self.tell(
+                        To::Directory,
+                        Message::InspectOwner {
+                            owner,
+                            segment,
+                            from,
+                            end,
+                        },
+                    );
                 }
                 Step::Recycle(_) | Step::Restate(_) | Step::Inspect(..) => {}
             }

@@ -5,14 +5,17 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use waterwheel::domain::commit::{Counters, Need, OwnerRange};
 use waterwheel::domain::entry::{AppliedEntry, Author, Draft, EntryHeader, PayloadFacts};
-use waterwheel::domain::id::{Incarnation, LogPosition, Offset, OwnerId, ProducerId};
+use waterwheel::domain::id::{Incarnation, LogPosition, Offset, OwnerId, ProducerId, RecordNumber};
 use waterwheel::domain::ledger::SegmentNumber;
+use waterwheel::domain::partition::delayed::{TimerAnswer, TimerCommand};
 use waterwheel::domain::partition::{ReadAnswer, index::BatchPlace, rows::RowId};
 use waterwheel::domain::rejection::Rejection;
 use waterwheel::domain::time::WallMs;
 use waterwheel::domain::topics::{Command, Topic};
+use waterwheel::domain::wheel::chunk::RowId as Home;
 
 use super::views::Change;
+use super::wheel::{Said, Step};
 
 /// A mailbox. An owner's has the number of its actor: what is told to an earlier one is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +25,8 @@ pub(crate) enum To {
     Checkpoint,
     Cleaner,
     Directory,
+    /// A level of the timing wheel.
+    Level(usize),
     Owner(OwnerId, u64),
     /// What an owner that takes nothing else is waiting for.
     Awaiting(OwnerId, u64),
@@ -36,7 +41,11 @@ pub(crate) struct Reply {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
-    Stored { offset: Offset },
+    Stored {
+        offset: Offset,
+        number: RecordNumber,
+    },
+    Timer(TimerAnswer),
     Batches(ReadAnswer),
     Topic(Topic),
     Producer(ProducerId),
@@ -61,6 +70,7 @@ pub(crate) enum Message {
     BeginCheckpoint {
         round: u64,
         again: BTreeSet<OwnerId>,
+        marked: u64,
     },
     Recycle(SegmentNumber),
     NoteMark(LogPosition),
@@ -81,6 +91,22 @@ pub(crate) enum Message {
     },
     WriteRows {
         round: u64,
+        marked: u64,
+    },
+    Alarm(Said),
+    AskTimer {
+        number: RecordNumber,
+        command: TimerCommand,
+        reply: Reply,
+    },
+    BodiesLoaded {
+        first: RecordNumber,
+        row: Bytes,
+    },
+    Inspect {
+        segment: SegmentNumber,
+        from: LogPosition,
+        end: LogPosition,
     },
     Restate,
     Retain {
@@ -104,7 +130,21 @@ pub(crate) enum Message {
     // To the store.
     Write(Vec<Change>),
     WriteMark {
+        round: u64,
         position: LogPosition,
+    },
+    WriteHomes {
+        level: usize,
+        changes: Vec<Change>,
+    },
+    LoadHomes {
+        level: usize,
+        ids: Vec<Home>,
+    },
+    LoadBodies {
+        owner: OwnerId,
+        address: u64,
+        first: RecordNumber,
     },
     LoadOwner {
         owner: OwnerId,
@@ -128,9 +168,15 @@ pub(crate) enum Message {
     Gone {
         owner: OwnerId,
     },
+    LapDone {
+        round: u64,
+    },
     Marked {
+        round: u64,
         position: LogPosition,
     },
+    // To a level of the wheel.
+    Level(Step),
     // To the cleaner.
     Flushed {
         headers: Vec<(LogPosition, EntryHeader)>,
@@ -139,6 +185,11 @@ pub(crate) enum Message {
     Trimmed {
         owner: OwnerId,
         start: Offset,
+    },
+    Inspected {
+        owner: OwnerId,
+        segment: SegmentNumber,
+        needed: bool,
     },
     MarkMoved(LogPosition),
     Recycled(SegmentNumber),
@@ -153,6 +204,12 @@ pub(crate) enum Message {
     },
     RestateOwner {
         owner: OwnerId,
+    },
+    InspectOwner {
+        owner: OwnerId,
+        segment: SegmentNumber,
+        from: LogPosition,
+        end: LogPosition,
     },
     RetainAll {
         now: WallMs,

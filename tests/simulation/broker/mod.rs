@@ -11,37 +11,46 @@
 )]
 
 mod clients;
+mod clocks;
 mod directory;
+mod ending;
 mod house;
 mod message;
 mod recovery;
 mod shell;
+mod timers;
 mod truth;
 mod views;
+mod wheel;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use waterwheel::domain::entry::{EntryKind, EntryPlace};
-use waterwheel::domain::id::{Lane, LogPosition, Offset, OwnerId, PartitionIndex};
+use waterwheel::domain::entry::EntryPlace;
+use waterwheel::domain::id::{Lane, Offset, OwnerId, PartitionIndex, RecordNumber};
 use waterwheel::domain::partition::ReadAnswer;
 use waterwheel::domain::partition::index::BatchPlace;
 use waterwheel::domain::rejection::Rejection;
 use waterwheel::domain::time::WallMs;
 use waterwheel::domain::topics::{Command, TopicChange, TopicConfig};
-use waterwheel::log::{Log, LogOptions, Scanned};
+use waterwheel::log::{Log, LogOptions};
 
 use self::clients::{Batch, Producer, Reader, facts_of};
 use self::house::House;
 use self::message::{Answer, Message, Reply, To};
+use self::timers::Timer;
 use self::truth::Truth;
 use self::views::Views;
+use self::wheel::LEVELS;
 use crate::disk::{Rng, SimDisk};
 use crate::log::seeded;
 
 const TOPICS: [&str; 4] = ["hot", "idle", "extra-a", "extra-b"];
 /// Segments beside those with live records: the one written to, those ready, and the last statements.
 const SEGMENTS_BESIDE: usize = 9;
+const HOUR_MS: i64 = 3_600_000;
+/// Producers are not forgotten within it.
+const RUN_MS_MAX: i64 = 48 * HOUR_MS;
 
 #[derive(Debug, Clone)]
 enum Asked {
@@ -63,6 +72,12 @@ enum Asked {
     Producer {
         producer: usize,
     },
+    Timer {
+        owner: OwnerId,
+        number: RecordNumber,
+        /// What the log said of it then.
+        was: Option<Timer>,
+    },
 }
 
 struct World {
@@ -71,6 +86,9 @@ struct World {
     house: Option<House>,
     views: Views,
     now: WallMs,
+    monotonic: u64,
+    /// How far the clock was let run beside the steps.
+    passed_ms: i64,
     truth: Truth,
     producers: Vec<Producer>,
     readers: Vec<Reader>,
@@ -94,6 +112,9 @@ struct Counts {
     failures: u64,
     rebuilds: u64,
     segments: u64,
+    answers: u64,
+    fired: u64,
+    cancelled: u64,
 }
 
 fn options() -> LogOptions {
@@ -111,6 +132,8 @@ impl World {
             house: None,
             views: Views::default(),
             now: WallMs(1_700_000_000_000),
+            monotonic: 0,
+            passed_ms: 0,
             truth: Truth::default(),
             producers: vec![
                 Producer::new("hot", 0, true),
@@ -120,6 +143,9 @@ impl World {
                 Producer::new("idle", 0, true),
                 Producer::new("extra-a", 0, true),
                 Producer::new("extra-b", 1, true),
+                Producer::late("hot", 0),
+                Producer::late("hot", 1),
+                Producer::late("extra-a", 0),
             ],
             readers: vec![
                 Reader::new("hot", 0),
@@ -151,18 +177,25 @@ impl World {
     }
 
     fn step(&mut self) {
-        self.now.0 += self.rng.below(3) as i64;
+        let span = self.rng.below(3) as i64;
+        self.pass(span);
         match self.rng.below(1_000) {
-            0..640 => self.deliver(),
-            640..820 => self.produce(),
-            820..880 => self.read(),
+            0..600 => self.deliver(),
+            600..780 => self.produce(),
+            780..800 => self.ask_timer(),
+            800..850 => self.read(),
+            850..880 => {
+                let level = self.rng.below(LEVELS as u64) as usize;
+                self.house_now().look(level);
+            }
             880..895 => self.administer(),
             895..920 => self.house().tell(To::Checkpoint, Message::Round),
             920..955 => self.house().tell(To::Cleaner, Message::Tick),
             955..965 => self.house().tell(To::Commit, Message::CloseTail),
             965..970 => self.fail_actor(),
             // The wall clock may step back.
-            970..975 => self.now.0 -= self.rng.below(200) as i64,
+            970..975 => self.set_clock(),
+            980..988 => self.let_run(),
             975..980 if self.faults => self.fault(),
             _ => self.deliver(),
         }
@@ -181,15 +214,21 @@ impl World {
     }
 
     fn deliver(&mut self) {
-        let now = self.now;
         let ready = self.house().ready();
         if ready.is_empty() {
             return;
         }
         let to = ready[self.rng.below(ready.len() as u64) as usize];
         self.note(ready.len() as u64);
-        self.house().now = now;
-        self.house().deliver(to);
+        self.house_now().deliver(to);
+    }
+
+    /// The broker, with the clocks as they are.
+    fn house_now(&mut self) -> &mut House {
+        let (now, monotonic) = (self.now, self.monotonic);
+        let house = self.house();
+        (house.now, house.monotonic) = (now, monotonic);
+        house
     }
 
     fn ask(&mut self, to: To, asked: Asked, message: impl FnOnce(Reply) -> Message) {
@@ -313,6 +352,10 @@ impl World {
         }
         let owner = owners[self.rng.below(owners.len() as u64) as usize];
         self.counts.failures += 1;
+        if self.rng.chance(20) {
+            let level = self.rng.below(LEVELS as u64) as usize;
+            return self.house_now().fail_level(level);
+        }
         self.house().fail(owner);
     }
 
@@ -336,6 +379,9 @@ impl World {
 
     /// What the broker has said is taken down.
     fn drain(&mut self) {
+        for entry in std::mem::take(&mut self.house().landed) {
+            self.truth.landed(&entry);
+        }
         for (reply, answer) in std::mem::take(&mut self.house().released) {
             self.note(reply.question);
             let asked = self.asked.remove(&reply.question).expect("answered once");
@@ -351,6 +397,16 @@ impl World {
                 }
                 Asked::Read { reader, owner } => self.has_read(reader, owner, answer),
                 Asked::Topic { name, deletes } => self.administered(name, deletes, answer),
+                Asked::Timer { owner, number, was } => match answer {
+                    Answer::Timer(answer) => {
+                        self.counts.answers += 1;
+                        let shell = self.house().shells.get(&owner);
+                        let head = shell.map(|shell| shell.machine.head()).unwrap_or_default();
+                        self.truth.check(owner, number, &answer, was, &head);
+                    }
+                    Answer::Refused(_) => {}
+                    other => panic!("{owner}/{number} is answered with {other:?}"),
+                },
                 Asked::Producer { producer } => {
                     if let Answer::Producer(id) = answer {
                         assert!(
@@ -380,13 +436,23 @@ impl World {
     ) {
         let is_current = self.producers[producer].owner == Some(owner);
         match answer {
-            Answer::Stored { offset } => {
+            Answer::Stored { offset, number } => {
                 self.counts.acked += 1;
+                // Delayed records have no offset yet: their number is what stays the same.
+                let offset = if batch.delay_ms == 0 {
+                    offset
+                } else {
+                    Offset(number.0)
+                };
                 if let Some(first) = repeats {
                     assert_eq!(offset, first, "{batch:?} is stored twice");
                     self.counts.repeats += 1;
                 }
-                self.truth.note(owner, offset, batch);
+                if batch.delay_ms == 0 {
+                    self.truth.note(owner, offset, batch);
+                } else if is_current {
+                    self.truth.note_late(owner, number, batch);
+                }
                 if is_current {
                     self.producers[producer].acked(batch, offset);
                 }
@@ -424,8 +490,15 @@ impl World {
                     let Ok(read) = read else { return };
                     self.counts.read += 1;
                     assert!(place.end() > self.readers[reader].at, "read in order");
-                    self.truth
-                        .note(owner, place.first_offset, Batch::read(&read.body));
+                    let (batch, first) = (Batch::read(&read.body), place.first_offset);
+                    if place.reference.is_none() {
+                        self.truth.note(owner, first, batch);
+                    } else {
+                        for at in 0..u64::from(place.count) {
+                            let number = RecordNumber(place.first_number.0 + at);
+                            self.truth.note_fired(owner, Offset(first.0 + at), number);
+                        }
+                    }
                     self.readers[reader].at = place.end();
                 }
             }
@@ -519,7 +592,7 @@ impl World {
         }
         let views = std::mem::take(&mut self.views);
         let reader = opened.log.reader();
-        let recovered = recovery::recover(views, &reader, opened.end, opened.newest);
+        let recovered = recovery::recover(views, &reader, opened.end, opened.newest, self.now);
         self.truth.audit(&recovered, &reader, opened.end);
         self.note(opened.end.0);
         self.house = Some(House::raise(
@@ -528,70 +601,6 @@ impl World {
             recovered,
             self.now,
         ));
-    }
-
-    /// Faults end: everything outstanding gets through, and what is dead leaves the disk.
-    fn finish(&mut self) {
-        self.faults = false;
-        self.disk.set_capacity(u64::MAX);
-        self.crash();
-        for _ in 0..4_000 {
-            self.step();
-        }
-        for _ in 0..40 {
-            for message in [
-                (To::Cleaner, Message::Tick),
-                (To::Checkpoint, Message::Round),
-            ] {
-                self.house().tell(message.0, message.1);
-            }
-            for _ in 0..20 {
-                self.produce();
-            }
-            while !self.house().ready().is_empty() {
-                self.deliver();
-                self.drain();
-            }
-        }
-        for producer in &mut self.producers {
-            assert!(
-                producer.outstanding.iter().all(|(_, sent)| !sent),
-                "a batch is stuck"
-            );
-        }
-        let unanswered: Vec<_> = self
-            .asked
-            .values()
-            .filter(|asked| !matches!(asked, Asked::Read { .. }))
-            .collect();
-        assert!(unanswered.is_empty(), "unanswered: {unanswered:?}");
-        let (files, live) = (self.disk.file_names().len(), self.live_segments());
-        assert!(
-            files <= live + SEGMENTS_BESIDE,
-            "{files} segments on the disk, {live} of them live"
-        );
-        self.crash();
-    }
-
-    /// Segments with a record that some partition still has.
-    fn live_segments(&mut self) -> usize {
-        let house = self.house();
-        let mut live = BTreeSet::new();
-        for scanned in house.reader.scan(LogPosition(0), None) {
-            let Scanned::Entry { header, place, .. } = scanned else {
-                panic!("{scanned:?}")
-            };
-            let end = Offset(header.first_offset.0 + u64::from(header.offsets));
-            let start = house.starts.get(&header.owner).copied().unwrap_or_default();
-            let is_there = house
-                .directory
-                .iter()
-                .any(|t| t.partition_of(header.owner).is_some());
-            if header.kind == EntryKind::Payload && is_there && end > start {
-                live.insert(house.reader.identity().segment_of(place.position));
-            }
-        }
-        live.len()
     }
 }
 
@@ -611,10 +620,10 @@ fn what_was_acked_is_there_once_and_in_order_whatever_fails() {
     let mut all = Vec::new();
     for seed in seeds(24, 3_000) {
         seeded(seed, |seed| {
-            World::go(seed, 8_000);
+            World::go(seed, 10_000);
         });
         if seed < 4 {
-            all.push(World::go(seed, 8_000).counts);
+            all.push(World::go(seed, 10_000).counts);
         }
     }
     let sum = |count: fn(&Counts) -> u64| all.iter().map(count).sum::<u64>();
@@ -630,6 +639,9 @@ fn what_was_acked_is_there_once_and_in_order_whatever_fails() {
         );
         assert!(sum(|c| c.full) > 0 && sum(|c| c.sealed) > 0, "{all:?}");
         assert!(sum(|c| c.segments) > 50, "{all:?}");
+        assert!(sum(|c| c.fired) > 1_000, "{all:?}");
+        assert!(sum(|c| c.cancelled) > 20, "{all:?}");
+        assert!(sum(|c| c.answers) > 100, "{all:?}");
     }
 }
 

@@ -3,19 +3,21 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use waterwheel::domain::alarm::Alarm;
 use waterwheel::domain::commit::{Counters, OwnerRange};
 use waterwheel::domain::entry::{AppliedEntry, EntryKind};
 use waterwheel::domain::id::{LogPosition, Offset, OwnerId, OwnerSequence};
 use waterwheel::domain::ledger::Ledger;
-use waterwheel::domain::partition::Partition;
 use waterwheel::domain::partition::index::BatchPlace;
 use waterwheel::domain::partition::rows::{RowId, decode_run, encode};
+use waterwheel::domain::partition::{Partition, alarms_of};
 use waterwheel::domain::time::WallMs;
 use waterwheel::domain::topics::{Topic, Topics};
 use waterwheel::log::{LogReader, Scanned};
 
 use super::house::LIMITS;
 use super::views::{Change, Key, Views};
+use super::wheel::find_homes;
 
 pub(crate) struct Recovered {
     pub(crate) views: Views,
@@ -83,6 +85,7 @@ pub(crate) fn recover(
     reader: &LogReader,
     end: LogPosition,
     newest: Option<WallMs>,
+    now: WallMs,
 ) -> Recovered {
     let from = views.marked();
     assert!(
@@ -94,6 +97,7 @@ pub(crate) fn recover(
     let mut topics = Topics::from_rows(head.map(Bytes::as_ref), rows).expect("rows read");
     let mut partitions: BTreeMap<OwnerId, Partition> = BTreeMap::new();
     let mut deleted: Vec<OwnerRange> = Vec::new();
+    let mut alarms: Vec<Alarm> = Vec::new();
     let mut log_sequence = OwnerSequence(0);
     for entry in entries(reader, from) {
         let owner = entry.header.owner;
@@ -109,6 +113,7 @@ pub(crate) fn recover(
             }
             _ if deleted.iter().any(|range| range.contains(owner)) => {}
             _ => {
+                alarms.extend(alarms_of(&entry));
                 let machine = partitions
                     .entry(owner)
                     .or_insert_with(|| load(&views, owner));
@@ -116,6 +121,12 @@ pub(crate) fn recover(
             }
         }
     }
+    // What fired or was cancelled behind the mark need not be said due to be ignored.
+    alarms.retain(|alarm| {
+        let machine = partitions.get(&alarm.owner);
+        machine.is_none_or(|machine| machine.stands(alarm))
+    });
+    find_homes(&mut views, alarms, now.0);
     for (owner, machine) in &mut partitions {
         views.write(partition_changes(*owner, machine));
     }

@@ -12,6 +12,7 @@ use waterwheel::log::Scanned;
 use super::house::{House, LIMITS};
 use super::message::{Answer, Message, Reply, To};
 use super::recovery::partition_changes;
+use super::wheel::{Said, Step};
 
 pub(crate) struct Shell {
     pub(crate) address: u64,
@@ -61,6 +62,10 @@ impl House {
                 let rows = rows.iter().map(|(id, value)| (*id, value.as_ref()));
                 *machine = Partition::from_rows(LIMITS, rows).expect("rows read");
                 let (author, counters, end) = shell.life.take().expect("a life before rows");
+                if machine.head().sequence < counters.sequence {
+                    // What it folds now its predecessor perhaps did not arm.
+                    machine.begun(&mut effects);
+                }
                 for scanned in self.reader.scan(mark, Some(end)) {
                     let Scanned::Entry {
                         header,
@@ -90,9 +95,12 @@ impl House {
                     machine.head().sequence >= counters.sequence,
                     "folded up to its life"
                 );
-                effects.clear();
+                // What the fold armed was perhaps never handed over by the life before.
+                effects.retain(|effect| matches!(effect, Effect::Arm { .. }));
+                machine.begun(&mut effects);
                 shell.author = Some(author);
                 shell.loaded = true;
+                self.enter_wheel(owner, address);
             }
             Message::Applied(entries) => {
                 entries
@@ -116,7 +124,8 @@ impl House {
                     self.tell(To::Commit, Message::Begin { owner, address });
                 }
             }
-            Message::WriteRows { round } => {
+            Message::WriteRows { round, marked } => {
+                machine.rows_due(round, marked);
                 let changes = partition_changes(owner, machine);
                 self.tell(To::Store, Message::Write(changes));
                 self.tell(To::Checkpoint, Message::RowsWritten { round, owner });
@@ -157,6 +166,33 @@ impl House {
                     wait: true,
                 };
                 machine.read(read, &mut effects);
+            }
+            Message::Alarm(Said::Due(batch, alarms)) => machine.due(batch, &alarms, &mut effects),
+            Message::Alarm(Said::Near(alarms)) => machine.near(&alarms, &mut effects),
+            Message::Alarm(Said::Armed(count)) => machine.armed(count, &mut effects),
+            Message::Alarm(Said::Began) => machine.wheel_began(&mut effects),
+            Message::AskTimer {
+                number,
+                command,
+                reply,
+            } => {
+                shell.asks.insert(token, reply);
+                let limits = partition::TimerLimits::default();
+                machine.timer(token, number, command, self.now, limits, &mut effects);
+            }
+            Message::BodiesLoaded { first, row } => {
+                machine.bodies_loaded(first, Ok(&row), &mut effects);
+            }
+            Message::Inspect { segment, from, end } => {
+                let needed = machine.needs(from, end);
+                self.tell(
+                    To::Cleaner,
+                    Message::Inspected {
+                        owner,
+                        segment,
+                        needed,
+                    },
+                );
             }
             Message::RunLoaded { first, run } => machine.run_loaded(first, Ok(run), &mut effects),
             other => panic!("not for a partition: {other:?}"),
@@ -207,20 +243,38 @@ impl House {
                 }
                 Effect::Accepted(_) => {}
                 Effect::Stored(token, stored) => {
-                    let offset = stored.first_offset;
-                    self.answer_token(owner, token, Answer::Stored { offset });
+                    let (offset, number) = (stored.first_offset, stored.first_number);
+                    self.answer_token(owner, token, Answer::Stored { offset, number });
                 }
                 Effect::Batches(token, answer) => {
                     self.answer_token(owner, token, Answer::Batches(answer));
                 }
                 Effect::Found(..) => {}
                 Effect::Refuse(token, why) => self.answer_token(owner, token, Answer::Refused(why)),
-                // Nothing is delayed here yet.
-                Effect::Timer(..)
-                | Effect::Arm { .. }
-                | Effect::Returned { .. }
-                | Effect::LoadBodies(_)
-                | Effect::Ahead(_) => {}
+                Effect::Timer(token, answer) => {
+                    self.answer_token(owner, token, Answer::Timer(answer));
+                }
+                Effect::Arm { mut alarms, .. } => {
+                    alarms.iter_mut().for_each(|alarm| alarm.owner = owner);
+                    self.tell(To::Level(0), Message::Level(Step::Arm(owner, alarms)));
+                }
+                Effect::Returned { batch, again_ms } => {
+                    let step = Step::Returned(owner, batch, again_ms);
+                    self.tell(To::Level(0), Message::Level(step));
+                }
+                Effect::LoadBodies(first) => {
+                    let address = shell.address;
+                    self.tell(
+                        To::Store,
+                        Message::LoadBodies {
+                            owner,
+                            address,
+                            first,
+                        },
+                    );
+                }
+                // Nothing is read ahead here.
+                Effect::Ahead(_) => {}
                 Effect::LoadRun(first) => {
                     let address = shell.address;
                     self.tell(

@@ -2,15 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use waterwheel::domain::commit::OwnerRange;
 use waterwheel::domain::entry::EntryPlace;
-use waterwheel::domain::id::{Lane, LogPosition, Offset, OwnerId, ProducerId, Token, TopicId};
+use waterwheel::domain::id::{
+    Lane, LogPosition, Offset, OwnerId, ProducerId, RecordNumber, Token, TopicId,
+};
 use waterwheel::domain::partition::index::BatchPlace;
 use waterwheel::domain::partition::producers::ProducerRow;
 use waterwheel::domain::partition::{Effect, Head, Partition, Read};
+use waterwheel::domain::time::WallMs;
 use waterwheel::log::LogReader;
 
 use super::clients::Batch;
 use super::recovery::{Recovered, load, recover, run};
+use super::timers::Timer;
 use super::views::Views;
 
 #[derive(Default)]
@@ -21,6 +26,17 @@ pub(crate) struct Promised {
     pub(crate) start: Offset,
     /// Counters and producers as applied before a crash.
     pub(crate) applied: Option<(Head, Vec<(ProducerId, ProducerRow)>)>,
+    /// Delayed records by number.
+    pub(crate) timers: BTreeMap<u64, Timer>,
+}
+
+/// What a partition serves.
+#[derive(Debug, PartialEq, Eq)]
+struct Served {
+    /// Batches that were published where they were stored.
+    batches: BTreeMap<Offset, Batch>,
+    /// Numbers of records that were published by reference.
+    fired: BTreeMap<Offset, RecordNumber>,
 }
 
 #[derive(Default)]
@@ -31,6 +47,12 @@ pub(crate) struct Truth {
     /// Names with commands whose outcome is not known.
     pub(crate) in_doubt: BTreeMap<String, u32>,
     pub(crate) producers: BTreeSet<ProducerId>,
+    /// The last entry that was told of.
+    pub(crate) folded: Option<LogPosition>,
+    /// What was deleted with its topic.
+    pub(crate) deleted: Vec<OwnerRange>,
+    pub(crate) fired: u64,
+    pub(crate) cancelled: u64,
 }
 
 impl Truth {
@@ -51,6 +73,7 @@ impl Truth {
     /// Compares everything a recovered broker has with what was said before.
     pub(crate) fn audit(&mut self, recovered: &Recovered, reader: &LogReader, end: LogPosition) {
         self.audit_topics(recovered);
+        self.found(reader);
         for topic in recovered.topics.iter() {
             for partition in 0..topic.partitions {
                 let partition = waterwheel::domain::id::PartitionIndex(partition);
@@ -60,6 +83,7 @@ impl Truth {
                 let stored = stored(&recovered.views, owner, reader);
                 let machine = load(&recovered.views, owner);
                 self.audit_partition(owner, &machine, stored);
+                self.audit_timers(owner, machine, &recovered.views);
             }
         }
         audit_rebuild(recovered, reader, end);
@@ -86,12 +110,7 @@ impl Truth {
         }
     }
 
-    fn audit_partition(
-        &mut self,
-        owner: OwnerId,
-        machine: &Partition,
-        stored: BTreeMap<Offset, Batch>,
-    ) {
+    fn audit_partition(&mut self, owner: OwnerId, machine: &Partition, served: Served) {
         let promised = self.owners.entry(owner).or_default();
         let (head, producers, _) = machine.applied_state();
         assert!(
@@ -114,6 +133,22 @@ impl Truth {
         }
         let start = head.start_offset;
         promised.start = start;
+        let Served {
+            batches: stored,
+            fired,
+        } = served;
+        for (number, timer) in &promised.timers {
+            if let Timer::Fired(offset) = timer
+                && *offset >= start
+            {
+                let found = fired.get(offset);
+                assert_eq!(found, Some(&RecordNumber(*number)), "{owner}/{offset}");
+            }
+        }
+        for (offset, number) in &fired {
+            let timer = promised.timers.get(&number.0);
+            assert_eq!(timer, Some(&Timer::Fired(*offset)), "{owner}/{number}");
+        }
         for (offset, batch) in &promised.records {
             if offset.0 + u64::from(batch.count) > start.0 {
                 assert_eq!(
@@ -138,7 +173,7 @@ impl Truth {
 }
 
 /// Everything a partition serves, read through its index and by place.
-fn stored(views: &Views, owner: OwnerId, reader: &LogReader) -> BTreeMap<Offset, Batch> {
+fn stored(views: &Views, owner: OwnerId, reader: &LogReader) -> Served {
     let mut machine = load(views, owner);
     let head = machine.head();
     let (mut at, mut batches) = (head.start_offset, Vec::<BatchPlace>::new());
@@ -173,22 +208,33 @@ fn stored(views: &Views, owner: OwnerId, reader: &LogReader) -> BTreeMap<Offset,
         }
     }
     let places: Vec<EntryPlace> = batches.iter().map(BatchPlace::place).collect();
-    let read = reader
-        .read(&places)
-        .into_iter()
-        .zip(batches)
-        .map(|(read, batch)| {
-            let read = read.expect("what is served is readable");
-            assert_eq!(read.header.owner, owner);
-            assert_eq!(read.header.first_offset, batch.first_offset);
-            (batch.first_offset, Batch::read(&read.body))
-        });
-    read.collect()
+    let mut served = Served {
+        batches: BTreeMap::new(),
+        fired: BTreeMap::new(),
+    };
+    for (read, place) in reader.read(&places).into_iter().zip(batches) {
+        let read = read.expect("what is served is readable");
+        assert_eq!(read.header.owner, owner);
+        let batch = Batch::read(&read.body);
+        let Some(reference) = place.reference else {
+            assert_eq!(read.header.first_offset, place.first_offset);
+            served.batches.insert(place.first_offset, batch);
+            continue;
+        };
+        assert_eq!(reference.of, batch.count);
+        let first = read.header.first_number.0 + u64::from(reference.index);
+        assert_eq!(place.first_number, RecordNumber(first));
+        for at in 0..u64::from(place.count) {
+            let offset = Offset(place.first_offset.0 + at);
+            served.fired.insert(offset, RecordNumber(first + at));
+        }
+    }
+    served
 }
 
 /// A fold of the whole log, without views, gives the same.
 fn audit_rebuild(recovered: &Recovered, reader: &LogReader, end: LogPosition) {
-    let rebuilt = recover(Views::default(), reader, end, None);
+    let rebuilt = recover(Views::default(), reader, end, None, WallMs(0));
     assert_eq!(
         rebuilt.topics.head(),
         recovered.topics.head(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use waterwheel::domain::id::{LogPosition, OwnerId, TopicId};
 use waterwheel::domain::partition::rows::RowId;
+use waterwheel::domain::wheel::chunk::RowId as Home;
 
 use crate::disk::Rng;
 
@@ -13,6 +14,7 @@ pub(crate) enum Key {
     DirectoryHead,
     Topic(TopicId),
     Partition(OwnerId, RowId),
+    Home(u8, Home),
 }
 
 pub(crate) type Change = (Key, Option<Bytes>);
@@ -69,6 +71,19 @@ impl Views {
 
     pub(crate) fn row(&self, owner: OwnerId, row: RowId) -> Option<&Bytes> {
         self.rows.get(&Key::Partition(owner, row))
+    }
+
+    /// The homes of a level of the wheel.
+    pub(crate) fn homes(&self, level: u8) -> Vec<Home> {
+        let home = |key: &Key| match key {
+            Key::Home(of, home) if *of == level => Some(*home),
+            _ => None,
+        };
+        self.rows.keys().filter_map(home).collect()
+    }
+
+    pub(crate) fn home(&self, level: u8, home: Home) -> Option<Bytes> {
+        self.rows.get(&Key::Home(level, home)).cloned()
     }
 
     /// The owners that have a head row.
