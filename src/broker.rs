@@ -3,9 +3,11 @@
 //! It keeps to itself: no signal handler, no tracing subscriber, no panic hook, no process-wide crypto
 //! provider, and it never ends the process.
 
+mod ground;
+
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use actix::Actor;
 use actix_rt::Arbiter;
 use tokio::sync::{oneshot, watch};
 
+use self::ground::{Ground, lay_ground};
 use crate::actors::admission::Admission;
 use crate::actors::checkpoint::{self, CheckpointActor};
 use crate::actors::cleaner::{self, CleanerActor};
@@ -28,18 +31,15 @@ use crate::client::Connect;
 use crate::config::{Config, Temporary};
 use crate::domain::commit::Commit;
 use crate::domain::id::{LogIndex, OwnerId};
-use crate::domain::partition::{Limits, TimerLimits};
+use crate::domain::partition::TimerLimits;
 use crate::domain::time::WallMs;
-use crate::log::{
-    Disk, Log, LogError, LogOptions, Opened, ReadAhead, ReadPool, RealDisk, TailCache,
-};
+use crate::log::{Disk, LogError, Opened, ReadAhead, ReadPool, TailCache};
 use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
 use crate::net::local::Connector;
 use crate::net::server;
 use crate::net::session::{Manners, Shared};
 use crate::net::tls::Certificates;
-use crate::recovery::{Recovered, recover};
-use crate::store::{Ballast, ViewsError};
+use crate::store::ViewsError;
 use crate::wire::IN_FLIGHT_BATCHES_MAX;
 use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
 
@@ -47,9 +47,6 @@ use crate::wire::frame::FRAME_OVERHEAD_BYTES_MAX;
 const DRAIN: Duration = Duration::from_millis(1500);
 /// Time an orderly stop waits for the last checkpoint and the last flush, each.
 const LAST_WRITES: Duration = Duration::from_millis(1200);
-
-/// Room kept beside the views, given up when the disk is full so that they can be rebuilt.
-const VIEWS_BALLAST_BYTES: u64 = 16 << 20;
 
 /// Why a broker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -160,12 +157,6 @@ impl std::fmt::Debug for Broker {
             .field("local_addr", &self.local_addr)
             .finish_non_exhaustive()
     }
-}
-
-struct Ground {
-    opened: Opened,
-    recovered: Recovered,
-    lock: File,
 }
 
 impl Broker {
@@ -479,93 +470,6 @@ fn limits(config: &Config) -> crate::wire::hello::Limits {
         credit_bytes_max: config.credit_bytes_max(),
         readers_max: config.readers_per_connection_max,
     }
-}
-
-/// Locks, opens, recovers: everything that blocks.
-fn lay_ground(
-    config: &Config,
-    crash: &CrashPoints,
-    disk: Option<Arc<dyn Disk>>,
-) -> Result<Ground, StartError> {
-    let at = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| StartError::Io { path, source }
-    };
-    let data = &config.data;
-    std::fs::create_dir_all(data).map_err(at(data))?;
-    let lock_path = data.join("lock");
-    let lock = File::create(&lock_path).map_err(at(&lock_path))?;
-    lock.try_lock().map_err(|error| match error {
-        std::fs::TryLockError::WouldBlock => StartError::Locked(data.clone()),
-        std::fs::TryLockError::Error(source) => StartError::Io {
-            path: lock_path.clone(),
-            source,
-        },
-    })?;
-    let log_dir = data.join("log");
-    let disk = match disk {
-        Some(disk) => disk,
-        None => Arc::new(RealDisk::open(&log_dir).map_err(at(&log_dir))?),
-    };
-    if let Some(why) = disk.fallback() {
-        tracing::warn!(
-            target: "waterwheel::log",
-            "{why}: the promises are the same, each write costs more; ext4 and xfs on a disk take direct \
-             writes: --data DIR there"
-        );
-    }
-    let options = LogOptions {
-        segment_bytes: config.segment_bytes,
-        flush_bytes_max: config.flush_bytes_max,
-        cluster: config.cluster,
-        facts_of: crate::domain::batch::facts,
-        ..LogOptions::default()
-    };
-    let opened = Log::open(disk, options)?;
-    for damage in &opened.damage {
-        tracing::error!(
-            target: "waterwheel::recovery",
-            %damage,
-            "the log is damaged: what is whole is served; stop the broker and run `waterwheel check {}` for \
-             a list, and look at the disk",
-            data.display()
-        );
-    }
-    let limits = Limits {
-        producers_max: config.producers_per_partition_effective(),
-        snapshot_bytes_max: config.snapshot_bytes_max(),
-    };
-    let views = data.join("views");
-    let ballast = Ballast::new(&views, VIEWS_BALLAST_BYTES);
-    let fold = || {
-        let reader = opened.log.reader();
-        recover(
-            &reader,
-            opened.end,
-            &views,
-            config.views_cache_bytes,
-            limits,
-            crash,
-        )
-    };
-    let recovered = match fold() {
-        Err(error) if error.is_disk_full() && ballast.drop_it()? => {
-            tracing::warn!(
-                target: "waterwheel::recovery",
-                %error, "no room for the views: their ballast is given up for them; free disk space"
-            );
-            fold()?
-        }
-        recovered => recovered?,
-    };
-    if let Err(error) = ballast.load() {
-        tracing::warn!(target: "waterwheel::recovery", %error, "no room for the views' ballast");
-    }
-    Ok(Ground {
-        opened,
-        recovered,
-        lock,
-    })
 }
 
 struct Standing<'a> {

@@ -128,6 +128,55 @@ impl Disk {
     }
 }
 
+/// Reads single blocks at random places of files that others have written, so many at a time: how many a
+/// second, and how long each takes.
+pub(crate) fn random_reads(
+    files: &[PathBuf],
+    block: usize,
+    at_a_time: usize,
+    span: Duration,
+) -> Outcome<(f64, Latencies)> {
+    let opened = |path: &PathBuf| {
+        let flags = [OFlags::DIRECT, OFlags::empty()];
+        let file = flags.into_iter().find_map(|flags| open(path, flags).ok());
+        let file = file.ok_or_else(|| format!("{} cannot be read", path.display()))?;
+        let blocks = file.metadata()?.len() / block as u64;
+        Ok((file, blocks))
+    };
+    let files: Vec<(File, u64)> = files.iter().map(opened).collect::<Outcome<_>>()?;
+    let files: &[_] = &files
+        .into_iter()
+        .filter(|file| file.1 > 0)
+        .collect::<Vec<_>>();
+    let begun = Instant::now();
+    let hands: Vec<Outcome<Latencies>> = std::thread::scope(|scope| {
+        let read = |hand: u64| {
+            let (mut noise, mut buffer) = (Noise::new(90 + hand), Aligned::noise(block));
+            let mut latencies = Latencies::new()?;
+            while begun.elapsed() < span {
+                let place = usize::try_from(noise.word() >> 8)? % files.len().max(1);
+                let (file, blocks) = files.get(place).ok_or("there is no file to read")?;
+                let at = (noise.word() >> 8) % blocks * block as u64;
+                let start = Instant::now();
+                file.read_exact_at(buffer.bytes_mut(), at)?;
+                latencies.record(start.elapsed());
+            }
+            Ok(latencies)
+        };
+        let hands: Vec<_> = (0..at_a_time as u64)
+            .map(|hand| scope.spawn(move || read(hand)))
+            .collect();
+        let hands = hands.into_iter();
+        let done = hands.map(|hand| hand.join().map_err(|_| "a reader panicked")?);
+        done.collect()
+    });
+    let mut all = Latencies::new()?;
+    for latencies in hands {
+        all.merge(&latencies?)?;
+    }
+    Ok((all.len() as f64 / begun.elapsed().as_secs_f64(), all))
+}
+
 fn open(path: &Path, flags: OFlags) -> Outcome<File> {
     let flags = i32::try_from(flags.bits())?;
     Ok(OpenOptions::new()

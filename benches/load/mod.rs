@@ -23,6 +23,7 @@ mod payload;
 mod process;
 mod quic;
 mod records;
+mod redis;
 mod report;
 mod role;
 mod scenario;

@@ -90,7 +90,7 @@ impl Process {
     pub(crate) fn start(mut command: Command, within: Duration) -> Outcome<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let begun = Instant::now();
-        let mut child = Guard(command.spawn()?);
+        let mut child = Guard::spawn(&mut command)?;
         let stdin = child.0.stdin.take();
         let stdout = child
             .0
@@ -123,22 +123,17 @@ impl Process {
 
     /// What the kernel has counted for it.
     pub(crate) fn usage(&self) -> Outcome<Usage> {
-        Usage::of(&self.child.0.id().to_string())
+        Usage::of(&self.child.id().to_string())
     }
 
     /// Resident memory in bytes.
     pub(crate) fn resident_bytes(&self) -> Outcome<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.0.id()))?;
-        let kibibytes = named(&status, "VmRSS:").ok_or("no VmRSS: is the process gone?")?;
-        Ok(kibibytes * 1024)
+        resident_bytes(self.child.id())
     }
 
     /// Fails where it has ended.
     pub(crate) fn still_runs(&mut self) -> Outcome<()> {
-        match self.child.0.try_wait()? {
-            None => Ok(()),
-            Some(status) => Err(format!("the process ended by itself: {status}").into()),
-        }
+        self.child.still_runs()
     }
 
     /// Waits for it to end by itself, which has to be a success.
@@ -186,7 +181,34 @@ impl Process {
 
 /// A child that does not outlive its handle (H4).
 #[derive(Debug)]
-struct Guard(Child);
+pub(crate) struct Guard(Child);
+
+impl Guard {
+    /// Starts a process.
+    pub(crate) fn spawn(command: &mut Command) -> Outcome<Self> {
+        Ok(Self(command.spawn()?))
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Fails where it has ended.
+    pub(crate) fn still_runs(&mut self) -> Outcome<()> {
+        match self.0.try_wait()? {
+            None => Ok(()),
+            Some(status) => Err(format!("the process ended by itself: {status}").into()),
+        }
+    }
+}
+
+/// Resident memory of a process, in bytes.
+pub(crate) fn resident_bytes(process: u32) -> Outcome<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let kibibytes = named(&status, "VmRSS:").ok_or("no VmRSS: is the process gone?")?;
+    Ok(kibibytes * 1024)
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {

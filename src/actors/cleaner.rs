@@ -13,7 +13,8 @@ use actix::{
 };
 
 use super::commit::{CommitActor, Recycle};
-use super::directory::{DirectoryActor, InspectOwner, RestateOwner, RetainAll};
+use super::directory::retention::RetainAll;
+use super::directory::{DirectoryActor, InspectOwner, RestateOwner};
 use super::partition::Inspect;
 use super::stats::ActorStats;
 use super::vigil::Watched;

@@ -5,6 +5,7 @@
 //! down, and everybody else goes on.
 
 pub mod groups;
+pub mod retention;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::commit::{Forget, Persist, Ticket};
 use super::coordinators::Coordinators;
 use super::failures::{FAILURES_MAX, Failures};
 use super::load::{self, Begins};
-use super::partition::{Dismiss, Inspect, PartitionActor, Retain};
+use super::partition::{Dismiss, Inspect, PartitionActor};
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::store::Write;
@@ -28,7 +29,7 @@ use crate::domain::entry::{Author, Draft};
 use crate::domain::id::{Lane, OwnerId, PartitionId, PartitionIndex, Token, TopicId};
 use crate::domain::partition::rows::encode;
 use crate::domain::rejection::Rejection;
-use crate::domain::time::{MonotonicMs, WallMs};
+use crate::domain::time::MonotonicMs;
 use crate::domain::topics::{Command, Effect, Topics};
 use crate::domain::transaction::shard_of_owner;
 use crate::store::{RowChange, RowKey, Tree, layout};
@@ -41,13 +42,9 @@ tells!(
     StartOwner,
     RestateOwner,
     InspectOwner,
-    RetainAll,
     Died,
     FailOwner
 );
-
-/// An unused producer is remembered longer than it must be by at most this part.
-const FORGET_PARTS: u64 = 64;
 
 struct Running {
     link: Link<PartitionActor>,
@@ -270,25 +267,6 @@ impl DirectoryActor {
             None => PartitionActor::create(make),
         };
         Link::new(addr, stats)
-    }
-
-    /// Where no retention is looked at, producers are forgotten all the same, but less often, and only
-    /// by partitions that run: one that does not has no new ones either.
-    fn forget_producers(&mut self, now: WallMs) {
-        let monotonic = self.house.clock.now().monotonic;
-        let every = self.house.settings.producer_state_ms / FORGET_PARTS;
-        if monotonic.0.saturating_sub(self.forgot.0) < every {
-            return;
-        }
-        self.forgot = monotonic;
-        let retain = Retain {
-            now,
-            retention_ms: None,
-            retention_bytes: None,
-        };
-        for running in self.running.values().filter(|running| !running.stopped) {
-            running.link.tell(retain);
-        }
     }
 
     fn start_owner(&mut self, owner: OwnerId, ctx: &Context<Self>) -> Option<Link<PartitionActor>> {
@@ -515,43 +493,6 @@ impl Handler<Restate> for DirectoryActor {
         self.stats.handled();
         let effect = self.machine.restate();
         self.perform(vec![effect], ctx);
-    }
-}
-
-/// Let every partition drop what its topic's retention takes, and forget unused producers.
-#[derive(Debug, Clone, Copy)]
-pub struct RetainAll {
-    /// The wall clock.
-    pub now: WallMs,
-}
-
-impl Handler<RetainAll> for DirectoryActor {
-    type Result = ();
-
-    fn handle(&mut self, message: RetainAll, ctx: &mut Self::Context) {
-        self.stats.handled();
-        let limited: Vec<_> = self
-            .machine
-            .iter()
-            .filter(|topic| {
-                topic.config.retention_ms.is_some() || topic.config.retention_bytes.is_some()
-            })
-            .cloned()
-            .collect();
-        for topic in limited {
-            let retain = Retain {
-                now: message.now,
-                retention_ms: topic.config.retention_ms,
-                retention_bytes: topic.config.retention_bytes,
-            };
-            for (partition, lane) in topic.lanes() {
-                let located = self.locate(topic.id, partition, lane, ctx);
-                if let Ok((_, link)) = located {
-                    link.tell(retain);
-                }
-            }
-        }
-        self.forget_producers(message.now);
     }
 }
 

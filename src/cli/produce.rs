@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::ValueEnum;
+use futures::future::Either;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::connect::Connect;
@@ -31,10 +32,10 @@ use super::framing::{Framing, Splitter};
 use super::output::{Output, say};
 use super::print_json;
 use super::timer::When;
-use crate::client::{self, AdminError, Client, Code, Pending, Producer, SendError, TopicConfig};
+use crate::client::{self, AdminError, Client, Code, Producer, SendError, TopicConfig};
 use crate::domain::batch::Delivery;
 use crate::domain::record::Text;
-use feed::{Dress, Feed, FeedError};
+use feed::{Awaited, Dress, Feed, FeedError};
 use ledger::Ledger;
 use queues::Queues;
 
@@ -82,7 +83,8 @@ pub struct Arguments {
     /// Give up when nothing was acknowledged for so long.
     #[arg(long, value_name = "SPAN", default_value = "120s", value_parser = parse_duration)]
     pub timeout: Duration,
-    /// Print a JSON line for every record that is acknowledged, in the input's order.
+    /// Print a JSON line for every record that is acknowledged, in the input's order; a delayed record's
+    /// when it has a handle, at level memory too.
     #[arg(long)]
     pub receipts: bool,
     /// Make the topic first if it is not there, with --partitions partitions.
@@ -248,7 +250,13 @@ pub async fn run(arguments: Arguments, connect: &Connect) -> Result<Outcome, Cli
     let ledger = Ledger::new(arguments.receipts.then_some(topic.as_str()))
         .map_err(|error| CliError::Failed(format!("cannot measure latencies: {error}")))?;
     let mut sending = Sending {
-        feed: Feed::start(input, splitter, arguments.dress(), producer.clone()),
+        feed: Feed::start(
+            input,
+            splitter,
+            arguments.dress(),
+            producer.clone(),
+            arguments.receipts,
+        ),
         queues: Queues::new(),
         ledger,
         receipts: arguments.receipts.then(Output::stdout),
@@ -291,7 +299,7 @@ type Fed = Option<Result<(), FeedError>>;
 
 struct Sending {
     feed: Feed,
-    queues: Queues<Pending>,
+    queues: Queues<Awaited>,
     ledger: Ledger,
     receipts: Option<Output>,
     bar: Bar,
@@ -347,7 +355,11 @@ impl Sending {
     fn take(&mut self, run: feed::Run) {
         for sent in run {
             self.ledger.sent();
-            self.queues.push(sent.pending.partition(), sent);
+            let partition = match &sent.pending {
+                Either::Left(pending) => pending.partition(),
+                Either::Right(pending) => pending.partition(),
+            };
+            self.queues.push(partition, sent);
         }
     }
 
@@ -423,7 +435,8 @@ fn failure_of(error: &SendError, said: String) -> CliError {
         | SendError::Priority { .. }
         | SendError::TimedOut(_)
         | SendError::Disconnected
-        | SendError::Closed => CliError::Failed(said),
+        | SendError::Closed
+        | SendError::Unacknowledged => CliError::Failed(said),
     }
 }
 

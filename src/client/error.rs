@@ -224,6 +224,12 @@ pub enum SendError {
     /// The producer is closed. Code `closed`.
     #[error("the producer is closed")]
     Closed,
+    /// What became of the record was asked for, and its producer sends at level `none`: nobody is ever
+    /// told. Code `unacknowledged`.
+    #[error(
+        "at level `none` the broker does not say what becomes of a record; produce it at `memory` or `durable`"
+    )]
+    Unacknowledged,
 }
 
 impl SendError {
@@ -239,6 +245,7 @@ impl SendError {
             Self::Aborted(_) => "aborted",
             Self::Disconnected => "disconnected",
             Self::Closed => "closed",
+            Self::Unacknowledged => "unacknowledged",
         }
     }
 
@@ -253,7 +260,8 @@ impl SendError {
             | Self::Partition { .. }
             | Self::Priority { .. }
             | Self::Disconnected
-            | Self::Closed => false,
+            | Self::Closed
+            | Self::Unacknowledged => false,
         }
     }
 }

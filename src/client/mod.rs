@@ -88,7 +88,7 @@ pub use error::{
 pub use groups::{GroupDescription, ResetTo};
 pub use inbox::{Effect, Inbox};
 pub use letters::{DeadLetter, DeadLetters, LetterFault, LetterOrigin, LettersDone};
-pub use pending::{Pending, PendingRun, Receipt, RunReceipt, SendStatus};
+pub use pending::{Pending, PendingDurable, PendingRun, Receipt, RunReceipt, SendStatus};
 pub use producer::{Producer, ProducerBuilder};
 pub use reader::{Fetched, Reader, ReaderBuilder};
 pub use runner::{HandlerError, RunSummary};

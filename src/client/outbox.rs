@@ -350,38 +350,42 @@ impl Outbox {
 
     /// At level none a batch is settled by being written.
     pub(crate) fn written(&mut self, correlation: u64) -> Settled {
-        self.settle(correlation, unacknowledged(SendStatus::SendOk))
+        self.settle(
+            correlation,
+            unacknowledged(SendStatus::SendOk),
+            never_told(),
+        )
     }
 
     /// The broker has stored a batch.
     pub(crate) fn stored(&mut self, correlation: u64, stored: &Stored) -> Settled {
         self.pause = PAUSE_MIN;
-        self.settle(
-            correlation,
-            Outcome::Sent {
-                // A receipt below durable has no offset, even where it is known by now.
-                first_offset: match self.config.ack {
-                    Ack::Durable => stored.first_offset.map(|offset| offset.0),
-                    Ack::Memory | Ack::None => None,
-                },
-                time_ms: stored.appended.0,
-                status: stored.status,
-                duplicate: stored.duplicate,
-                timers: stored.timers.map(|timers| TimerFacts {
-                    cluster: self.config.cluster,
-                    topic: self.config.topic_id,
-                    first: stored.first_number,
-                    timers,
-                }),
-            },
-        )
+        let outcome = Outcome::Sent {
+            first_offset: stored.first_offset.map(|offset| offset.0),
+            time_ms: stored.appended.0,
+            status: stored.status,
+            duplicate: stored.duplicate,
+            timers: stored.timers.map(|timers| TimerFacts {
+                cluster: self.config.cluster,
+                topic: self.config.topic_id,
+                first: stored.first_number,
+                timers,
+            }),
+        };
+        let acknowledged = match self.config.ack {
+            Ack::Durable => outcome.clone(),
+            // An acknowledgement below durable says the same whether or not more is known by now.
+            Ack::Memory | Ack::None => unacknowledged(stored.status),
+        };
+        self.settle(correlation, acknowledged, outcome)
     }
 
     /// The broker has a batch in memory: its senders are told, it is kept (O3).
     pub(crate) fn accepted(&mut self, correlation: u64) {
         self.pause = PAUSE_MIN;
         if let Some((_, batch)) = self.find(correlation) {
-            batch.completion.settle(unacknowledged(SendStatus::SendOk));
+            let acknowledged = unacknowledged(SendStatus::SendOk);
+            batch.completion.acknowledge(acknowledged);
         }
     }
 
@@ -467,7 +471,9 @@ impl Outbox {
             for batch in self.queue.drain(..self.sent) {
                 settled.batches += 1;
                 settled.charge += batch.charge;
-                batch.completion.settle(unacknowledged(SendStatus::SendOk));
+                let acknowledged = unacknowledged(SendStatus::SendOk);
+                batch.completion.acknowledge(acknowledged);
+                batch.completion.settle(never_told());
             }
             self.first_ordinal = self.first_ordinal.wrapping_add(index_of(self.sent));
         }
@@ -512,7 +518,7 @@ impl Outbox {
             if batch.sent.is_some_and(|sent| sent + timeout <= now) {
                 batch
                     .completion
-                    .settle(unacknowledged(SendStatus::FlushDiskTimeout));
+                    .acknowledge(unacknowledged(SendStatus::FlushDiskTimeout));
             }
         }
     }
@@ -568,7 +574,7 @@ impl Outbox {
             .map(Arc::clone)
     }
 
-    fn settle(&mut self, correlation: u64, outcome: Outcome) -> Settled {
+    fn settle(&mut self, correlation: u64, acknowledged: Outcome, outcome: Outcome) -> Settled {
         let Some((index, _)) = self.find(correlation) else {
             return Settled::default();
         };
@@ -582,6 +588,7 @@ impl Outbox {
         };
         self.first_ordinal = self.first_ordinal.wrapping_add(1);
         self.sent = self.sent.saturating_sub(1);
+        batch.completion.acknowledge(acknowledged);
         batch.completion.settle(outcome);
         Settled {
             batches: 1,
@@ -615,6 +622,11 @@ fn unacknowledged(status: SendStatus) -> Outcome {
         duplicate: false,
         timers: None,
     }
+}
+
+/// What has become of a batch of level none.
+fn never_told() -> Outcome {
+    Outcome::Failed(SendError::Unacknowledged)
 }
 
 /// What a refusal is about.

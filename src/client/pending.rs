@@ -1,4 +1,11 @@
 //! What a sender waits on: one completion per batch, shared by the records in it.
+//!
+//! A batch is told of twice: when it is acknowledged as its producer's level asks, and when nothing more
+//! can become of it. At level `durable` both come together, at `memory` the second comes later, with the
+//! offset and what handles of delayed records are made of.
+//!
+//! - What was told of a batch once stays.
+//! - Whoever was told that a batch is acknowledged may still hear that it failed; not the other way round.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -32,7 +39,7 @@ pub struct Receipt {
     pub due_ms: Option<i64>,
     /// Names it, as long as it waits for its time: by this it can be cancelled and rescheduled. None of
     /// an immediate record, of one below `durable`, and of one whose time had passed: that one was
-    /// published at once.
+    /// published at once. At level `memory`, [`Pending::durable`] waits for it.
     pub timer: Option<TimerHandle>,
 }
 
@@ -66,7 +73,45 @@ pub(crate) enum Outcome {
     Failed(SendError),
 }
 
-/// The shared end of a batch's records: set once, then read by each.
+/// Something that is told once, to everybody who waits.
+#[derive(Debug, Default)]
+struct Told {
+    outcome: OnceLock<Outcome>,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl Told {
+    /// Tells it; what was told first stays.
+    fn tell(&self, outcome: Outcome) {
+        if self.outcome.set(outcome).is_ok() {
+            for waker in std::mem::take(&mut *lock(&self.wakers)) {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Whether it has been told; if not, whoever polls is woken then. `place` is where its waker is.
+    fn poll(&self, place: &mut Option<usize>, context: &mut Context<'_>) -> Poll<&Outcome> {
+        if let Some(outcome) = self.outcome.get() {
+            return Poll::Ready(outcome);
+        }
+        let mut wakers = lock(&self.wakers);
+        // Told between the look and the lock: the list was emptied, or is about to be.
+        if let Some(outcome) = self.outcome.get() {
+            return Poll::Ready(outcome);
+        }
+        match place.and_then(|place| wakers.get_mut(place)) {
+            Some(waker) => waker.clone_from(context.waker()),
+            None => {
+                *place = Some(wakers.len());
+                wakers.push(context.waker().clone());
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// The shared end of a batch's records: told by the producer's task, read by each.
 #[derive(Debug)]
 pub(crate) struct Completion {
     topic: Arc<str>,
@@ -74,8 +119,10 @@ pub(crate) struct Completion {
     /// Of delayed records, in order; empty where they are immediate.
     delayed: Mutex<Vec<Delivery>>,
     is_delayed: bool,
-    outcome: OnceLock<Outcome>,
-    wakers: Mutex<Vec<Waker>>,
+    /// That it is acknowledged as the producer's level asks.
+    acknowledged: Told,
+    /// What has become of it in the end.
+    settled: Told,
 }
 
 impl Completion {
@@ -87,8 +134,8 @@ impl Completion {
             partition,
             delayed: Mutex::new(if is_delayed { vec![first] } else { Vec::new() }),
             is_delayed,
-            outcome: OnceLock::new(),
-            wakers: Mutex::new(Vec::new()),
+            acknowledged: Told::default(),
+            settled: Told::default(),
         })
     }
 
@@ -143,22 +190,24 @@ impl Completion {
         (Some(due_ms), (due_ms > wall_ms).then_some(handle))
     }
 
-    /// Settles it; the first outcome stays.
+    /// Tells those who wait for an acknowledgement; more is to come.
+    pub(crate) fn acknowledge(&self, outcome: Outcome) {
+        self.acknowledged.tell(outcome);
+    }
+
+    /// Tells everybody: nothing more comes.
     pub(crate) fn settle(&self, outcome: Outcome) {
-        if self.outcome.set(outcome).is_ok() {
-            for waker in std::mem::take(&mut *lock(&self.wakers)) {
-                waker.wake();
-            }
-        }
+        self.acknowledged.tell(outcome.clone());
+        self.settled.tell(outcome);
     }
 
     /// Whether nobody was told yet.
     pub(crate) fn is_open(&self) -> bool {
-        self.outcome.get().is_none()
+        self.acknowledged.outcome.get().is_none()
     }
 
-    fn receipt(&self, index: u32) -> Option<Result<Receipt, SendError>> {
-        Some(match self.outcome.get()? {
+    fn receipt(&self, index: u32, outcome: &Outcome) -> Result<Receipt, SendError> {
+        match outcome {
             Outcome::Failed(error) => Err(error.clone()),
             Outcome::Sent {
                 first_offset,
@@ -180,7 +229,7 @@ impl Completion {
                     timer,
                 })
             }
-        })
+        }
     }
 }
 
@@ -201,7 +250,7 @@ impl Completion {
 pub struct Pending {
     completion: Arc<Completion>,
     index: u32,
-    /// Where this record's waker is in the completion's list.
+    /// Where this record's waker is in the list of those who wait.
     waker: Option<usize>,
 }
 
@@ -217,7 +266,43 @@ impl Pending {
     /// The receipt, if it is there already.
     #[must_use]
     pub fn now(&self) -> Option<Result<Receipt, SendError>> {
-        self.completion.receipt(self.index)
+        let outcome = self.completion.acknowledged.outcome.get()?;
+        Some(self.completion.receipt(self.index, outcome))
+    }
+
+    /// Waits until the record is on the disk, whatever the producer's level calls acknowledged, and
+    /// resolves to a receipt that says all there is to say: the offset, the time, and of a delayed record
+    /// the handle by which it is cancelled and rescheduled. It takes as long as the broker's next synced
+    /// write does, and does not hurry it.
+    ///
+    /// At level `durable` it is the receipt itself; where that says `FLUSH_DISK_TIMEOUT`, the one that
+    /// comes after all. The acknowledgement can be awaited first, and this then:
+    ///
+    /// ```no_run
+    /// # async fn example(producer: waterwheel::client::Producer) -> Result<(), waterwheel::client::SendError> {
+    /// # use std::time::Duration;
+    /// # use waterwheel::client::Record;
+    /// let reminder = Record::new("tea is ready").deliver_after(Duration::from_secs(180));
+    /// let mut pending = producer.enqueue(reminder).await?;
+    /// (&mut pending).await?; // at level memory: the broker has it
+    /// let stored = pending.durable().await?; // it is on the disk
+    /// println!("to be cancelled by {:?}", stored.timer);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Dropping it means that nobody will be told.
+    ///
+    /// # Errors
+    /// As the receipt; an acknowledged record of level `memory` may still come to
+    /// [`SendError::TimedOut`], [`SendError::Aborted`] or [`SendError::Refused`].
+    /// [`SendError::Unacknowledged`] at level `none`, where nobody is ever told.
+    pub fn durable(self) -> PendingDurable {
+        PendingDurable {
+            completion: self.completion,
+            index: self.index,
+            waker: None,
+        }
     }
 
     /// The partition the record goes to, which never changes.
@@ -231,23 +316,43 @@ impl Future for Pending {
     type Output = Result<Receipt, SendError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(receipt) = self.now() {
-            return Poll::Ready(receipt);
-        }
-        let completion = Arc::clone(&self.completion);
-        let mut wakers = lock(&completion.wakers);
-        // Settled between the look and the lock: the list was emptied, or is about to be.
-        if let Some(receipt) = self.now() {
-            return Poll::Ready(receipt);
-        }
-        match self.waker.and_then(|place| wakers.get_mut(place)) {
-            Some(waker) => waker.clone_from(context.waker()),
-            None => {
-                self.waker = Some(wakers.len());
-                wakers.push(context.waker().clone());
-            }
-        }
-        Poll::Pending
+        let this = &mut *self;
+        let told = this.completion.acknowledged.poll(&mut this.waker, context);
+        told.map(|outcome| this.completion.receipt(this.index, outcome))
+    }
+}
+
+/// A record on its way to the disk: resolves to its full receipt. Made by [`Pending::durable`].
+#[derive(Debug)]
+#[must_use = "whether the record is on the disk is only known from its receipt"]
+pub struct PendingDurable {
+    completion: Arc<Completion>,
+    index: u32,
+    waker: Option<usize>,
+}
+
+impl PendingDurable {
+    /// The receipt, if it is there already.
+    #[must_use]
+    pub fn now(&self) -> Option<Result<Receipt, SendError>> {
+        let outcome = self.completion.settled.outcome.get()?;
+        Some(self.completion.receipt(self.index, outcome))
+    }
+
+    /// The partition the record goes to, which never changes.
+    #[must_use]
+    pub fn partition(&self) -> u32 {
+        self.completion.partition
+    }
+}
+
+impl Future for PendingDurable {
+    type Output = Result<Receipt, SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let told = this.completion.settled.poll(&mut this.waker, context);
+        told.map(|outcome| this.completion.receipt(this.index, outcome))
     }
 }
 
@@ -275,14 +380,29 @@ impl PendingRun {
     /// # Errors
     /// The first failure, when all have ended.
     pub async fn wait(self) -> Result<Vec<RunReceipt>, SendError> {
-        let mut receipts = Vec::with_capacity(self.parts.len());
-        let mut failure = None;
-        for (pending, count) in self.parts {
-            match pending.await {
-                Ok(first) => receipts.push(RunReceipt { first, count }),
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        failure.map_or(Ok(receipts), Err)
+        all(self.parts.into_iter()).await
     }
+
+    /// Waits until all of them are on the disk: see [`Pending::durable`].
+    ///
+    /// # Errors
+    /// The first failure, when all have ended.
+    pub async fn durable(self) -> Result<Vec<RunReceipt>, SendError> {
+        let parts = self.parts.into_iter();
+        all(parts.map(|(pending, count)| (pending.durable(), count))).await
+    }
+}
+
+async fn all<F: Future<Output = Result<Receipt, SendError>>>(
+    parts: impl Iterator<Item = (F, u32)>,
+) -> Result<Vec<RunReceipt>, SendError> {
+    let mut receipts = Vec::with_capacity(parts.size_hint().0);
+    let mut failure = None;
+    for (pending, count) in parts {
+        match pending.await {
+            Ok(first) => receipts.push(RunReceipt { first, count }),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    failure.map_or(Ok(receipts), Err)
 }

@@ -279,6 +279,12 @@ impl Producer {
         &self.inner.topic
     }
 
+    /// What an acknowledgement of this producer's records means.
+    #[must_use]
+    pub fn ack(&self) -> Ack {
+        self.inner.shared.ack
+    }
+
     /// How many partitions the topic had when the producer was opened.
     #[must_use]
     pub fn partitions(&self) -> u32 {

@@ -290,10 +290,14 @@ async fn at_level_memory_acceptance_is_told_and_the_batch_is_kept() {
         .open()
         .await
         .unwrap();
-    let receipt = producer.send(numbered(0)).await.unwrap();
+    let mut pending = producer.enqueue(numbered(0)).await.unwrap();
+    let receipt = (&mut pending).await.unwrap();
     assert_eq!(receipt.offset, None);
+    let durable = pending.durable();
+    assert!(durable.now().is_none());
     assert!(values(&broker, 0).is_empty());
     broker.hang_up();
+    assert_eq!(durable.await.unwrap().offset, Some(0));
     producer.close().await.unwrap();
     assert_eq!(values(&broker, 0), expected(1));
 }

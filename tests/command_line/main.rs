@@ -402,3 +402,22 @@ fn a_signal_stops_a_broker_in_order_and_a_second_broker_is_kept_out() {
     assert_eq!(ended(broker).code, 0);
     assert!(began.elapsed() < std::time::Duration::from_secs(5));
 }
+
+#[test]
+fn a_delayed_record_has_its_handle_in_its_receipt_at_level_memory_too() {
+    let rig = Rig::new();
+    rig.say(&["topic", "create", "t", "--partitions", "1"], b"");
+    for (ack, has_handle) in [("durable", true), ("memory", true), ("none", false)] {
+        let words = ["produce", "t", "--delay", "1h", "--receipts", "--ack", ack];
+        let sent = rig.say(&words, b"tea\n");
+        assert_eq!(sent.code, 0, "{}", sent.err);
+        let receipt = sent.json().remove(0);
+        let Some(handle) = receipt["timer"].as_str() else {
+            assert!(!has_handle, "{receipt}");
+            continue;
+        };
+        assert!(has_handle, "{receipt}");
+        let cancelled = rig.say(&["timer", "cancel", handle], b"");
+        assert_eq!((cancelled.code, cancelled.out.trim()), (0, "cancelled"));
+    }
+}

@@ -341,6 +341,74 @@ fn many_due_in_one_millisecond_all_come_once() {
 }
 
 #[test]
+fn at_level_memory_the_handle_comes_with_the_later_durable_notice() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = topic(&rig).await;
+        let producer = client.producer(TOPIC).ack(Ack::Memory).open().await;
+        let producer = producer.unwrap();
+        let hour = Duration::from_secs(3600);
+        let mut waits = producer
+            .enqueue(Record::new("waits").deliver_after(hour))
+            .await
+            .unwrap();
+        let acknowledged = (&mut waits).await.unwrap();
+        assert_eq!((acknowledged.timer, acknowledged.due_ms), (None, None));
+        let soon = Record::new("soon").deliver_after(Duration::from_millis(300));
+        let soon = producer.enqueue(soon).await.unwrap().durable();
+        let past = Record::new("past").deliver_at(WallMs(5));
+        let past = producer.enqueue(past).await.unwrap().durable();
+        let plain = producer.enqueue("plain".into()).await.unwrap().durable();
+        let run = (0..300).map(|n| Record::new(n.to_string()).deliver_after(hour));
+        let run = producer.enqueue_run(0, run).await.unwrap();
+
+        let (waits, soon) = (waits.durable().await.unwrap(), soon.await.unwrap());
+        assert!(past.await.unwrap().is_published_at_once());
+        let plain = plain.await.unwrap();
+        assert!(plain.offset.is_some() && plain.timer.is_none());
+        let run = run.durable().await.unwrap();
+        assert_eq!(run.iter().map(|part| part.count).sum::<u32>(), 300);
+
+        let timers = client.timers();
+        let due = WallMs(waits.due_ms.unwrap());
+        let state = timers.get(&handle(&waits)).await.unwrap();
+        assert_eq!(state, TimerState::Pending { due });
+        for receipt in std::iter::once(&waits).chain(run.iter().map(|part| &part.first)) {
+            let state = timers.cancel(&handle(receipt)).await.unwrap();
+            assert_eq!(state, TimerState::Cancelled);
+        }
+        let mut found = texts(&receive(&client, 3).await);
+        found.sort();
+        assert_eq!(found, ["past", "plain", "soon"]);
+        // The same handle to everybody, across a crash.
+        let rig = rig.kill_and_restart(|_| ()).await;
+        let client = rig.node.connect().await.unwrap();
+        let timers = client.timers();
+        let state = timers.get(&handle(&waits)).await.unwrap();
+        assert_eq!(state, TimerState::Cancelled);
+        let state = timers.get(&handle(&soon)).await.unwrap();
+        assert!(matches!(state, TimerState::AlreadyFired { .. }), "{state:?}");
+        rig.node.stop().await;
+    });
+}
+
+#[test]
+fn at_level_none_nobody_is_told_and_there_is_no_handle() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = topic(&rig).await;
+        let producer = client.producer(TOPIC).ack(Ack::None).open().await.unwrap();
+        let record = Record::new("x").deliver_after(Duration::from_millis(100));
+        let mut pending = producer.enqueue(record).await.unwrap();
+        assert_eq!((&mut pending).await.unwrap().timer, None);
+        let untold = pending.durable().await.unwrap_err();
+        assert_eq!(untold.code(), "unacknowledged");
+        assert_eq!(texts(&receive(&client, 1).await), ["x"]);
+        rig.node.stop().await;
+    });
+}
+
+#[test]
 fn bounds_of_delayed_records_are_refused_with_their_own_codes() {
     run(async {
         let rig = Rig::start_with(|config| {

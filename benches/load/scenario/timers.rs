@@ -3,7 +3,11 @@
 //! Every value begins with its number, so that a record lost, doubled or early shows as such. Lateness is
 //! counted to the consumer's hands: the wall clock there against the due time, on one machine.
 
+mod sorted_set;
+
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +19,7 @@ use waterwheel::domain::time::WallMs;
 use crate::load::broker::{Broker, Home};
 use crate::load::clients::{self, PATIENCE};
 use crate::load::crew::{Line, muster};
+use crate::load::disk::random_reads;
 use crate::load::latency::Latencies;
 use crate::load::report::Samples;
 use crate::load::{Bench, Outcome};
@@ -27,7 +32,14 @@ const RUN: u64 = 100;
 const RUNS_OPEN: usize = 16;
 /// Cancellations on their way per client.
 const ASKED_OPEN: usize = 128;
+/// How many blocks are asked for at a time where the disk is measured: as many as the broker reads ahead at
+/// a time, and more.
+const READS_AT_A_TIME: [usize; 2] = [4, 16];
+/// The smallest block that can be read directly.
+const READ_BYTES: usize = 4_096;
 const TOPIC: &str = "timers";
+/// How often the broker is asked how it is while timers fire.
+const STATUS_EVERY: Duration = Duration::from_millis(250);
 const SECOND_MS: i64 = 1_000;
 const HOUR_MS: i64 = 3_600_000;
 const MEGABYTE: f64 = 1e6;
@@ -149,7 +161,8 @@ pub(super) fn value(number: u64, bytes: usize) -> Bytes {
 struct Fired {
     lateness: Latencies,
     early: u64,
-    latest_us: i64,
+    /// When the last one was in somebody's hands.
+    last_us: i64,
 }
 
 /// Reads until every stream has given `each` records; each exactly once, none early.
@@ -163,7 +176,7 @@ fn take(home: &Home, each: u64, within: Duration) -> Outcome<Fired> {
             .open()
             .await?;
         let mut seen = vec![0_u64; usize::try_from(each / 64 + 1)?];
-        let (mut lateness, mut early, mut latest_us, mut taken) = (Latencies::new()?, 0, 0, 0);
+        let (mut lateness, mut early, mut last_us, mut taken) = (Latencies::new()?, 0, 0, 0);
         while taken < each {
             let deliveries = reader.next_deliveries().await?.ok_or("the reader ended")?;
             let now = now_us();
@@ -186,7 +199,7 @@ fn take(home: &Home, each: u64, within: Duration) -> Outcome<Fired> {
                 let late_us = now - due_ms * 1_000;
                 let fired_early = delivery.fired_ms.is_none_or(|fired| fired < due_ms);
                 early += u64::from(late_us < 0 || fired_early);
-                latest_us = latest_us.max(late_us);
+                last_us = last_us.max(now);
                 lateness.record(Duration::from_micros(late_us.max(0).unsigned_abs()));
                 taken += 1;
             }
@@ -194,18 +207,18 @@ fn take(home: &Home, each: u64, within: Duration) -> Outcome<Fired> {
         Ok(Fired {
             lateness,
             early,
-            latest_us,
+            last_us,
         })
     })?;
     let mut all = Fired {
         lateness: Latencies::new()?,
         early: 0,
-        latest_us: 0,
+        last_us: 0,
     };
     for member in members {
         all.lateness.merge(&member.lateness)?;
         all.early += member.early;
-        all.latest_us = all.latest_us.max(member.latest_us);
+        all.last_us = all.last_us.max(member.last_us);
     }
     Ok(all)
 }
@@ -220,10 +233,6 @@ fn fresh(bench: &Bench, name: &str) -> Outcome<Broker> {
 pub(crate) fn accept(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
     let each = bench.size(2_500_000, 5_000);
     samples.note("100 B values, batches of 100, durable, due at random over 24 h; first and last: tenths of all");
-    samples.note(match which("redis-server") {
-        true => "a Redis sorted set with polling: a server is installed, but this harness has no client for it: not measured",
-        false => "a Redis sorted set with polling: not measured, no redis-server is installed",
-    });
     for run in 0..bench.runs {
         let broker = fresh(bench, &format!("accept-{run}"))?;
         sleep(bench.size(Duration::from_secs(2), Duration::from_millis(50)));
@@ -250,6 +259,7 @@ pub(crate) fn accept(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
             "MB",
         );
         drop(broker);
+        sorted_set::compare(bench, run, samples)?;
     }
     Ok(())
 }
@@ -324,12 +334,7 @@ pub(crate) fn killed(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         sleep(Duration::from_millis(middle.max(0).unsigned_abs()));
         let broker = broker.kill()?.start()?;
         let fired = take(broker.home(), each, PATIENCE * 3)?;
-        samples.add("killed in the middle: early", fired.early as f64, "");
-        samples.add(
-            "killed in the middle: fires, each once",
-            fired.lateness.len() as f64,
-            "",
-        );
+        earliness(samples, "killed in the middle", &fired);
     }
     Ok(())
 }
@@ -373,7 +378,17 @@ fn lateness(samples: &mut Samples, name: &str, fired: &Fired) {
         fired.lateness.p99_us() / 1e3,
         "ms",
     );
+    earliness(samples, name, fired);
+}
+
+/// How many came before their time, and among how many; each of them came exactly once.
+fn earliness(samples: &mut Samples, name: &str, fired: &Fired) {
     samples.add(format!("{name}: early"), fired.early as f64, "");
+    samples.add(
+        format!("{name}: fires checked for being early"),
+        fired.lateness.len() as f64,
+        "",
+    );
 }
 
 /// 10 million written in no order, due over the ten minutes after a restart.
@@ -387,7 +402,16 @@ pub(crate) fn far(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         arm(broker.home(), each, 1_000, Spread { from_ms, window_ms })?;
         let broker = broker.stop()?.start()?;
         let before = status(broker.home())?;
-        let fired = take(broker.home(), each, PATIENCE * 16)?;
+        let done = AtomicBool::new(false);
+        let (fired, held) = scope(|scope| {
+            let held = scope.spawn(|| most_held(broker.home(), &done));
+            let fired = take(broker.home(), each, PATIENCE * 16);
+            done.store(true, Ordering::Relaxed);
+            let held = held
+                .join()
+                .map_err(|_| "whoever asked for the status panicked")?;
+            Outcome::Ok((fired?, held?))
+        })?;
         let after = status(broker.home())?;
         lateness(samples, "far", &fired);
         let fires = fired.lateness.len() as f64;
@@ -402,13 +426,65 @@ pub(crate) fn far(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
             "%",
         );
         samples.add(
-            "far: read-ahead held",
-            after.read_ahead_bytes as f64 / MEGABYTE,
+            "far: read-ahead held, most seen",
+            held as f64 / MEGABYTE,
             "MB",
         );
         samples.add("far: RSS", broker.resident_bytes()? as f64 / MEGABYTE, "MB");
+        let wanted = fires / window_ms as f64 * SECOND_MS as f64;
+        samples.add("far: fires wanted a second", wanted, "/s");
+        read_ceiling(bench, broker.stop()?, wanted, samples)?;
     }
     Ok(())
+}
+
+/// What the disk gives of the same files, a block at a time from anywhere: what reads of single records can
+/// come to.
+fn read_ceiling(bench: &Bench, home: Home, wanted: f64, samples: &mut Samples) -> Outcome<()> {
+    let files = large_files(&home.data.join("log"))?;
+    let mut best: f64 = 0.0;
+    for at_a_time in READS_AT_A_TIME {
+        let (rate, latencies) = random_reads(&files, READ_BYTES, at_a_time, bench.span())?;
+        let name = format!("random direct reads of 4 kB, {at_a_time} at a time");
+        samples.add(name.as_str(), rate, "/s");
+        samples.add(format!("{name}: p99"), latencies.p99_us() / 1e3, "ms");
+        best = best.max(rate);
+    }
+    samples.add(
+        "far: fires wanted over random direct reads, best",
+        wanted / best.max(1e-9),
+        "",
+    );
+    Ok(())
+}
+
+/// The files below a directory that hold more than a few blocks: segments.
+fn large_files(dir: &Path) -> Outcome<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let facts = path.metadata()?;
+        if facts.is_dir() {
+            found.extend(large_files(&path)?);
+        } else if facts.len() >= 1 << 20 {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// The most bytes of read-ahead that the broker says it holds, until `done`.
+fn most_held(home: &Home, done: &AtomicBool) -> Outcome<u64> {
+    let members = muster(1, PATIENCE * 20, |_| async {
+        let client = clients::connect(home).await?;
+        let mut most = 0;
+        while !done.load(Ordering::Relaxed) {
+            most = most.max(client.status(false).await?.broker.read_ahead_bytes);
+            tokio::time::sleep(STATUS_EVERY).await;
+        }
+        Ok(most)
+    })?;
+    Ok(members.into_iter().max().unwrap_or_default())
 }
 
 /// How the broker is, as it says itself.
@@ -432,9 +508,13 @@ pub(crate) fn burst(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
             let broker = fresh(bench, &format!("burst-{window_ms}-{run}"))?;
             let from_ms = now_ms() + bench.size(8 * SECOND_MS, 5 * SECOND_MS);
             let fired = arm_and_take(&broker, each, Spread { from_ms, window_ms })?;
-            let last = fired.latest_us as f64 / 1e6;
-            samples.add(format!("100 000 {name}: the last one"), last, "s late");
-            samples.add(format!("100 000 {name}: early"), fired.early as f64, "");
+            let took_s = (fired.last_us - from_ms * 1_000) as f64 / 1e6;
+            samples.add(
+                format!("100 000 {name}: all delivered within"),
+                took_s,
+                "s of the first",
+            );
+            earliness(samples, &format!("100 000 {name}"), &fired);
         }
     }
     Ok(())
@@ -460,9 +540,10 @@ pub(crate) fn cancel(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         );
         if run == 0 {
             // Once: it takes minutes.
-            let each = bench.size(2_250_000, 2_000);
-            arm(broker.home(), each, 100, spread)?;
-            cancel_some(broker.home(), each * STREAMS as u64 * 9 / 10)?;
+            let more = bench.size(2_250_000, 2_000);
+            arm(broker.home(), more, 100, spread)?;
+            let all = (each + more) * STREAMS as u64;
+            cancel_some(broker.home(), all * 9 / 10 - cancelled)?;
             sleep(bench.size(Duration::from_secs(10), Duration::from_millis(50)));
             let above = (broker.resident_bytes()? as f64 - idle) / MEGABYTE;
             samples.add("RSS above idle, 9 of 10 million cancelled", above, "MB");
@@ -538,9 +619,4 @@ pub(crate) fn levels(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         }
     }
     Ok(())
-}
-
-fn which(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }

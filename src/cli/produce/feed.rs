@@ -13,12 +13,13 @@ use std::thread;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures::future::Either;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::queues::Sent;
 use crate::cli::framing::{FramingError, Input, Splitter};
-use crate::client::{Pending, Producer, Record, SendError};
+use crate::client::{Ack, Pending, PendingDurable, Producer, Record, SendError};
 use crate::domain::batch::Delivery;
 use crate::domain::record::Text;
 
@@ -80,8 +81,11 @@ impl Dress {
     }
 }
 
+/// What is waited for: the acknowledgement, or what is known once a record is on the disk.
+pub(super) type Awaited = Either<Pending, PendingDurable>;
+
 /// A run of records on their way.
-pub(super) type Run = Vec<Sent<Pending>>;
+pub(super) type Run = Vec<Sent<Awaited>>;
 
 /// The thread's other end.
 #[derive(Debug)]
@@ -96,12 +100,14 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Starts reading. `producer` has to be driven by the runtime this is called in.
+    /// Starts reading. `producer` has to be driven by the runtime this is called in. Where handles are
+    /// wanted, delayed records are waited for until they have one.
     pub(super) fn start(
         reader: impl Read + Send + 'static,
         splitter: Splitter,
         dress: Dress,
         producer: Producer,
+        are_handles_wanted: bool,
     ) -> Self {
         let (hand_on, runs) = mpsc::channel(RUNS_MAX);
         let (end, ended) = oneshot::channel();
@@ -111,6 +117,8 @@ impl Feed {
         let mut feeder = Feeder {
             splitter,
             dress,
+            // Of what is acknowledged before it is on the disk there is no handle yet.
+            waits_for_handles: are_handles_wanted && producer.ack() == Ack::Memory,
             producer,
             hand_on,
             run: Vec::new(),
@@ -140,6 +148,7 @@ impl Feed {
 struct Feeder {
     splitter: Splitter,
     dress: Dress,
+    waits_for_handles: bool,
     producer: Producer,
     hand_on: mpsc::Sender<Run>,
     run: Run,
@@ -180,6 +189,7 @@ impl Feeder {
             self.dress.put_on(&mut record);
             let bytes = record.value.len() + record.key.as_ref().map_or(0, Bytes::len);
             let at = Instant::now();
+            let waits_for_handle = self.waits_for_handles && record.delivery != Delivery::Now;
             let mut enqueue = pin!(self.producer.enqueue(record));
             let pending = match futures::poll!(enqueue.as_mut()) {
                 Poll::Ready(pending) => pending,
@@ -193,7 +203,10 @@ impl Feeder {
                 number,
                 bytes: bytes as u64,
                 at,
-                pending,
+                pending: match waits_for_handle {
+                    true => Either::Right(pending.durable()),
+                    false => Either::Left(pending),
+                },
             });
             match sent {
                 Ok(sent) => self.run.push(sent),

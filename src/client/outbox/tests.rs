@@ -1,4 +1,6 @@
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
 
 use futures::FutureExt;
 use proptest::prelude::*;
@@ -10,6 +12,7 @@ use crate::domain::batch::BatchView;
 use crate::domain::id::{ClusterId, Offset, ProducerEpoch, ProducerId, RecordNumber, TopicId};
 use crate::domain::record::RecordBody;
 use crate::wire::code::{Code, Refused};
+use crate::wire::timer::{StoredTimers, TimerKey};
 
 const IDENTITY: ProducerOk = ProducerOk {
     producer: ProducerId(7),
@@ -34,6 +37,16 @@ fn config(ack: Ack) -> OutboxConfig {
     }
 }
 
+/// How often somebody was woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 struct Bench {
     outbox: Outbox,
     now: Instant,
@@ -50,6 +63,16 @@ impl Bench {
     fn push(&mut self, value: &str) -> Pending {
         let now = self.now;
         let record = Record::new(value.to_owned());
+        let pushed = self
+            .outbox
+            .push(&record, MessageId([0; 16]), WallMs(0), 10, || now)
+            .unwrap();
+        self.outbox.pending(&pushed).unwrap()
+    }
+
+    fn push_delayed(&mut self, value: &str, at: i64) -> Pending {
+        let record = Record::new(value.to_owned()).deliver_at(WallMs(at));
+        let now = self.now;
         let pushed = self
             .outbox
             .push(&record, MessageId([0; 16]), WallMs(0), 10, || now)
@@ -268,6 +291,59 @@ fn o3_an_accepted_batch_is_told_and_kept_until_it_is_stored() {
 }
 
 #[test]
+fn at_level_memory_handles_and_offsets_come_when_the_batch_is_stored() {
+    let mut bench = Bench::new(config(Ack::Memory));
+    let (early, late) = (bench.push_delayed("a", 50), bench.push_delayed("b", 70));
+    bench.pass(5);
+    let sent = bench.send();
+    let handle = |pending: &Pending| receipt(pending).unwrap().unwrap().timer;
+    bench.outbox.accepted(sent[0].correlation);
+    assert_eq!((handle(&early), handle(&late)), (None, None));
+    let (mut first, mut second) = (early.durable(), late.durable());
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
+    assert!(first.poll_unpin(&mut context).is_pending());
+    assert!(second.poll_unpin(&mut context).is_pending());
+    let timers = StoredTimers {
+        wall: WallMs(60),
+        key: TimerKey(5, 6),
+    };
+    let stored = Stored {
+        first_offset: None,
+        first_number: RecordNumber(30),
+        timers: Some(timers),
+        ..stored(0)
+    };
+    bench.outbox.stored(sent[0].correlation, &stored);
+    assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+    let (first, second) = (first.now().unwrap(), second.now().unwrap());
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert!(first.is_published_at_once(), "its time had passed");
+    let handle = second.timer.unwrap();
+    assert_eq!(
+        (handle.first, handle.number),
+        (RecordNumber(30), RecordNumber(31))
+    );
+    assert_eq!(handle.key, timers.key.of_record(RecordNumber(31)));
+    assert_eq!(second.due_ms, Some(70));
+}
+
+#[test]
+fn what_was_acknowledged_in_memory_and_then_refused_is_told_to_whoever_waits_on() {
+    let mut bench = Bench::new(config(Ack::Memory));
+    let mut pending = bench.push("a");
+    bench.pass(5);
+    let sent = bench.send();
+    bench.outbox.accepted(sent[0].correlation);
+    assert!((&mut pending).now_or_never().unwrap().is_ok());
+    bench.outbox.fail_all(SendError::TimedOut(9));
+    assert!(receipt(&pending).unwrap().is_ok(), "what was told stays");
+    let failed = pending.durable().now().unwrap().unwrap_err();
+    assert_eq!(failed.code(), "timed-out");
+}
+
+#[test]
 fn o4_a_failure_takes_what_is_behind_it_and_ends_the_identity() {
     let mut bench = Bench::new(config(Ack::Durable));
     let pending: Vec<Pending> = (0..6).map(|n| bench.push(&long(n))).collect();
@@ -322,6 +398,10 @@ fn without_acknowledgement_nothing_is_numbered_or_sent_again() {
     assert_eq!(rest[0].sequence, 0);
     bench.outbox.written(rest[0].correlation);
     assert!(receipt(&third).unwrap().is_ok());
+    for pending in [first, second, third] {
+        let untold = pending.durable().now().unwrap().unwrap_err();
+        assert_eq!(untold.code(), "unacknowledged");
+    }
     assert!(bench.outbox.is_idle());
 }
 
@@ -342,11 +422,15 @@ fn a_late_acknowledgement_leaves_the_outcome_open_but_the_batch_in_place() {
     bench.outbox.tell_late(bench.now);
     let told = receipt(&pending).unwrap().unwrap();
     assert_eq!(told.status, SendStatus::FlushDiskTimeout);
+    let durable = pending.durable();
+    assert!(durable.now().is_none(), "the outcome is open");
     assert_eq!(bench.outbox.next_due(), None);
     assert_eq!(
         bench.outbox.stored(sent[0].correlation, &stored(0)).batches,
         1
     );
+    let told = durable.now().unwrap().unwrap();
+    assert_eq!((told.status, told.offset), (SendStatus::SendOk, Some(0)));
 }
 
 #[test]
@@ -517,10 +601,12 @@ proptest! {
         }
         prop_assert!(world.bench.outbox.is_idle());
         prop_assert_eq!(world.broker.log.len(), world.pending.len());
-        for (n, (value, pending)) in world.broker.log.iter().zip(&world.pending).enumerate() {
+        for (n, (value, pending)) in world.broker.log.iter().zip(world.pending).enumerate() {
             prop_assert_eq!(value.parse::<usize>().unwrap(), n);
             let expected = (!memory).then_some(n as u64);
-            prop_assert_eq!(offset(pending), expected);
+            prop_assert_eq!(offset(&pending), expected);
+            let durable = pending.durable().now().unwrap().unwrap();
+            prop_assert_eq!(durable.offset, Some(n as u64));
         }
     }
 }
