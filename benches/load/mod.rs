@@ -133,7 +133,8 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
     Ok(report.held())
 }
 
-fn print(text: &str) -> Outcome<()> {
+/// A line on stdout.
+pub(crate) fn print(text: &str) -> Outcome<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)

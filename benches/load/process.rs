@@ -217,6 +217,12 @@ impl Drop for Guard {
     }
 }
 
+/// Memory of this process that no file lies behind, in bytes.
+pub(crate) fn own_anonymous_bytes() -> Outcome<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    Ok(named(&status, "RssAnon:").ok_or("no RssAnon in /proc/self/status")? * 1024)
+}
+
 /// The number behind a name in a list of `name: number` lines.
 fn named(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;

@@ -6,6 +6,7 @@
 //! | `quic-flood` | settings, directory, address, connections | raw quinn, flat out, until it is ended |
 //! | `pour` | data directory, address, topic, producers, milliseconds | the product's producers, flat out |
 //! | `square` | data directory, address, number | a worker of the pipeline, until it is killed |
+//! | `halves` | count | holds so many half messages in a coordinator's machine and says what each takes |
 //! | `consume` | data directory, address, topic, group, mode, acknowledged, file | a member of a group, until it is killed; what it had goes into the file |
 //!
 //! A role ends when its standard input does: the harness is gone then.
@@ -39,6 +40,9 @@ pub(crate) const CONSUME: &str = "consume";
 
 /// A worker of the exactly-once pipeline that is killed sooner or later.
 pub(crate) const SQUARE: &str = "square";
+
+/// A coordinator's machine by itself.
+pub(crate) const HALVES: &str = "halves";
 
 /// This binary in another role.
 pub(crate) fn command(role: &str) -> Outcome<Command> {
@@ -94,6 +98,7 @@ fn perform(role: &str, rest: &[String]) -> Outcome<()> {
             let home = home(data, address)?;
             scenario::transactions::pipeline::work_until_killed(&home, number.parse()?)
         }
+        (HALVES, [count]) => scenario::transactions::pending::hold_halves(count.parse()?),
         _ => Err("no such role".into()),
     }
 }

@@ -280,10 +280,11 @@ pub(crate) const ALL: &[Scenario] = &[
         family: Family::Transactions,
         about: "100 000 half messages that wait for check-back",
         goals: &[
+            Goal::at_most("coordinator's memory per half message", 200.0),
             Goal::at_most("CPU between check-backs", 1.0),
             Goal::at_most("an answer applied", 1.0),
         ],
-        perform: transactions::pending,
+        perform: transactions::pending::pending,
     },
     Scenario {
         name: "transactions-pipeline",

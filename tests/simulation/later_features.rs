@@ -1,26 +1,28 @@
 //! What is built later, as a model driven through the real log: does the format carry it?
 //!
-//! Timers with a cancel that races the firing, half batches and a decision over eight owners, a dead
-//! letter, a payload moved by a cleaner, a deleted owner. A naive model does what was meant; beside it the
+//! Timers with a cancel that races the firing, half batches, leases attached to a transaction and a decision
+//! over eight owners and their group, a dead letter, a payload moved by a cleaner, a deleted owner. A naive model does what was meant; beside it the
 //! log gets the entries the features will write. After every crash a fold of what is durable must equal
 //! the model before the run in flight, or after it, and nothing between.
+
+mod stamps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use waterwheel::domain::entry::{EntryHeader, EntryKind, EntryPlace, NewEntry, PayloadFacts};
-use waterwheel::domain::id::{
-    LogIndex, LogPosition, Offset, OwnerId, OwnerSequence, RecordNumber, Term, TransactionNumber,
-};
-use waterwheel::domain::time::WallMs;
+use waterwheel::domain::entry::{EntryHeader, EntryKind, EntryPlace, PayloadFacts};
+use waterwheel::domain::id::{LogPosition, TransactionNumber};
 use waterwheel::log::{Log, LogOptions, Room, Scanned};
 
+use self::stamps::encode;
 use super::disk::{Rng, SimDisk};
 use super::log::{is_full, options, seeded};
 
 const PARTITIONS: [u64; 8] = [1024, 1025, 1026, 1027, 1028, 1029, 1030, 1031];
 const DEAD_LETTERS: u64 = 1040;
+/// What a transaction consumed.
+const SOURCE: u64 = 1050;
 const GROUP: u64 = 1100;
 const COORDINATOR: u64 = 1200;
 
@@ -41,6 +43,8 @@ struct World {
     records: BTreeMap<Record, Status>,
     published: BTreeMap<u64, u64>,
     settled: BTreeSet<Record>,
+    /// Held by the group until a transaction is decided.
+    attached: BTreeMap<Record, u64>,
     decided: BTreeMap<u64, bool>,
     registered: BTreeMap<u64, BTreeSet<Record>>,
     deleted: BTreeSet<u64>,
@@ -57,6 +61,10 @@ enum Command {
     Modify(Record, u64),
     Half {
         owner: u64,
+        transaction: u64,
+    },
+    Attach {
+        record: Record,
         transaction: u64,
     },
     Decide {
@@ -91,6 +99,19 @@ impl World {
             .unwrap_or_default()
     }
 
+    fn is_open(&self, record: Record) -> bool {
+        !self.settled.contains(&record) && !self.attached.contains_key(&record)
+    }
+
+    /// What is attached to it is consumed, or comes again.
+    fn decide_attached(&mut self, transaction: u64, commit: bool) {
+        let of_it = self.attached.extract_if(.., |_, of| *of == transaction);
+        let of_it: Vec<Record> = of_it.map(|(record, _)| record).collect();
+        if commit {
+            self.settled.extend(of_it);
+        }
+    }
+
     /// What the command means, said plainly.
     fn intend(&mut self, command: &Command) {
         match *command {
@@ -117,10 +138,17 @@ impl World {
                     .or_default()
                     .insert(record);
             }
+            Command::Attach {
+                record,
+                transaction,
+            } => {
+                self.attached.insert(record, transaction);
+            }
             Command::Decide {
                 transaction,
                 commit,
             } => {
+                self.decide_attached(transaction, commit);
                 for record in self.halves(transaction) {
                     if self.deleted.contains(&record.0) {
                         continue;
@@ -243,8 +271,15 @@ impl View {
                 world.decided.insert(transaction, commit == 1);
             }
             [5, partition, number] => {
+                assert!(world.is_open((partition, number)), "G9");
                 world.settled.insert((partition, number));
             }
+            [6, transaction, partition, number] => {
+                assert!(world.is_open((partition, number)), "G9");
+                world.attached.insert((partition, number), transaction);
+            }
+            [7, _] => {}
+            [8, transaction, commit] => world.decide_attached(transaction, commit == 1),
             _ => panic!("no state entry is like {words:?}"),
         }
     }
@@ -310,145 +345,6 @@ fn facts_of(body: &[u8]) -> Option<PayloadFacts> {
     })
 }
 
-/// Stamps as the commit machine will, from what the fold knows.
-struct Stamps<'a> {
-    view: &'a View,
-    sequences: BTreeMap<u64, u64>,
-    offsets: BTreeMap<u64, u64>,
-    run: Vec<NewEntry>,
-}
-
-impl Stamps<'_> {
-    fn next_number(&self, owner: u64) -> u64 {
-        let in_run = self
-            .run
-            .iter()
-            .filter(|entry| entry.header.owner.0 == owner);
-        let stored: u32 = in_run.map(|entry| entry.header.numbers).sum();
-        self.view.world.stored(owner) + u64::from(stored)
-    }
-
-    fn push(&mut self, owner: u64, kind: EntryKind, numbers: u32, offsets: u32, body: Bytes) {
-        let folded = self.view.folded.get(&owner).copied().unwrap_or(0);
-        let sequence = self.sequences.entry(owner).or_insert(folded);
-        *sequence += 1;
-        let sequence = *sequence;
-        let published = self.view.world.published.get(&owner).copied();
-        let offset = self.offsets.entry(owner).or_insert(published.unwrap_or(0));
-        let first_offset = *offset;
-        *offset += u64::from(offsets);
-        let is_payload = kind == EntryKind::Payload;
-        let facts = is_payload.then(|| facts_of(&body)).flatten();
-        let header = EntryHeader {
-            kind,
-            tied_to_next: false,
-            moved: false,
-            index: LogIndex(self.view.next_index + self.run.len() as u64),
-            term: Term(1),
-            owner: OwnerId(owner),
-            sequence: OwnerSequence(sequence),
-            first_number: RecordNumber(self.next_number(owner)),
-            first_offset: Offset(first_offset),
-            numbers,
-            offsets,
-            appended: WallMs(1),
-            wall: WallMs(1),
-        };
-        self.run.push(NewEntry {
-            header,
-            body: body.into(),
-            facts: facts.unwrap_or_default(),
-        });
-    }
-
-    fn send(&mut self, owner: u64, transaction: u64, delayed: bool) -> Record {
-        let record = (owner, self.next_number(owner));
-        let offsets = u32::from(transaction == 0 && !delayed);
-        let body = payload(transaction, delayed, record);
-        self.push(owner, EntryKind::Payload, 1, offsets, body);
-        record
-    }
-
-    fn state(&mut self, owner: u64, words: &[u64]) {
-        self.push(owner, EntryKind::State, 0, 0, bytes(words));
-    }
-}
-
-/// The run a command is made of, tied where it says so.
-fn encode(view: &View, log: &Log, command: &Command) -> Vec<NewEntry> {
-    let mut stamps = Stamps {
-        view,
-        sequences: BTreeMap::new(),
-        offsets: BTreeMap::new(),
-        run: Vec::new(),
-    };
-    match *command {
-        Command::Send { owner, delayed } => {
-            stamps.send(owner, 0, delayed);
-        }
-        Command::Fire((owner, number)) => {
-            stamps.push(owner, EntryKind::Publish, 0, 1, bytes(&[number]));
-        }
-        Command::Cancel((owner, number)) => stamps.state(owner, &[1, number]),
-        Command::Modify((owner, number), version) => stamps.state(owner, &[2, number, version]),
-        Command::Half { owner, transaction } => {
-            let record = stamps.send(owner, transaction, false);
-            stamps.state(COORDINATOR, &[3, transaction, record.0, record.1]);
-        }
-        Command::Decide {
-            transaction,
-            commit,
-        } => {
-            stamps.state(COORDINATOR, &[4, transaction, u64::from(commit)]);
-            for owner in PARTITIONS {
-                let halves = view.world.halves(transaction);
-                let numbers: Vec<u64> = halves
-                    .iter()
-                    .filter(|record| record.0 == owner)
-                    .map(|record| record.1)
-                    .collect();
-                if commit && !numbers.is_empty() {
-                    let offsets = numbers.len() as u32;
-                    stamps.push(owner, EntryKind::Publish, 0, offsets, bytes(&numbers));
-                } else {
-                    for number in numbers {
-                        stamps.state(owner, &[1, number]);
-                    }
-                }
-            }
-        }
-        Command::DeadLetter(record) => {
-            stamps.send(DEAD_LETTERS, 0, false);
-            stamps.state(GROUP, &[5, record.0, record.1]);
-        }
-        Command::Move(record) => {
-            let (place, _) = view.places[&record];
-            let read = log.reader().read(&[place]).pop().unwrap().unwrap();
-            let mut header = read.header;
-            (header.moved, header.tied_to_next) = (true, false);
-            let facts = facts_of(&read.body).unwrap();
-            return vec![NewEntry {
-                header,
-                body: read.body.into(),
-                facts,
-            }];
-        }
-        Command::Delete { owner, other } => {
-            let directory = OwnerId::DIRECTORY.0;
-            stamps.push(directory, EntryKind::Delete, 0, 0, bytes(&[owner]));
-            stamps.send(owner, 0, false);
-            stamps.send(other, 0, false);
-        }
-    }
-    let mut run = stamps.run;
-    if let Some((_, tied)) = run.split_last_mut() {
-        for entry in tied {
-            entry.header.tied_to_next = true;
-        }
-    }
-    run
-}
-
 /// A command that the owners would accept now, if chance finds one.
 fn choose(rng: &mut Rng, world: &World) -> Option<Command> {
     let alive: Vec<u64> = PARTITIONS
@@ -478,8 +374,18 @@ fn choose(rng: &mut Rng, world: &World) -> Option<Command> {
             owner,
             other: alive[0],
         },
-        (60..68, Some((record, Status::Published { .. }))) => Command::DeadLetter(record),
-        (68..80, Some((record, _))) => Command::Move(record),
+        (60..64, Some((record, Status::Published { .. }))) if world.is_open(record) => {
+            Command::DeadLetter(record)
+        }
+        (64..72, Some((record, Status::Published { .. })))
+            if world.is_open(record) && !world.decided.contains_key(&transaction) =>
+        {
+            Command::Attach {
+                record,
+                transaction,
+            }
+        }
+        (72..82, Some((record, _))) => Command::Move(record),
         (_, Some((record, Status::Pending { version }))) => match rng.below(3) {
             0 => Command::Fire(record),
             1 => Command::Cancel(record),
@@ -564,6 +470,7 @@ fn history(seed: u64, steps: u32) -> (Vec<bool>, World) {
 fn folding_the_durable_prefix_is_what_was_meant_at_that_prefix() {
     let mut outcomes = BTreeMap::new();
     let (mut fired, mut cancelled, mut decided, mut dead, mut deleted) = (0, 0, 0, 0, 0);
+    let (mut consumed, mut held) = (0, 0);
     for seed in 0..if is_full() { 1000 } else { 60 } {
         let (survived, world) = seeded(seed, |seed| history(seed, 250));
         for whole in survived {
@@ -577,7 +484,9 @@ fn folding_the_durable_prefix_is_what_was_meant_at_that_prefix() {
             .filter(|status| **status == Status::Cancelled)
             .count();
         decided += world.decided.len();
-        dead += world.settled.len();
+        dead += world.published.get(&DEAD_LETTERS).copied().unwrap_or(0);
+        consumed += world.settled.len();
+        held += world.attached.len();
         deleted += world.deleted.len();
     }
     // A run over everything means everything was met.
@@ -586,6 +495,11 @@ fn folding_the_durable_prefix_is_what_was_meant_at_that_prefix() {
         "{fired} {cancelled} {decided}"
     );
     assert!(dead > 50 && deleted > 20, "{dead} {deleted}");
+    let by_transactions = consumed as u64 - dead;
+    assert!(
+        by_transactions > 30 && held > 50,
+        "{by_transactions} {held}"
+    );
     assert!(
         outcomes[&true] > 20 && outcomes[&false] > 20,
         "{outcomes:?}"
@@ -593,7 +507,7 @@ fn folding_the_durable_prefix_is_what_was_meant_at_that_prefix() {
 }
 
 #[test]
-fn a_decision_over_eight_owners_is_whole_or_not_there() {
+fn a_decision_over_eight_owners_and_what_was_consumed_is_whole_or_not_there() {
     let (mut whole, mut none) = (0, 0);
     for seed in 0..200 {
         let disk = SimDisk::new(seed);
@@ -613,17 +527,31 @@ fn a_decision_over_eight_owners_is_whole_or_not_there() {
             };
             apply(&mut log, &mut view, &half).unwrap();
         }
+        let source = Command::Send {
+            owner: SOURCE,
+            delayed: false,
+        };
+        apply(&mut log, &mut view, &source).unwrap();
+        let consumed = (SOURCE, 0);
+        let attach = Command::Attach {
+            record: consumed,
+            transaction: 9,
+        };
+        apply(&mut log, &mut view, &attach).unwrap();
         let decision = Command::Decide {
             transaction: 9,
             commit: true,
         };
-        assert_eq!(encode(&view, &log, &decision).len(), 9);
+        assert_eq!(encode(&view, &log, &decision).len(), 10);
         disk.cut_power_in(1);
         apply(&mut log, &mut view, &decision).unwrap_err();
         drop(log);
         disk.power_cut();
         let (_, view) = recover(&disk);
-        let published = view.world.published.len();
+        // What was consumed is a place of its own.
+        let published = view.world.published.len() - 1;
+        assert_eq!(view.world.settled.contains(&consumed), published == 8);
+        assert_eq!(view.world.attached.contains_key(&consumed), published == 0);
         assert!([0, 8].contains(&published), "{published} of 8, seed {seed}");
         assert_eq!(view.world.decided.contains_key(&9), published == 8);
         *(if published == 8 {

@@ -1,18 +1,14 @@
 //! Transactions: how many a second, what a commit costs beside a durable send, what many records in one
-//! cost beside plain ones, what waits for check-back.
+//! cost beside plain ones.
 //!
 //! Every transaction is counted where it is read back: all of its records, once, or the run fails.
 
+pub(crate) mod pending;
 pub(crate) mod pipeline;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use waterwheel::client::{Ack, HalfMessage, LocalOutcome, LocalTransaction, Record, TransactionId};
+use waterwheel::client::{Ack, Record};
 
 use crate::load::broker::{Broker, Home};
 use crate::load::clients::{self, PATIENCE};
@@ -28,9 +24,6 @@ const PRODUCERS: usize = 64;
 const VALUE_BYTES: usize = 1_000;
 /// Records of a wide transaction.
 const WIDE: u64 = 100;
-/// Bytes of memory and the wait before it is read (the pages of what was freed are given back).
-const SETTLE: Duration = Duration::from_secs(5);
-
 fn fresh(bench: &Bench, name: &str) -> Outcome<Broker> {
     let broker = Broker::fresh(bench, name)?;
     clients::create_topic(broker.home(), TOPIC, PARTITIONS)?;
@@ -242,86 +235,6 @@ pub(crate) fn wide(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
             transactional.cpu_s / plain.cpu_s.max(1e-9),
             "",
         );
-    }
-    Ok(())
-}
-
-/// Knows nothing until it is told to, then that everything was committed.
-#[derive(Clone)]
-struct Ledger {
-    checks: Arc<AtomicU64>,
-}
-
-impl LocalTransaction for Ledger {
-    fn execute<'a>(&'a self, _: TransactionId, _: &'a Record) -> BoxFuture<'a, LocalOutcome> {
-        async { LocalOutcome::Unknown }.boxed()
-    }
-
-    fn check<'a>(&'a self, _: &'a HalfMessage) -> BoxFuture<'a, LocalOutcome> {
-        self.checks.fetch_add(1, Ordering::Relaxed);
-        async { LocalOutcome::Commit }.boxed()
-    }
-}
-
-/// 100 000 half messages that wait for check-back: memory, idle CPU, and an answer that is given.
-pub(crate) fn pending(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
-    const STREAMS: usize = 32;
-    let each = bench.size(3_125_u64, 10);
-    // Not asked while it is measured; then a person's answer is timed.
-    let immunity = Duration::from_secs(3_600);
-    samples.note("half messages of 100 B from 32 sessions, first asked for after an hour");
-    for run in 0..bench.runs {
-        let broker = fresh(bench, &format!("pending-{run}"))?;
-        sleep(bench.size(SETTLE, Duration::from_millis(50)));
-        let idle = broker.resident_bytes()? as f64;
-        muster(STREAMS, PATIENCE * 5, |member| {
-            let home = broker.home();
-            async move {
-                let client = clients::connect(home).await?;
-                let ledger = Ledger {
-                    checks: Arc::new(AtomicU64::new(0)),
-                };
-                let id = format!("pending-{member}");
-                let producer = client
-                    .transactional_producer(&id)
-                    .group("bench")
-                    .local(ledger)
-                    .open()
-                    .await?;
-                for n in 0..each {
-                    let record = Record::new(vec![0x5a; 100]).key(n.to_string());
-                    producer.send_half_within(TOPIC, record, immunity).await?;
-                }
-                Ok(())
-            }
-        })?;
-        let waiting = each as f64 * STREAMS as f64;
-        sleep(bench.size(SETTLE, Duration::from_millis(50)));
-        let grown = (broker.resident_bytes()? as f64 - idle).max(0.0);
-        samples.add(
-            "whole broker's memory per half message",
-            grown / waiting,
-            "B",
-        );
-        let before = broker.usage()?;
-        let begun = Instant::now();
-        sleep(bench.size(Duration::from_secs(20), Duration::from_millis(200)));
-        let busy = broker.usage()?.since(before).cpu_s / begun.elapsed().as_secs_f64();
-        samples.add("CPU between check-backs", busy * 100.0, "% of a core");
-        let answered = muster(1, PATIENCE, |_| {
-            let home = broker.home();
-            async move {
-                let client = clients::connect(home).await?;
-                let first = client.transactions(None).await?;
-                let id = first.first().ok_or("nothing waits")?.id;
-                let asked = Instant::now();
-                client.decide_transaction(id, true).await?;
-                Ok(asked.elapsed())
-            }
-        })?;
-        for took in answered {
-            samples.add("an answer applied", took.as_secs_f64(), "s");
-        }
     }
     Ok(())
 }

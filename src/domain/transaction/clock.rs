@@ -7,12 +7,9 @@ impl Coordinator {
     /// thousand due at once hold nobody up; [`Coordinator::next_deadline`] says whether more are.
     pub fn tick(&mut self, now: Now, budget: usize, effects: &mut Vec<Effect>) {
         for _ in 0..budget {
-            match self.deadlines.first().copied() {
-                Some((at, id)) if at <= now.monotonic => {
-                    self.deadlines.remove(&(at, id));
-                    self.due(id, now, effects);
-                }
-                _ => return,
+            match self.open.due(now.monotonic) {
+                Some(id) => self.due(id, now, effects),
+                None => return,
             }
         }
     }
@@ -33,12 +30,9 @@ impl Coordinator {
         if transaction.checks >= limits.checks_max || unheard {
             return self.begin_deciding(id, Decision::Rollback, By::Expiry, effects);
         }
-        transaction.deadline = MonotonicMs(
-            now.monotonic
-                .0
-                .saturating_add(u64::from(limits.check_interval_ms)),
-        );
-        self.deadlines.insert((transaction.deadline, id));
+        let next = u64::from(limits.check_interval_ms);
+        let next = MonotonicMs(now.monotonic.0.saturating_add(next));
+        self.open.arm(id, next);
         self.ask_back(id, effects);
     }
 
@@ -64,6 +58,7 @@ impl Coordinator {
         };
         let partition = transaction
             .participants
+            .as_slice()
             .iter()
             .find_map(|one| match one.part {
                 Part::Records { partition, .. } => Some(partition),
@@ -100,24 +95,20 @@ impl Coordinator {
     /// What a coordinator does once it is loaded, or has gone back to its applied state: deadlines are
     /// armed with what is left of their spans, and what a fenced session left open is rolled back (X4).
     pub fn resume(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        self.deadlines.clear();
+        self.open.disarm_all();
         // Folding an entry may ask for a decision that the log behind it holds, or that went with whoever
         // asked: what is still open is decided from here on.
         self.asked = 0;
-        let mut armed = Vec::new();
-        for (id, transaction) in &mut self.open {
+        for transaction in self.open.values_mut() {
             transaction.phase = Phase::Open;
-            armed.push((*id, transaction.immunity_ms, transaction.begun));
         }
-        let armed = armed
-            .into_iter()
-            .map(|(id, immunity_ms, begun)| (id, self.deadline_of(immunity_ms, begun, now)))
-            .collect::<Vec<_>>();
+        let armed: Vec<(TransactionId, MonotonicMs)> = self
+            .open
+            .iter()
+            .map(|(id, one)| (id, self.deadline_of(one.immunity_ms, one.begun, now)))
+            .collect();
         for (id, deadline) in armed {
-            if let Some(transaction) = self.open.get_mut(&id) {
-                transaction.deadline = deadline;
-                self.deadlines.insert((deadline, id));
-            }
+            self.open.arm(id, deadline);
         }
         let fenced: Vec<ProducerId> = self.sessions.keys().copied().collect();
         for producer in fenced {
@@ -131,11 +122,11 @@ impl Coordinator {
         };
         let left: Vec<TransactionId> = self
             .open
-            .range(ids_of(producer))
+            .iter_of(producer)
             .filter(|(id, one)| {
                 id.epoch < epoch && one.immunity_ms.is_none() && one.phase == Phase::Open
             })
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect();
         for id in left {
             self.begin_deciding(id, Decision::Rollback, By::Fencing, effects);
@@ -145,8 +136,7 @@ impl Coordinator {
     /// Asks for sessions unused since `before` with nothing open to be forgotten.
     pub fn forget_sessions(&mut self, before: WallMs, effects: &mut Vec<Effect>) {
         let busy = |id: ProducerId| {
-            self.open.range(ids_of(id)).next().is_some()
-                || self.opening.iter().any(|one| one.producer == id)
+            self.open.of(id) > 0 || self.opening.iter().any(|one| one.producer == id)
         };
         let unused: Vec<ProducerId> = self
             .sessions

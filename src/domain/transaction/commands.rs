@@ -91,15 +91,18 @@ impl Coordinator {
             return effects.push(Effect::Refuse(token, rejection));
         }
         let deadline = self.deadline_of(registration.immunity_ms, now.wall, now);
-        let transaction = self.open.entry(id).or_insert_with(|| {
-            self.deadlines.insert((deadline, id));
-            Transaction::new(now.wall, registration.immunity_ms, deadline)
-        });
+        let is_new = self.open.get(&id).is_none();
+        let transaction = self
+            .open
+            .get_or_make(id, || Transaction::new(now.wall, registration.immunity_ms));
         transaction.in_flight += 1;
         let registration = Registration {
             immunity_ms: transaction.immunity_ms,
             ..registration
         };
+        if is_new {
+            self.open.arm(id, deadline);
+        }
         let draft = rows::state(&Delta::Registered(registration));
         effects.push(Effect::LetThrough(token, id, draft));
     }
@@ -130,7 +133,7 @@ impl Coordinator {
         }
         let limit = if self.open.len() >= self.limits.open_max as usize {
             Some(("open in a coordinator", self.limits.open_max))
-        } else if self.open_of(id.producer) >= self.limits.open_per_session_max as usize {
+        } else if self.open.of(id.producer) >= self.limits.open_per_session_max as usize {
             Some(("open in a session", self.limits.open_per_session_max))
         } else {
             None
@@ -148,11 +151,9 @@ impl Coordinator {
                 max: self.limits.batches_max,
             });
         }
-        let known = transaction
-            .participants
-            .iter()
-            .any(|one| one.owner == owner);
-        let touched = transaction.participants.len() + waiting as usize;
+        let participants = transaction.participants.as_slice();
+        let known = participants.iter().any(|one| one.owner == owner);
+        let touched = participants.len() + waiting as usize;
         if !known && touched >= self.limits.participants_max as usize {
             return Err(Rejection::TransactionLimit {
                 what: "partitions and groups in a transaction",
@@ -160,14 +161,6 @@ impl Coordinator {
             });
         }
         Ok(())
-    }
-
-    fn open_of(&self, producer: ProducerId) -> usize {
-        // Counting is bounded by the limit it is compared with.
-        self.open
-            .range(ids_of(producer))
-            .take(self.limits.open_per_session_max as usize)
-            .count()
     }
 
     /// Something let through is stored or refused, or lost with whoever held it.
@@ -179,7 +172,6 @@ impl Coordinator {
         let nothing = transaction.in_flight == 0 && transaction.batches == 0;
         if nothing && transaction.phase == Phase::Open {
             // Its only half was refused: there is nothing to decide.
-            self.deadlines.remove(&(transaction.deadline, id));
             self.open.remove(&id);
             return;
         }
@@ -205,14 +197,18 @@ impl Coordinator {
                         Rejection::TransactionDecided { stands },
                     ));
                 }
-                Phase::Deciding { .. } => transaction.wait(token),
+                Phase::Deciding { .. } => self.wait(id, token),
                 Phase::Open => {
-                    transaction.wait(token);
+                    self.wait(id, token);
                     self.begin_deciding(id, decision, by, effects);
                 }
             },
             None => effects.push(self.answer_finished(token, id, decision)),
         }
+    }
+
+    fn wait(&mut self, id: TransactionId, token: Token) {
+        self.waiting.entry(id).or_default().push(token);
     }
 
     fn answer_finished(&self, token: Token, id: TransactionId, wanted: Decision) -> Effect {
@@ -243,12 +239,12 @@ impl Coordinator {
         let Some(transaction) = self.open.get_mut(&id) else {
             return;
         };
-        self.deadlines.remove(&(transaction.deadline, id));
         transaction.phase = Phase::Deciding {
             decision,
             by,
             asked: false,
         };
+        self.open.disarm(id);
         self.decide_if_quiet(id, effects);
     }
 
@@ -277,7 +273,7 @@ impl Coordinator {
             id,
             decision,
             delta,
-            participants: transaction.participants.clone(),
+            participants: transaction.participants.as_slice().to_vec(),
         });
     }
 
@@ -319,14 +315,10 @@ impl Coordinator {
         }
         for transaction in self.open.values_mut() {
             transaction.phase = Phase::Open;
-            for token in transaction
-                .waiting
-                .take()
-                .into_iter()
-                .flat_map(|tokens| *tokens)
-            {
-                effects.push(Effect::Refuse(token, why.clone()));
-            }
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        for token in waiting.into_values().flatten() {
+            effects.push(Effect::Refuse(token, why.clone()));
         }
     }
 }

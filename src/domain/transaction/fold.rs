@@ -96,14 +96,13 @@ impl Coordinator {
         } = registration;
         let transaction = self
             .open
-            .entry(id)
-            .or_insert_with(|| Transaction::new(wall, immunity_ms, MonotonicMs(u64::MAX)));
+            .get_or_make(id, || Transaction::new(wall, immunity_ms));
         if transaction.batches == 0 {
             transaction.begun = wall;
             transaction.born = self.head.sequence;
         }
         transaction.batches = transaction.batches.saturating_add(1);
-        transaction.take_in(participant);
+        transaction.participants.take_in(participant);
         self.dirty.open.insert(transaction.born, id);
     }
 
@@ -116,11 +115,10 @@ impl Coordinator {
         effects: &mut Vec<Effect>,
     ) {
         if let Some(transaction) = self.open.remove(&id) {
-            self.deadlines.remove(&(transaction.deadline, id));
             self.dirty.open.insert(transaction.born, id);
-            for token in transaction.waiting.into_iter().flat_map(|tokens| *tokens) {
-                effects.push(Effect::Ended(token, decision, by));
-            }
+        }
+        for token in self.waiting.remove(&id).into_iter().flatten() {
+            effects.push(Effect::Ended(token, decision, by));
         }
         if let Some(session) = self.sessions.get_mut(&id.producer) {
             session.used = wall;

@@ -22,14 +22,16 @@
 mod clock;
 mod commands;
 mod fold;
+mod open;
 mod query;
 pub mod rows;
 pub mod state;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use self::open::{OpenOnes, Transaction};
 pub use self::state::{By, Decision, NotATransaction, State, TransactionId};
 use super::entry::{AppliedEntry, Draft, EntryKind};
 use super::id::{
@@ -293,23 +295,6 @@ enum Phase {
     },
 }
 
-#[derive(Debug, Clone)]
-struct Transaction {
-    phase: Phase,
-    born: OwnerSequence,
-    begun: WallMs,
-    immunity_ms: Option<u32>,
-    batches: u32,
-    participants: Vec<Participant>,
-    /// Let through, neither stored nor refused.
-    in_flight: u32,
-    /// Questions that were heard.
-    checks: u16,
-    deadline: MonotonicMs,
-    #[expect(clippy::box_collection, reason = "mostly absent; 100 000 are kept")]
-    waiting: Option<Box<Vec<Token>>>,
-}
-
 /// What is told of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
@@ -341,9 +326,10 @@ pub struct Coordinator {
     head: Head,
     sessions: BTreeMap<ProducerId, Session>,
     names: HashMap<String, ProducerId>,
-    open: BTreeMap<TransactionId, Transaction>,
+    open: OpenOnes,
+    /// Who waits for decisions.
+    waiting: BTreeMap<TransactionId, Vec<Token>>,
     finished: BTreeMap<OwnerSequence, Finished>,
-    deadlines: BTreeSet<(MonotonicMs, TransactionId)>,
     /// Sessions on their way to the disk, oldest first.
     opening: VecDeque<Opening>,
     /// Sessions given an id, applied or on their way.
@@ -383,9 +369,9 @@ impl Coordinator {
             head: Head::default(),
             sessions: BTreeMap::new(),
             names: HashMap::new(),
-            open: BTreeMap::new(),
+            open: OpenOnes::default(),
+            waiting: BTreeMap::new(),
             finished: BTreeMap::new(),
-            deadlines: BTreeSet::new(),
             opening: VecDeque::new(),
             accepted_sessions: 0,
             dirty: rows::Dirty::default(),
@@ -410,7 +396,7 @@ impl Coordinator {
     /// When [`Coordinator::tick`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<MonotonicMs> {
-        self.deadlines.first().map(|(at, _)| *at)
+        self.open.next_deadline()
     }
 }
 
@@ -437,59 +423,6 @@ impl Session {
             self.low = self.low.max((epoch, number));
         }
         self.recent.push_back((id.epoch, id.number, decision));
-    }
-}
-
-impl Transaction {
-    fn new(begun: WallMs, immunity_ms: Option<u32>, deadline: MonotonicMs) -> Self {
-        Self {
-            phase: Phase::Open,
-            born: OwnerSequence(0),
-            begun,
-            immunity_ms,
-            batches: 0,
-            participants: Vec::new(),
-            in_flight: 0,
-            checks: 0,
-            deadline,
-            waiting: None,
-        }
-    }
-
-    fn wait(&mut self, token: Token) {
-        self.waiting.get_or_insert_default().push(token);
-    }
-
-    fn take_in(&mut self, new: Participant) {
-        let known = self
-            .participants
-            .iter_mut()
-            .find(|one| one.owner == new.owner);
-        match (known, new.part) {
-            (
-                Some(Participant {
-                    part:
-                        Part::Records {
-                            records, immediate, ..
-                        },
-                    ..
-                }),
-                Part::Records {
-                    records: more,
-                    immediate: now,
-                    ..
-                },
-            ) => {
-                *records = records.saturating_add(more);
-                *immediate = immediate.saturating_add(now);
-            }
-            (Some(_), _) => {}
-            (None, _) => {
-                // A half message touches one partition: room for one is all most of them need.
-                self.participants.reserve_exact(1);
-                self.participants.push(new);
-            }
-        }
     }
 }
 

@@ -16,10 +16,13 @@ impl Coordinator {
         finished.sort_by_key(|one| one.id);
         let mut list: Vec<Description> = self
             .open
-            .iter()
-            .filter(|(id, _)| later(**id))
+            .within(
+                after.unwrap_or_default(),
+                *ids_of(ProducerId(u64::MAX)).end(),
+            )
+            .filter(|(id, _)| later(*id))
             .take(max)
-            .map(|(id, transaction)| self.describe_open(*id, transaction))
+            .map(|(id, transaction)| self.describe_open(id, transaction))
             .chain(
                 finished
                     .iter()
@@ -68,7 +71,7 @@ impl Coordinator {
             checked_back: one.immunity_ms.is_some(),
             checks: one.checks,
             batches: one.batches,
-            participants: one.participants.clone(),
+            participants: one.participants.as_slice().to_vec(),
         }
     }
 

@@ -16,13 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Coordinator, Delta, Finished, Head, OpenRow, Phase, Session, Transaction, TransactionId,
-};
+use super::{Coordinator, Delta, Finished, Head, OpenRow, Session, Transaction, TransactionId};
 use crate::domain::entry::{Draft, EntryKind, PayloadFacts};
 use crate::domain::id::{OwnerSequence, ProducerId};
 use crate::domain::partition::rows::encode;
-use crate::domain::time::MonotonicMs;
 
 /// Bytes of rows a chunk of a snapshot holds, but for its last row.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -115,28 +112,20 @@ impl From<&Transaction> for OpenRow {
             begun: one.begun,
             immunity_ms: one.immunity_ms,
             batches: one.batches,
-            participants: one.participants.clone(),
+            participants: one.participants.as_slice().to_vec(),
         }
     }
 }
 
 impl From<OpenRow> for Transaction {
     fn from(row: OpenRow) -> Self {
-        Self {
-            phase: Phase::Open,
-            born: row.born,
-            begun: row.begun,
-            immunity_ms: row.immunity_ms,
-            batches: row.batches,
-            participants: row.participants,
-            in_flight: 0,
-            checks: 0,
-            deadline: MonotonicMs(u64::MAX),
-            waiting: None,
-        }
+        let mut one = Self::new(row.begun, row.immunity_ms);
+        one.born = row.born;
+        one.batches = row.batches;
+        one.participants = row.participants.into();
+        one
     }
 }
-
 /// Rows, and the ids they speak for: the first and the last.
 type Chunk<K, R> = (K, K, Vec<(K, R)>);
 
@@ -203,7 +192,7 @@ impl Coordinator {
             }
             RowId::Open(_) => {
                 rmp_serde::from_slice::<(TransactionId, OpenRow)>(value).map(|(id, row)| {
-                    self.open.insert(id, row.into());
+                    self.open.put(id, row.into());
                 })
             }
             RowId::Finished(at) => rmp_serde::from_slice(value).map(|one| {
@@ -231,8 +220,9 @@ impl Coordinator {
     }
 
     fn restate_if_quiet(&mut self, effects: &mut Vec<super::Effect>) {
-        let in_flight = self.asked > 0 || self.open.values().any(|one| one.in_flight > 0);
-        if self.restating && !in_flight {
+        // Looked through only while a snapshot is wanted: a hundred thousand may be open.
+        let is_quiet = || self.open.iter().all(|(_, one)| one.in_flight == 0);
+        if self.restating && self.asked == 0 && is_quiet() {
             self.restating = false;
             let drafts = self.snapshot_drafts();
             self.asked += drafts.len() as u64;
@@ -252,7 +242,7 @@ impl Coordinator {
     fn snapshot_drafts(&self) -> Vec<Draft> {
         let sessions = self.sessions.iter().map(|(id, one)| (*id, one.clone()));
         let every_session = (ProducerId(0), ProducerId(u64::MAX));
-        let open = self.open.iter().map(|(id, one)| (*id, one.into()));
+        let open = self.open.iter().map(|(id, one)| (id, one.into()));
         let every_id = (
             super::ids_of(ProducerId(0)),
             super::ids_of(ProducerId(u64::MAX)),
@@ -330,22 +320,21 @@ impl Coordinator {
         let named: BTreeSet<TransactionId> = rows.iter().map(|(id, _)| *id).collect();
         let old: Vec<_> = self
             .open
-            .range(from..=to)
+            .within(from, to)
             .filter(|(id, one)| !named.contains(id) && one.batches > 0)
-            .map(|(id, one)| (*id, one.deadline, one.born))
+            .map(|(id, one)| (id, one.born))
             .collect();
-        for (id, deadline, born) in old {
-            self.deadlines.remove(&(deadline, id));
+        for (id, born) in old {
             self.open.remove(&id);
             self.dirty.open.insert(born, id);
         }
         for (id, row) in rows {
-            let known = self.open.entry(id).or_insert_with(|| row.clone().into());
+            let known = self.open.get_or_make(id, || row.clone().into());
             self.dirty.open.insert(known.born, id);
             known.born = row.born;
             known.begun = row.begun;
             known.batches = row.batches;
-            known.participants = row.participants;
+            known.participants = row.participants.into();
             self.dirty.open.insert(known.born, id);
         }
     }
