@@ -31,8 +31,12 @@ pub(crate) async fn connect(home: &Home) -> Outcome<Client> {
 
 /// Makes a topic.
 pub(crate) fn create_topic(home: &Home, name: &str, partitions: u32) -> Outcome<()> {
+    create_topic_as(home, name, TopicConfig::new(partitions))
+}
+
+/// Makes a topic that is not like the others.
+pub(crate) fn create_topic_as(home: &Home, name: &str, config: TopicConfig) -> Outcome<()> {
     bounded(PATIENCE, async {
-        let config = TopicConfig::new(partitions);
         connect(home).await?.create_topic(name, config).await?;
         Ok(())
     })

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
+use waterwheel::client::TopicConfig;
+
 use crate::load::broker::{Broker, Home};
 use crate::load::ceilings::{ANSWER_BYTES, REQUEST_BYTES};
 use crate::load::clients::{self, PATIENCE, Until};
@@ -34,6 +36,8 @@ const FLUSH_BYTES: usize = 8 << 20;
 const FLAT_OUT: &str = "flat out";
 /// Partitions of the backlog that stalled readers ask for.
 const PARTITIONS: u32 = 8;
+/// What a partition of the flood keeps at least, in bytes.
+const FLOOD_KEPT: u64 = 1_000_000_000;
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -99,7 +103,12 @@ fn flat_out(
     let flush = disk.write(FLUSH_BYTES, span / 10)?.latencies.p50_us();
     let mut broker = Broker::fresh(bench, &format!("flat-out-{run}"))?;
     let home = broker.home();
-    clients::create_topic(home, "flood", PARTITIONS)?;
+    // Some 50 GB would come together in a minute: what nobody reads need not stay.
+    let brief = TopicConfig {
+        retention_bytes: Some(FLOOD_KEPT),
+        ..TopicConfig::new(PARTITIONS)
+    };
+    clients::create_topic_as(home, "flood", brief)?;
     let mut producers = role::command(role::POUR)?;
     producers
         .arg(&home.data)

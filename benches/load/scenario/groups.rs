@@ -23,7 +23,7 @@ use waterwheel::client::{Ack, AckMode, Client, Delivery, Mode, Record, Start, To
 use super::timers::value;
 use crate::load::Outcome;
 use crate::load::broker::{Broker, Home};
-use crate::load::clients::{self, PATIENCE};
+use crate::load::clients::{self, PATIENCE, create_topic_as as make};
 use crate::load::crew::{bounded, muster};
 use crate::load::process::{Process, READY_WITHIN};
 use crate::load::role;
@@ -94,17 +94,6 @@ fn filled(
     let home = broker.home();
     make(home, topic, config)?;
     fill(home, topic, 0..count, record)
-}
-
-/// A topic.
-fn make(home: &Home, topic: &str, config: TopicConfig) -> Outcome<()> {
-    bounded(PATIENCE, async {
-        clients::connect(home)
-            .await?
-            .create_topic(topic, config)
-            .await?;
-        Ok(())
-    })
 }
 
 /// Sends the records of these numbers, durably.

@@ -213,11 +213,21 @@ impl Cursor {
             && (self.floor.is_some_and(|floor| offset < floor) || self.settled.contains(offset))
     }
 
-    /// The first record that is ready and listed, if the mode allows it to be leased now.
-    pub(super) fn first_listed_ready(&self, mode: Mode) -> Option<u64> {
+    /// Whether something that is listed, or follows what is not consumed, was not found again yet: after a
+    /// start, or where members were lost.
+    pub(super) fn is_behind(&self) -> bool {
+        let listed = self.listed.last_key_value().map(|(at, _)| at + 1);
+        let settled = self.settled.last().map(|(_, to)| to);
+        listed.max(settled).is_some_and(|end| self.next < end)
+    }
+
+    /// The first record that can be leased although the list is full: one that is listed, or which those that
+    /// are listed come behind.
+    pub(super) fn first_needing_no_room(&self, mode: Mode) -> Option<u64> {
         let (first, _) = self.ready.first()?;
         if is_ordered(mode) {
-            return self.listed.contains_key(&first).then_some(first);
+            let mut listed = self.listed.range(first..);
+            return listed.next().map(|_| first);
         }
         self.ready
             .iter()
@@ -295,7 +305,8 @@ impl Cursor {
             }
             for offset in &attached {
                 self.listed.remove(offset);
-                if self.floor.is_none_or(|floor| *offset >= floor) {
+                // As with a settlement: it begins at the first record there is.
+                if *offset >= *self.floor.get_or_insert(0) {
                     self.settled.insert(*offset, offset + 1);
                 }
             }

@@ -86,10 +86,10 @@ impl Group {
                 break;
             };
             let next = if full {
-                // What is listed already needs no room, and makes some once it is consumed.
+                // What needs no room makes some once it is consumed.
                 pool.highest_first().find_map(|number| {
                     let cursor = self.cursors.get(&number)?;
-                    Some((number, Some(cursor.first_listed_ready(mode)?)))
+                    Some((number, Some(cursor.first_needing_no_room(mode)?)))
                 })
             } else {
                 pool.next(now, ageing_ms).map(|number| (number, None))
@@ -286,9 +286,8 @@ impl Group {
             return;
         };
         let mode = subscription.spec.mode;
-        if self.is_full(mode) || self.has_many_ranges() {
-            return;
-        }
+        // Without room nothing new is looked for, but what the room is taken by is.
+        let no_room = self.is_full(mode) || self.has_many_ranges();
         let Some(pool) = subscription.pools.get(&key) else {
             return;
         };
@@ -300,7 +299,7 @@ impl Group {
             let Some(cursor) = self.cursors.get_mut(&number) else {
                 continue;
             };
-            if cursor.ready.len() >= READY_LOW {
+            if cursor.ready.len() >= READY_LOW || (no_room && !cursor.is_behind()) {
                 continue;
             }
             if !is_ordered(mode) && cursor.window.len() >= window_max {

@@ -61,7 +61,7 @@ impl Group {
 /// How far the partition goes for all the group knows: right after a start it has not looked yet.
 fn known_end(cursor: &Cursor) -> u64 {
     let listed = cursor.listed.last_key_value().map_or(0, |(at, _)| at + 1);
-    let settled = cursor.settled.iter().last().map_or(0, |(_, to)| to);
+    let settled = cursor.settled.last().map_or(0, |(_, to)| to);
     let known = cursor.floor_or_zero().max(listed).max(settled);
     cursor.high_watermark.max(known)
 }

@@ -39,6 +39,12 @@ impl RangeSet {
         self.iter().next()
     }
 
+    /// The highest range.
+    #[must_use]
+    pub fn last(&self) -> Option<(u64, u64)> {
+        self.ranges.last_key_value().map(|(from, to)| (*from, *to))
+    }
+
     /// Whether an offset is in it.
     #[must_use]
     pub fn contains(&self, offset: u64) -> bool {

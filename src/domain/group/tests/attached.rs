@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::modes::{Step, pick, pick_lease, run, spec, step, tight};
+use super::modes::{Step, pick, pick_lease, room, run, spec, step, tight};
 use super::rig::*;
 use crate::domain::group::command::*;
 use crate::domain::group::decision_draft;
@@ -322,9 +322,9 @@ impl Model {
     }
 }
 
-fn hold(mode: Mode, moves: Vec<Move>) {
+fn hold(mode: Mode, room: u32, moves: Vec<Move>) {
     let mut model = Model {
-        rig: Rig::new(spec(mode), 3, tight()),
+        rig: Rig::new(spec(mode), 3, tight(room)),
         open: [1, 2, 3],
         next: 3,
         asked: BTreeMap::new(),
@@ -341,17 +341,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, max_shrink_iters: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn g9_what_is_attached_is_held_in_shared_mode(moves in moves()) {
-        hold(Mode::Shared, moves);
+    fn g9_what_is_attached_is_held_in_shared_mode(room in room(), moves in moves()) {
+        hold(Mode::Shared, room, moves);
     }
 
     #[test]
-    fn g9_what_is_attached_is_held_in_key_ordered_mode(moves in moves()) {
-        hold(Mode::KeyOrdered, moves);
+    fn g9_what_is_attached_is_held_in_key_ordered_mode(room in room(), moves in moves()) {
+        hold(Mode::KeyOrdered, room, moves);
     }
 
     #[test]
-    fn g10_what_is_rolled_back_comes_in_order_in_exclusive_mode(moves in moves()) {
-        hold(Mode::Exclusive, moves);
+    fn g10_what_is_rolled_back_comes_in_order_in_exclusive_mode(room in room(), moves in moves()) {
+        hold(Mode::Exclusive, room, moves);
     }
 }
