@@ -6,16 +6,18 @@
     reason = "of many answers one or two are hoped for; kinds that are no request are skipped"
 )]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
+use futures::stream::StreamExt;
+use futures::{future, stream};
 
 use super::member::{
     check_not_ours, find_group, open_group, spec, start, subscription, topic_name, topics,
 };
 use super::out::Out;
 use super::refusal::{refused, unknown_topic};
-use super::requests::unexpected;
+use super::requests::{bounds, unexpected};
 use super::session::{Session, bad_frame, first, question};
 use crate::actors::Link;
 use crate::actors::directory::groups::{DeleteGroup, ListGroups};
@@ -24,7 +26,8 @@ use crate::actors::reply::Answer;
 use crate::domain::group::command::{self, Command, Description, PlaceStatus};
 use crate::domain::group::rejection::GroupRejection;
 use crate::domain::group::subscription::SubscriptionChange;
-use crate::domain::id::{MemberId, TopicId};
+use crate::domain::id::{MemberId, Offset, PartitionId, TopicId};
+use crate::domain::partition::ReadFrom;
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::Topic;
 use crate::wire::code::{Code, Refused};
@@ -35,6 +38,9 @@ use crate::wire::group::{
     ResetOk, ResetTo, SubscriptionOk,
 };
 use crate::wire::topic::encode_list;
+
+/// Partitions asked together for how far they go.
+const ASKED_AT_ONCE: usize = 64;
 
 /// Whether a request is one of these.
 pub(super) fn is_one(kind: FrameKind) -> bool {
@@ -208,10 +214,11 @@ async fn describe(
     out: &Out,
 ) -> Result<(), Refused> {
     let group = find_group(session, name, false).await?;
-    let description = match ask(&group, Command::Describe).await {
+    let mut description = match ask(&group, Command::Describe).await {
         Answer::Group(command::Answer::Described(description)) => *description,
         other => return Err(unexpected(other, "")),
     };
+    look_for_ends(session, &mut description).await;
     let topics = topics(session, Vec::new()).await?;
     let state = state(description, &topics);
     let group = GroupInfo {
@@ -220,6 +227,27 @@ async fn describe(
     };
     out.send(&GroupOk { group }, correlation, encode_list(&[state]));
     Ok(())
+}
+
+/// How far its partitions go, a group knows from its searches: none has been made since a restart, or while
+/// it has no members. So they are asked; of one that does not answer it stays at what the group knows.
+async fn look_for_ends(session: &Session, description: &mut Description) {
+    let places: BTreeSet<PartitionId> = description.places.iter().map(|one| one.place).collect();
+    let ends: BTreeMap<PartitionId, Offset> = stream::iter(places)
+        .map(|place| async move {
+            let at = (place.topic, place.partition, place.lane);
+            let found = bounds(session, at, ReadFrom::Latest).await;
+            found.ok().map(|bounds| (place, bounds.high_watermark))
+        })
+        .buffer_unordered(ASKED_AT_ONCE)
+        .filter_map(future::ready)
+        .collect()
+        .await;
+    for status in &mut description.places {
+        if let Some(end) = ends.get(&status.place) {
+            status.high_watermark = status.high_watermark.max(*end);
+        }
+    }
 }
 
 fn state(description: Description, topics: &[Topic]) -> GroupState {

@@ -1,5 +1,5 @@
 //! How long a record is its member's: renewed while it waits for an application that goes on, and given back
-//! where a rollback puts something before it.
+//! where a rollback puts something before it. And what is left to consume, whoever looks for it or nobody.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -97,5 +97,30 @@ fn in_order_what_is_rolled_back_comes_before_what_was_sent_with_it() {
             }
         }
         assert_eq!(settled, [0, 1, 2, 3, 4, 5], "of {offsets:?}");
+    });
+}
+
+#[test]
+fn a_group_without_members_is_behind_by_what_nobody_has_looked_for() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = rig.node.connect().await.unwrap();
+        fill(&client, 3).await;
+        let builder = client.consumer("away").topic("numbers");
+        let mut consumer = builder.open().await.unwrap();
+        for _ in 0..3 {
+            let delivery = consumer.next().await.unwrap().unwrap();
+            consumer.ack(&delivery).await.unwrap();
+        }
+        consumer.close().await;
+        let lag = async |client: &Client| client.describe_group("away").await.unwrap().lag(None);
+        assert_eq!(lag(&client).await, 0);
+        let producer = client.producer("numbers").open().await.unwrap();
+        producer.send(Record::new("4")).await.unwrap();
+        assert_eq!(lag(&client).await, 1, "nobody has looked for it");
+        drop((producer, client));
+        let rig = rig.kill_and_restart(|_| {}).await;
+        let client = rig.node.connect().await.unwrap();
+        assert_eq!(lag(&client).await, 1, "nobody has looked since the start");
     });
 }
