@@ -213,6 +213,11 @@ impl Cursor {
             && (self.floor.is_some_and(|floor| offset < floor) || self.settled.contains(offset))
     }
 
+    /// Whether somebody has a record, or what became of it is on its way to the log.
+    pub(super) fn is_in_hand(&self, offset: u64) -> bool {
+        self.leased.contains(offset) || self.deciding.contains(offset)
+    }
+
     /// Whether something that is listed, or follows what is not consumed, was not found again yet: after a
     /// start, or where members were lost.
     pub(super) fn is_behind(&self) -> bool {

@@ -113,7 +113,7 @@ impl Group {
         let Some(listed) = cursor.listed.get(&offset) else {
             return;
         };
-        if cursor.leased.contains(offset) || cursor.deciding.contains(offset) {
+        if cursor.is_in_hand(offset) || cursor.fetching.contains(&offset) {
             return;
         }
         match &listed.why {
@@ -179,6 +179,8 @@ impl Group {
         if !cursor.fetching.remove(&offset.0) {
             return;
         }
+        // A search may have found it meanwhile: somebody has it, or it is consumed.
+        let is_wanted = !cursor.is_in_hand(offset.0) && !cursor.is_settled(offset.0);
         match batch {
             Some(offered) => {
                 let first = offered.batch.first_offset.0;
@@ -189,8 +191,11 @@ impl Group {
                         place: offered.batch,
                         keys: Vec::new(),
                     });
-                cursor.ready.insert(offset.0, offset.0 + 1);
+                if is_wanted {
+                    cursor.ready.insert(offset.0, offset.0 + 1);
+                }
             }
+            None if !is_wanted => {}
             None => {
                 self.settle_range(number, offset.0, offset.0 + 1);
                 self.pending.expire(number, 1);

@@ -153,9 +153,10 @@ impl Model {
         });
         match self.rig.answers.get(&token) {
             Some(Err(_)) => {
-                // Nothing of it happened: the leases are as they were.
+                // Nothing of it happened: the leases are as they were, beside what was leased meanwhile.
                 self.rig.acking.remove(&word);
-                self.rig.clients.get_mut(&member).unwrap().leases = before;
+                let client = self.rig.clients.get_mut(&member).unwrap();
+                client.leases.extend(before);
             }
             _ => {
                 assert!(!wanted.is_empty(), "attached what was not wholly leased");
