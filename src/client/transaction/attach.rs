@@ -39,6 +39,9 @@ impl Transaction {
     /// commit: refused with `unknown-lease` where a lease has expired or is another member's, `unknown-member`
     /// where the consumer is no member of the group any more, `transaction-decided`. The transaction can then
     /// only be rolled back.
+    ///
+    /// Where records are consumed in order, a rollback takes back what the consumer has behind those it was
+    /// about: they come again behind them, and one that is attached meanwhile is refused with `unknown-lease`.
     pub fn attach<'a>(
         &mut self,
         settler: &Settler,
