@@ -177,6 +177,12 @@ impl Group {
         if !cursor.fetching.remove(&offset.0) {
             return;
         }
+        self.touched.insert(number);
+        let in_hand = cursor.leased.contains(offset.0) || cursor.deciding.contains(offset.0);
+        if in_hand || cursor.is_settled(offset.0) {
+            // A search that began anew found it first.
+            return self.finish(effects);
+        }
         match batch {
             Some(offered) => {
                 let first = offered.batch.first_offset.0;
@@ -187,14 +193,17 @@ impl Group {
                         place: offered.batch,
                         keys: Vec::new(),
                     });
-                cursor.ready.insert(offset.0, offset.0 + 1);
+                if cursor.listed.contains_key(&offset.0) {
+                    self.activate(number, offset.0);
+                } else {
+                    cursor.ready.insert(offset.0, offset.0 + 1);
+                }
             }
             None => {
                 self.settle_range(number, offset.0, offset.0 + 1);
                 self.pending.expire(number, 1);
             }
         }
-        self.touched.insert(number);
         self.finish(effects);
     }
 
