@@ -115,24 +115,34 @@ impl Feeder {
                 high_watermark,
             },
             Err(Missed::Trimmed(start)) => Found::Trimmed { cursor, start },
-            Err(Missed::Unreadable) => Found::Nothing { cursor, round },
+            Err(Missed::Unreadable | Missed::Damaged) => Found::Nothing { cursor, round },
             // The directory says so too, and the group asks no more.
             Err(Missed::Gone) => return,
         };
         self.group.tell(found);
     }
 
-    /// Finds the batch of one record.
+    /// Finds the batch of one record. What is not told as found is given up for good, so only what is gone
+    /// is: where the partition cannot say now, it is asked again.
     pub async fn fetch(self, feed: Feed) {
         let (cursor, offset) = (feed.cursor, feed.from);
-        let batch = match self.finder.batches(feed.place, offset, 1, false).await {
-            Ok(answer) => answer.batches.first().map(|batch| Offered {
-                batch: *batch,
-                from: batch.first_offset,
-                records: None,
-            }),
-            Err(Missed::Gone) => return,
-            Err(Missed::Trimmed(_) | Missed::Unreadable) => None,
+        let batch = loop {
+            match self.finder.batches(feed.place, offset, 1, false).await {
+                Ok(answer) => {
+                    break answer.batches.first().map(|batch| Offered {
+                        batch: *batch,
+                        from: batch.first_offset,
+                        records: None,
+                    });
+                }
+                Err(Missed::Gone) => return,
+                Err(Missed::Trimmed(_) | Missed::Damaged) => break None,
+                Err(Missed::Unreadable) => tracing::warn!(
+                    target: "waterwheel::group",
+                    topic = feed.place.topic.0, partition = feed.place.partition.0, offset = offset.0,
+                    "cannot be found now"
+                ),
+            }
         };
         let batch = batch
             .filter(|offered| (offered.batch.first_offset..offered.batch.end()).contains(&offset));
@@ -234,16 +244,16 @@ impl Feeder {
                 .first()
                 .copied()
                 .filter(|batch| (batch.first_offset..batch.end()).contains(&letter.offset)),
-            Err(Missed::Gone) => return Copied::Later,
-            Err(Missed::Trimmed(_) | Missed::Unreadable) => None,
+            Err(Missed::Gone | Missed::Unreadable) => return Copied::Later,
+            Err(Missed::Trimmed(_) | Missed::Damaged) => None,
         };
         let Some(batch) = batch else {
             return Copied::Lost;
         };
         let body = match self.finder.body(&batch).await {
             Ok(body) => body,
-            Err(Missed::Gone) => return Copied::Later,
-            Err(Missed::Trimmed(_) | Missed::Unreadable) => return Copied::Lost,
+            Err(Missed::Gone | Missed::Unreadable) => return Copied::Later,
+            Err(Missed::Trimmed(_) | Missed::Damaged) => return Copied::Lost,
         };
         let Some((slot, record)) = record_at(&batch, letter.offset, &body) else {
             return Copied::Lost;

@@ -40,8 +40,11 @@ pub struct Finder {
 pub(super) enum Missed {
     /// They are gone: the partition begins here.
     Trimmed(Offset),
-    /// They cannot be read.
+    /// They cannot be had now: the partition is stopped or being made again, the device fails. Whoever
+    /// cannot do without them asks again.
     Unreadable,
+    /// They are not what was written.
+    Damaged,
     /// The topic is gone, or the broker is.
     Gone,
 }
@@ -153,7 +156,8 @@ impl Finder {
         match read.into_iter().next() {
             Some(Ok(entry)) => Ok(entry.body.into()),
             Some(Err(ReadError::Gone { .. })) => Err(Missed::Trimmed(batch.end())),
-            Some(Err(_)) | None => Err(Missed::Unreadable),
+            Some(Err(ReadError::Damaged(_))) => Err(Missed::Damaged),
+            Some(Err(ReadError::Io { .. })) | None => Err(Missed::Unreadable),
         }
     }
 }

@@ -133,7 +133,7 @@ impl Finder {
                     continue;
                 }
                 Err(Missed::Gone) => return Err(Rejection::UnknownTopic),
-                Err(Missed::Unreadable) => {
+                Err(Missed::Unreadable | Missed::Damaged) => {
                     let what = format!("offset {at} of the dead-letter topic");
                     return Err(Rejection::Damaged(what));
                 }

@@ -121,6 +121,11 @@ impl Group {
             cursor.window.remove(from, to);
             cursor.ready.remove(from, to);
             cursor.deciding.remove(from, to);
+            let upto = (number, from)..(number, to);
+            let buried: Vec<_> = self.burying.range(upto).map(|(at, _)| *at).collect();
+            for at in buried {
+                self.burying.remove(&at);
+            }
             let returned: Vec<u64> = cursor.returned.range(from..to).map(|(at, _)| *at).collect();
             for at in returned {
                 cursor.returned.remove(&at);
@@ -154,7 +159,6 @@ impl Group {
         self.forget_listed(&unlisted);
         self.note_listed(&now_listed);
         for (offset, key) in freed {
-            self.burying.remove(&(number, offset));
             self.dying.remove(&(number, offset));
             self.hand_on(number, offset, key);
         }

@@ -1,9 +1,13 @@
 //! Dead letters: a record that was delivered as often as it may be is copied to another topic, in one tied
 //! run with its settlement, so that it is there or here, and never both.
+//!
+//! From when its copy is asked for until its settlement is applied a record is out of everybody's reach: were
+//! it leased or listed meanwhile, that would be written behind its settlement, and it would be given up again.
 
 use super::command::{CursorNumber, DeadLetter, Effect};
 use super::delta::{Delta, Progress, Why};
 use super::settle::Asked;
+use super::subscription::{Mode, Poison};
 use super::{Group, Timer};
 use crate::domain::entry::Draft;
 use crate::domain::id::{Offset, OwnerId};
@@ -76,6 +80,28 @@ impl Group {
         );
     }
 
+    /// Whether a listed record is to be given up, by the rules as they are now.
+    pub(super) fn is_doomed(&self, number: CursorNumber, offset: u64) -> bool {
+        let Some(spec) = self.spec_of(number) else {
+            return false;
+        };
+        let blocks = spec.mode == Mode::Exclusive && spec.retry.poison == Poison::Block;
+        let cursor = self.cursors.get(&number);
+        let listed = cursor.and_then(|cursor| cursor.listed.get(&offset));
+        listed.is_some_and(|listed| match &listed.why {
+            Why::Dead { .. } => true,
+            Why::Retry { .. } => listed.attempts >= spec.retry.attempts_max && !blocks,
+            Why::Attached(_) | Why::Held => false,
+        })
+    }
+
+    /// Copies that are on their way are not waited for any more, but for those that may be written.
+    pub(super) fn forget_burials(&mut self, number: CursorNumber) {
+        self.dying.retain(|(cursor, _)| *cursor != number);
+        self.burying
+            .retain(|(cursor, _), burial| *cursor != number || *burial == Burial::Written);
+    }
+
     /// Asks for the next dead letters to be copied.
     pub(super) fn bury(&mut self, effects: &mut Vec<Effect>) {
         while self.burying.len() < BURYING_MAX {
@@ -120,26 +146,34 @@ impl Group {
         effects: &mut Vec<Effect>,
     ) {
         self.now = now;
-        let listed = self
-            .cursors
-            .get(&number)
-            .is_some_and(|cursor| cursor.listed.contains_key(&offset.0));
-        if !listed {
-            // Reset, or decided otherwise, meanwhile.
-            self.burying.remove(&(number, offset.0));
+        if self.burying.get(&(number, offset.0)) != Some(&Burial::Asked) {
             return self.finish(effects);
         }
-        let Some(burial @ Burial::Asked) = self.burying.get_mut(&(number, offset.0)) else {
+        let is_free = self.cursors.get(&number).is_some_and(|cursor| {
+            let in_hand = cursor.leased.contains(offset.0) || cursor.deciding.contains(offset.0);
+            !in_hand && !cursor.resetting
+        });
+        if !is_free || !self.is_doomed(number, offset.0) {
+            // Reset, gone, or decided otherwise, meanwhile.
+            self.burying.remove(&(number, offset.0));
+            self.activate(number, offset.0);
+            return self.finish(effects);
+        }
+        let Some(burial) = self.burying.get_mut(&(number, offset.0)) else {
             return self.finish(effects);
         };
         *burial = match copied {
             Copied::Later => Burial::Later,
             Copied::To(_) | Copied::Lost => Burial::Written,
         };
-        let durable = self
-            .cursors
-            .get(&number)
-            .is_some_and(|cursor| cursor.durable);
+        let is_written = *burial == Burial::Written;
+        let cursor = self.cursors.get_mut(&number);
+        let durable = cursor.is_some_and(|cursor| {
+            if is_written && cursor.durable {
+                cursor.deciding.insert(offset.0, offset.0 + 1);
+            }
+            cursor.durable
+        });
         let progress = Progress {
             cursor: number,
             settled: vec![(offset, 1)],

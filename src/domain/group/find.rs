@@ -3,7 +3,7 @@
 use super::command::{CursorNumber, Effect, Offered};
 use super::dead::Burial;
 use super::delta::Why;
-use super::subscription::{Mode, Poison};
+use super::subscription::Mode;
 use super::{Group, Timer};
 use crate::domain::id::Offset;
 use crate::domain::time::{MonotonicMs, Now};
@@ -94,13 +94,8 @@ impl Group {
     /// A listed record's turn has come, as far as looking from the floor up goes: it stands in the line of
     /// its key, and what it waits for decides.
     pub(super) fn activate(&mut self, number: CursorNumber, offset: u64) {
-        let Some(spec) = self.spec_of(number) else {
-            return;
-        };
-        let (attempts_max, blocks) = (
-            spec.retry.attempts_max,
-            spec.mode == Mode::Exclusive && spec.retry.poison == Poison::Block,
-        );
+        let is_doomed = self.is_doomed(number, offset);
+        let is_buried = self.burying.contains_key(&(number, offset));
         let now = self.now.monotonic;
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
@@ -113,17 +108,16 @@ impl Group {
         let Some(listed) = cursor.listed.get(&offset) else {
             return;
         };
-        if cursor.is_in_hand(offset) || cursor.fetching.contains(&offset) {
+        // On its way to the dead letters it is in nobody else's hand: what came of it there would be written
+        // behind its letter, and make it another.
+        if is_buried || cursor.is_in_hand(offset) || cursor.fetching.contains(&offset) {
             return;
         }
         match &listed.why {
-            Why::Attached(_) => {}
-            Why::Dead { .. } => {
+            _ if is_doomed => {
                 self.dying.insert((number, offset));
             }
-            Why::Retry { .. } if listed.attempts >= attempts_max && !blocks => {
-                self.dying.insert((number, offset));
-            }
+            Why::Attached(_) | Why::Dead { .. } => {}
             Why::Retry { since, span_ms, .. } => {
                 let passed = u64::try_from(self.now.wall.0.saturating_sub(since.0)).unwrap_or(0);
                 let left = span_ms.saturating_sub(passed);
@@ -142,6 +136,14 @@ impl Group {
 
     /// A listed record's wait is over.
     pub(super) fn retry_due(&mut self, number: CursorNumber, offset: u64) {
+        match self.burying.get(&(number, offset)) {
+            Some(Burial::Later) => {
+                self.burying.remove(&(number, offset));
+                return self.activate(number, offset);
+            }
+            Some(Burial::Asked | Burial::Written) => return,
+            None => {}
+        }
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };
@@ -155,10 +157,6 @@ impl Group {
         if waits && is_free && cursor.is_head(offset) {
             cursor.ready.insert(offset, offset + 1);
             self.touched.insert(number);
-        }
-        if self.burying.get(&(number, offset)) == Some(&Burial::Later) {
-            self.burying.remove(&(number, offset));
-            self.dying.insert((number, offset));
         }
     }
 
@@ -179,8 +177,11 @@ impl Group {
         if !cursor.fetching.remove(&offset.0) {
             return;
         }
-        // A search may have found it meanwhile: somebody has it, or it is consumed.
-        let is_wanted = !cursor.is_in_hand(offset.0) && !cursor.is_settled(offset.0);
+        self.touched.insert(number);
+        if cursor.is_in_hand(offset.0) || cursor.is_settled(offset.0) {
+            // A search found it meanwhile: somebody has it, or it is consumed.
+            return self.finish(effects);
+        }
         match batch {
             Some(offered) => {
                 let first = offered.batch.first_offset.0;
@@ -191,17 +192,17 @@ impl Group {
                         place: offered.batch,
                         keys: Vec::new(),
                     });
-                if is_wanted {
+                if cursor.listed.contains_key(&offset.0) {
+                    self.activate(number, offset.0);
+                } else {
                     cursor.ready.insert(offset.0, offset.0 + 1);
                 }
             }
-            None if !is_wanted => {}
             None => {
                 self.settle_range(number, offset.0, offset.0 + 1);
                 self.pending.expire(number, 1);
             }
         }
-        self.touched.insert(number);
         self.finish(effects);
     }
 

@@ -219,7 +219,7 @@ impl Group {
     pub(super) fn restart_cursor(&mut self, number: CursorNumber) {
         self.leave_pool(number);
         let keyed = self.mode_of(number) == Some(Mode::KeyOrdered);
-        self.dying.retain(|(cursor, _)| *cursor != number);
+        self.forget_burials(number);
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };

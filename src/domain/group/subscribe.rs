@@ -592,6 +592,9 @@ impl Group {
     pub(super) fn remove_cursor(&mut self, number: CursorNumber) {
         self.leave_pool(number);
         self.pending.drop_cursor(number);
+        // What is written of it lands nowhere.
+        self.dying.retain(|(cursor, _)| *cursor != number);
+        self.burying.retain(|(cursor, _), _| *cursor != number);
         let Some(cursor) = self.cursors.remove(&number) else {
             return;
         };

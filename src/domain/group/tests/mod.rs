@@ -1,6 +1,7 @@
 //! Groups against a naive model: every mode, with members that come, go, crash, refuse and are slow.
 
 mod attached;
+mod dead;
 mod lanes;
 mod letters;
 mod modes;

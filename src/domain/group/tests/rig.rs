@@ -447,6 +447,17 @@ impl Rig {
         true
     }
 
+    /// A dead letter cannot be written now: no topic for it yet, no room.
+    pub(super) fn put_off_burial(&mut self) -> bool {
+        let Some(letter) = self.dying.pop() else {
+            return false;
+        };
+        self.call(|group, now, effects| {
+            group.dead_letter(now, letter.cursor, letter.offset, Copied::Later, effects)
+        });
+        true
+    }
+
     /// The log writes what is queued, up to `runs` of it.
     pub(super) fn commit(&mut self, runs: usize) -> bool {
         let mut applied = Vec::new();
