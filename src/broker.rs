@@ -22,6 +22,7 @@ use crate::actors::checkpoint::{self, CheckpointActor};
 use crate::actors::cleaner::{self, CleanerActor};
 use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
 use crate::actors::directory::DirectoryActor;
+use crate::actors::opened::OpenedBatches;
 use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
 use crate::actors::vigil::Vigil;
@@ -229,6 +230,7 @@ impl Broker {
             path: config.data.clone(),
             source,
         })?;
+        let pool = Arc::new(pool);
         let cache = Arc::new(TailCache::new(config.tail_bytes()));
         let ahead = ReadAhead::start(
             reader.clone(),
@@ -261,7 +263,7 @@ impl Broker {
             registry: Registry::default(),
             vigil: Vigil::default(),
             cache,
-            pool: Arc::new(pool),
+            pool,
             ahead: Arc::new(ahead),
         };
         let house = standing.actors(
@@ -570,6 +572,11 @@ impl Standing<'_> {
             pool: Arc::clone(&self.pool),
             ahead: Arc::clone(&self.ahead),
             cache: Arc::clone(&self.cache),
+            opened: Arc::new(OpenedBatches::new(
+                config.opened_cache_bytes(),
+                Arc::clone(&self.cache),
+                Arc::clone(&self.pool),
+            )),
             registry: self.registry.clone(),
             clock: self.clock,
             timer_limits: crate::actors::TopicTimers::new(TimerLimits {

@@ -146,8 +146,9 @@ knobs! {
     /// budget. A sender waits when they are used up. No more than three flushes' worth of them is past
     /// its turn and queued for the disk, so that what is written next is chosen late.
     admission_bytes: u64 = 0, 0, 1 << 40;
-    /// Bytes of recent batches kept: half for readers near the end, half of what was read last for groups
-    /// that go through a backlog together; 0 takes an eighth of the budget.
+    /// Bytes of recent batches kept: half for readers near the end, a quarter of what was read last for
+    /// groups that go through a backlog together, a quarter of batches whose records are delivered one by
+    /// one; 0 takes an eighth of the budget.
     tail_cache_bytes: u64 = 0, 0, 1 << 40;
     /// Bytes of delayed records (and of what tells where they lie) read ahead of their time, so that
     /// timers that fire in another order than they were written in are not late; 0 takes an eighth of
@@ -371,13 +372,19 @@ impl Config {
     /// Of these, bytes of batches as they were written.
     #[must_use]
     pub fn tail_bytes(&self) -> usize {
-        self.tail_cache_bytes_effective() - self.read_cache_bytes()
+        self.tail_cache_bytes_effective() - self.read_cache_bytes() - self.opened_cache_bytes()
     }
 
     /// Of these, bytes of what was read last for consumers that go through a backlog together.
     #[must_use]
     pub fn read_cache_bytes(&self) -> usize {
-        self.tail_cache_bytes_effective() / 2
+        self.tail_cache_bytes_effective() / 4
+    }
+
+    /// Of these, bytes of batches that records are taken out of one by one.
+    #[must_use]
+    pub fn opened_cache_bytes(&self) -> usize {
+        self.tail_cache_bytes_effective() / 4
     }
 
     /// Producers remembered per partition: what was asked for, but no more than a partition's snapshot,

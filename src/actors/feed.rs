@@ -13,8 +13,7 @@ use super::directory::{Do as DirectoryDo, List};
 use super::find::{Finder, Missed, first, question, record_at};
 use super::group::GroupActor;
 use super::reply::Answer;
-use crate::domain::batch::{BatchBuilder, BatchStamp, BatchView, Compression, Slot};
-use crate::domain::body::Body;
+use crate::domain::batch::{BatchBuilder, BatchStamp, Compression, Opened, Slot};
 use crate::domain::entry::{Draft, EntryKind};
 use crate::domain::filter::{Filter, Subject, Verdict};
 use crate::domain::group::command::{CursorNumber, DeadLetter, Feed, Offered, OfferedRecord};
@@ -200,8 +199,8 @@ impl Feeder {
                 Some(Vec::new())
             } else if feed.keys || filter.is_some() {
                 self.group.stats().read_batch();
-                match self.finder.body(&batch).await {
-                    Ok(body) => Some(choose(&batch, from, &body, filter.as_ref())),
+                match self.finder.opened(&batch).await {
+                    Ok(opened) => Some(choose(&batch, from, &opened, filter.as_ref())),
                     Err(Missed::Trimmed(start)) if offered.is_empty() => {
                         return Err(Missed::Trimmed(start));
                     }
@@ -342,45 +341,29 @@ fn start_of(start: &Start) -> Start {
 fn choose(
     batch: &BatchPlace,
     from: Offset,
-    body: &Body,
+    opened: &Opened,
     filter: Option<&Filter>,
 ) -> Vec<OfferedRecord> {
-    let Ok(view) = BatchView::parse_structure(&body.to_bytes()) else {
-        return Vec::new();
-    };
-    let slots: Vec<(usize, Slot)> = (0..batch.count)
-        .map(|skip| batch.record(skip))
-        .filter_map(|at| Some((at, view.slot(at)?)))
-        .collect();
-    let needs_bodies = filter.is_some_and(|filter| {
-        slots
-            .iter()
-            .any(|(_, slot)| filter.decide(slot) == Verdict::Open)
-    });
-    let bodies: Vec<Option<RecordBody>> = if needs_bodies {
-        let opened = view.bodies().into_iter().flatten();
-        opened
-            .map(|body| RecordBody::decode(&body.ok()?.1).ok())
-            .collect()
-    } else {
-        Vec::new()
-    };
-    (batch.first_offset.0..)
-        .zip(slots.iter())
-        .filter(|(offset, _)| *offset >= from.0)
-        .filter(
-            |(_, (at, slot))| match filter.map(|filter| (filter, filter.decide(slot))) {
-                None | Some((_, Verdict::Yes)) => true,
-                Some((_, Verdict::No)) => false,
-                Some((filter, Verdict::Open)) => bodies
-                    .get(*at)
-                    .and_then(Option::as_ref)
-                    .is_some_and(|body| filter.matches(&Subject::new(slot, body))),
-            },
-        )
-        .map(|(offset, (_, slot))| OfferedRecord {
-            offset: Offset(offset),
-            key_hash: slot.key_hash,
+    let skipped = from.0.saturating_sub(batch.first_offset.0);
+    let skipped = u32::try_from(skipped).unwrap_or(u32::MAX);
+    (skipped..batch.count)
+        .filter_map(|skip| {
+            let at = batch.record(skip);
+            let slot = opened.slot(at)?;
+            let matches = || {
+                let body = RecordBody::decode(&opened.body(at).ok()?).ok()?;
+                Some(filter?.matches(&Subject::new(&slot, &body)))
+            };
+            let is_chosen = match filter.map(|filter| filter.decide(&slot)) {
+                None | Some(Verdict::Yes) => true,
+                Some(Verdict::No) => false,
+                Some(Verdict::Open) => matches().unwrap_or(false),
+            };
+            let offset = Offset(batch.first_offset.0.saturating_add(u64::from(skip)));
+            is_chosen.then_some(OfferedRecord {
+                offset,
+                key_hash: slot.key_hash,
+            })
         })
         .collect()
 }

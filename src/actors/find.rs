@@ -5,15 +5,17 @@
     reason = "of many answers and refusals a few are told apart"
 )]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::directory::{DirectoryActor, Locate};
+use super::opened::NotOpened;
 use super::partition::{Lookup, PartitionActor, Read};
 use super::reply::{Answer, Mail, ReplyTo};
 use super::{House, Link};
-use crate::domain::batch::{BatchView, Slot};
+use crate::domain::batch::{BatchView, Opened, Slot};
 use crate::domain::body::Body;
 use crate::domain::id::{Offset, PartitionId};
 use crate::domain::partition::index::BatchPlace;
@@ -158,6 +160,17 @@ impl Finder {
             Some(Err(ReadError::Gone { .. })) => Err(Missed::Trimmed(batch.end())),
             Some(Err(ReadError::Damaged(_))) => Err(Missed::Damaged),
             Some(Err(ReadError::Io { .. })) | None => Err(Missed::Unreadable),
+        }
+    }
+
+    /// A batch that is looked into record by record: whoever delivers some of it finds it opened.
+    pub(super) async fn opened(&self, batch: &BatchPlace) -> Result<Arc<Opened>, Missed> {
+        let answer = self.house.opened.open(&[batch.place()]).await.pop();
+        match answer.unwrap_or(Err(NotOpened::Stopping)) {
+            Ok(opened) => Ok(opened),
+            Err(NotOpened::Unread(ReadError::Gone { .. })) => Err(Missed::Trimmed(batch.end())),
+            Err(NotOpened::Unread(_) | NotOpened::Unsound(_)) => Err(Missed::Unreadable),
+            Err(NotOpened::Stopping) => Err(Missed::Gone),
         }
     }
 }

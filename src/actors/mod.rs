@@ -26,6 +26,7 @@ pub mod find;
 pub mod group;
 pub mod letters;
 pub mod load;
+pub mod opened;
 pub mod partition;
 pub mod reply;
 pub mod stats;
@@ -44,6 +45,7 @@ use self::cleaner::CleanerActor;
 use self::commit::CommitActor;
 use self::directory::DirectoryActor;
 use self::group::GroupActor;
+use self::opened::OpenedBatches;
 use self::partition::PartitionActor;
 use self::stats::{ActorStats, Registry};
 use self::store::StoreActor;
@@ -217,6 +219,8 @@ pub struct House {
     pub cache: Arc<TailCache>,
     /// Records that are about to be published, read before they are asked for.
     pub ahead: Arc<ReadAhead>,
+    /// Batches that records are taken out of one by one.
+    pub opened: Arc<OpenedBatches>,
     /// Counters of every actor.
     pub registry: Registry,
     /// The clocks.

@@ -5,24 +5,29 @@
 //! the one before is on its way. So a member that does not read holds two groups and the connection's send
 //! window, whatever it was leased: leases that wait here are places, not bodies.
 
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::member::Local;
-use super::pieces::{Pieces, Wanted, is_read_alone, pieces};
+use super::pieces::{Pieces, Wanted, are_few, is_read_alone, pieces};
 use super::reader::{self, Stop};
 use super::refusal::refused;
 use super::session::Session;
 use crate::actors::Link;
 use crate::actors::group::{Do, GroupActor};
+use crate::actors::opened::NotOpened;
 use crate::actors::reply::ReplyTo;
 use crate::domain::batch::{BATCH_BYTES_CEILING, BatchError, Cut, Opened, Taken};
 use crate::domain::body::Body;
+use crate::domain::entry::EntryPlace;
 use crate::domain::group::command::{Command, Lease, LeasedRange, MemberEvent, RetryAfter};
 use crate::domain::id::{LogPosition, MemberId};
 use crate::domain::partition::index::BatchPlace;
+use crate::domain::rejection::Rejection;
 use crate::log::Share;
 use crate::transport::SendStream;
 use crate::wire::code::Refused;
@@ -36,8 +41,6 @@ use crate::wire::frame::{Header, encode};
 const GROUP_BYTES: usize = 1024 * 1024;
 /// Events taken together.
 const EVENTS_MAX: usize = 256;
-/// Opened batches that are kept for the next lease of their records.
-const OPENED_MAX: usize = 4;
 /// Leases of one frame: more would not fit its header.
 const LEASES_MAX: usize = 1000;
 
@@ -81,7 +84,6 @@ pub(super) async fn deliver(
             member,
             groups,
             group: Group::default(),
-            opened: Vec::new(),
         };
         let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
@@ -150,9 +152,20 @@ struct Delivery<'a> {
     member: MemberId,
     groups: mpsc::Sender<Group>,
     group: Group,
-    /// The last batches that were cut, by where they lie.
-    opened: Vec<(LogPosition, Opened)>,
 }
+
+/// How the records of a run of leases get into a frame.
+enum Way {
+    /// One by one, as they are here.
+    Alone(Vec<Taken>),
+    /// In their batch, untouched.
+    Whole,
+    /// Cut out of their batch.
+    Cut,
+}
+
+/// Batches by where they lie; those that cannot be had are not among them.
+type Had<T> = HashMap<LogPosition, T>;
 
 impl Delivery<'_> {
     /// Hands over what has been put together.
@@ -207,39 +220,53 @@ impl Delivery<'_> {
     async fn leased(&mut self, leases: Vec<Lease>) -> Result<(), Over> {
         let mut rest = leases.as_slice();
         while !rest.is_empty() {
-            let (batches, taken) = next_batches(rest);
+            let taken = next_leases(rest);
             let (now, after) = rest.split_at_checked(taken).unwrap_or((rest, &[]));
             rest = after;
             let runs: Vec<&[Lease]> = now.chunk_by(is_together).collect();
-            let mut alone = self.alone(&runs).await;
-            // What is left is read by payload.
-            let batches: Vec<BatchPlace> = batches
-                .into_iter()
-                .filter(|batch| {
-                    runs.iter().zip(&alone).any(|(run, alone)| {
-                        let first = run.first().map(|lease| lease.batch.position);
-                        alone.is_none() && first == Some(batch.position)
-                    })
-                })
-                .collect();
-            let bodies = self.bodies(&batches, now).await;
-            for (run, alone) in runs.into_iter().zip(&mut alone) {
-                let Some(first) = run.first() else { continue };
-                if let Some(taken) = alone.take() {
-                    self.deliver_alone(run, taken);
-                    if self.group.bytes >= GROUP_BYTES {
-                        self.flush().await?;
+            let alone = self.alone(&runs).await;
+            let mut ways = Vec::with_capacity(runs.len());
+            let (mut whole, mut cut) = (Vec::new(), Vec::new());
+            for (run, alone) in runs.iter().zip(alone) {
+                ways.push(match alone {
+                    Some(taken) => Way::Alone(taken),
+                    None if goes_whole(run) => {
+                        whole.push(*run);
+                        Way::Whole
                     }
-                    continue;
-                }
-                let body = batches
-                    .iter()
-                    .zip(&bodies)
-                    .find(|(batch, _)| batch.position == first.batch.position)
-                    .and_then(|(_, body)| body.as_ref());
+                    None => {
+                        cut.push(*run);
+                        Way::Cut
+                    }
+                });
+            }
+            let bodies = self.bodies(&whole).await;
+            let (mut opened, mut cut) = (HashMap::new(), cut.as_slice());
+            let mut ahead = 0;
+            for (run, way) in runs.into_iter().zip(ways) {
+                let Some(first) = run.first() else { continue };
+                let at = first.batch.position;
                 // What cannot be read was refused already.
-                let Some(body) = body else { continue };
-                self.deliver(run, body);
+                match way {
+                    Way::Alone(taken) => self.deliver_alone(run, taken),
+                    Way::Whole => bodies
+                        .get(&at)
+                        .into_iter()
+                        .for_each(|body| self.deliver_whole(run, body)),
+                    Way::Cut => {
+                        if ahead == 0 {
+                            ahead = runs_of_group(cut);
+                            let (now, after) = cut.split_at_checked(ahead).unwrap_or((cut, &[]));
+                            opened = self.opened(now).await;
+                            cut = after;
+                        }
+                        ahead = ahead.saturating_sub(1);
+                        opened
+                            .get(&at)
+                            .into_iter()
+                            .for_each(|opened| self.deliver_cut(run, opened));
+                    }
+                }
                 if self.group.bytes >= GROUP_BYTES {
                     self.flush().await?;
                 }
@@ -250,23 +277,32 @@ impl Delivery<'_> {
 
     /// Records that are to be had one by one, by runs of leases; none where their payload is needed.
     async fn alone(&self, runs: &[&[Lease]]) -> Vec<Option<Vec<Taken>>> {
-        let is_reference = |lease: &Lease| lease.batch.reference.is_some();
-        if !runs.iter().copied().flatten().any(is_reference) {
-            return runs.iter().map(|_| None).collect();
-        }
-        let wanted: Vec<Wanted> = runs
-            .iter()
-            .copied()
-            .flatten()
-            .map(|lease| {
+        let house = &self.session.shared.house;
+        let is_few = |run: &[Lease]| {
+            let count = run.iter().map(|lease| u64::from(lease.count)).sum();
+            run.first().is_some_and(|first| {
+                are_few(count, &first.batch) && !house.opened.has(first.batch.position)
+            })
+        };
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for run in runs {
+            let is_few = is_few(run);
+            wanted.extend(run.iter().map(|lease| {
                 let skip = lease.first.0.saturating_sub(lease.batch.first_offset.0);
                 Wanted {
                     place: lease.batch,
                     skip: u32::try_from(skip).unwrap_or(u32::MAX),
                     count: lease.count,
+                    alone: is_few || is_read_alone(&lease.batch),
                 }
-            })
-            .collect();
+            }));
+        }
+        if !wanted
+            .iter()
+            .any(|want| want.alone || want.place.reference.is_some())
+        {
+            return runs.iter().map(|_| None).collect();
+        }
         let bytes_max = 4 * GROUP_BYTES as u64;
         let mut found = pieces(self.session, &wanted, bytes_max).await.into_iter();
         runs.iter()
@@ -304,39 +340,68 @@ impl Delivery<'_> {
             match cut.finish().filter(|_| all) {
                 Some(batch) => {
                     self.group.frame(&head(first, leases), &batch);
-                    tracing::trace!(
-                        target: "waterwheel::trace",
-                        offset = first.first.0, leases = leases.len(), attempt = first.attempt, "leased"
-                    );
+                    delivered(first, leases);
                 }
                 None => self.unreadable(leases.iter(), &BatchError::Directory.to_string()),
             }
         }
     }
 
-    /// The batches' bytes; none where they cannot be read, for which the leases are given back.
-    async fn bodies(&self, batches: &[BatchPlace], leases: &[Lease]) -> Vec<Option<Body>> {
-        let mut bodies = Vec::with_capacity(batches.len());
-        while let Some(left) = batches.get(bodies.len()..)
-            && let Some(batch) = left.first()
-        {
+    /// The batches' bytes. What cannot be read is not among them, and its leases are given back.
+    async fn bodies(&self, runs: &[&[Lease]]) -> Had<Body> {
+        let batches = batches(runs);
+        let mut bodies = HashMap::with_capacity(batches.len());
+        let mut left = batches.as_slice();
+        while let Some((batch, after)) = left.split_first() {
             match reader::bodies(self.session, left, Share::Kept).await {
-                Ok(read) => bodies.extend(read.into_iter().map(Some)),
+                Ok(read) => {
+                    let many = read.len().max(1);
+                    let at = left.iter().map(|batch| batch.position);
+                    bodies.extend(at.zip(read));
+                    left = left.get(many..).unwrap_or_default();
+                }
                 Err(stop) => {
-                    let of_batch = leases
-                        .iter()
-                        .filter(|lease| lease.batch.position == batch.position);
-                    match stop {
-                        Stop::Passing(refused) => self.give_back(of_batch, refused.message),
-                        Stop::End(reason) => {
-                            self.unreadable(of_batch, &format!("{reason:?}"));
-                        }
-                    }
-                    bodies.push(None);
+                    self.stopped(runs, batch, stop);
+                    left = after;
                 }
             }
         }
         bodies
+    }
+
+    /// The batches, opened: what others opened is used. What cannot be had is not among them, and its
+    /// leases are given back.
+    async fn opened(&self, runs: &[&[Lease]]) -> Had<Arc<Opened>> {
+        let batches = batches(runs);
+        let places: Vec<EntryPlace> = batches.iter().map(BatchPlace::place).collect();
+        let answers = self.session.shared.house.opened.open(&places).await;
+        let mut opened = HashMap::with_capacity(batches.len());
+        for (batch, answer) in batches.iter().zip(answers) {
+            match answer {
+                Ok(batch_opened) => {
+                    opened.insert(batch.position, batch_opened);
+                }
+                Err(NotOpened::Unread(error)) => {
+                    self.stopped(runs, batch, Stop::unreadable(batch, &error));
+                }
+                Err(NotOpened::Unsound(error)) => {
+                    self.unreadable(of_batch(runs, batch), &error.to_string());
+                }
+                Err(NotOpened::Stopping) => {
+                    let stop = Stop::Passing(refused(&Rejection::Retry));
+                    self.stopped(runs, batch, stop);
+                }
+            }
+        }
+        opened
+    }
+
+    /// A batch could not be read.
+    fn stopped(&self, runs: &[&[Lease]], batch: &BatchPlace, stop: Stop) {
+        match stop {
+            Stop::Passing(refused) => self.give_back(of_batch(runs, batch), refused.message),
+            Stop::End(reason) => self.unreadable(of_batch(runs, batch), &format!("{reason:?}")),
+        }
     }
 
     /// These could not be delivered this time: they come again, to whoever is next.
@@ -374,63 +439,71 @@ impl Delivery<'_> {
         });
     }
 
-    /// Puts leases of one batch into frames.
-    fn deliver(&mut self, run: &[Lease], body: &Body) {
+    /// Puts leases of one batch into frames, the batch untouched.
+    fn deliver_whole(&mut self, run: &[Lease], body: &Body) {
         for leases in run.chunks(LEASES_MAX) {
             let Some(first) = leases.first() else {
                 continue;
             };
-            let whole = is_nearly_whole(leases, &first.batch);
             let mut head = head(first, leases);
-            let outcome = if whole {
-                head.base = Some(first.batch.first_offset);
-                self.group.frame(&head, body);
-                Ok(())
-            } else {
-                self.cut(leases, body)
-                    .map(|cut| self.group.frame(&head, &cut))
+            head.base = Some(first.batch.first_offset);
+            self.group.frame(&head, body);
+            delivered(first, leases);
+        }
+    }
+
+    /// Puts leases of one batch into frames, with their records as a batch of its own.
+    fn deliver_cut(&mut self, run: &[Lease], opened: &Opened) {
+        for leases in run.chunks(LEASES_MAX) {
+            let Some(first) = leases.first() else {
+                continue;
             };
-            match outcome {
-                Ok(()) => tracing::trace!(
-                    target: "waterwheel::trace",
-                    offset = first.first.0, leases = leases.len(), attempt = first.attempt, "leased"
-                ),
+            match cut(leases, &first.batch, opened) {
+                Ok(batch) => {
+                    self.group.frame(&head(first, leases), &batch);
+                    delivered(first, leases);
+                }
                 Err(error) => self.unreadable(leases.iter(), &error.to_string()),
             }
         }
     }
+}
 
-    /// The leased records as a batch of their own.
-    fn cut(&mut self, leases: &[Lease], body: &Body) -> Result<Body, BatchError> {
-        let place = leases
-            .first()
-            .map(|lease| lease.batch)
-            .ok_or(BatchError::Directory)?;
-        let known = self.opened.iter().position(|(at, _)| *at == place.position);
-        let at = match known {
-            Some(at) => at,
-            None => {
-                let opened = Opened::open(body)?;
-                if self.opened.len() >= OPENED_MAX {
-                    self.opened.remove(0);
-                }
-                self.opened.push((place.position, opened));
-                self.opened.len() - 1
-            }
-        };
-        let (_, opened) = self.opened.get(at).ok_or(BatchError::Directory)?;
-        let mut cut = Cut::new(BATCH_BYTES_CEILING);
-        for lease in leases {
-            let from = lease.first.0.saturating_sub(place.first_offset.0);
-            let from = u32::try_from(from).map_err(|_| BatchError::Directory)?;
-            for skip in from..from.saturating_add(lease.count) {
-                if !cut.push(opened, place.record(skip))? {
-                    return Err(BatchError::TooLarge(cut.bytes() as u64));
-                }
+fn delivered(first: &Lease, leases: &[Lease]) {
+    tracing::trace!(
+        target: "waterwheel::trace",
+        offset = first.first.0, leases = leases.len(), attempt = first.attempt, "leased"
+    );
+}
+
+/// The leased records as a batch of their own.
+fn cut(leases: &[Lease], place: &BatchPlace, opened: &Opened) -> Result<Body, BatchError> {
+    let mut cut = Cut::new(BATCH_BYTES_CEILING);
+    for lease in leases {
+        let from = lease.first.0.saturating_sub(place.first_offset.0);
+        let from = u32::try_from(from).map_err(|_| BatchError::Directory)?;
+        for skip in from..from.saturating_add(lease.count) {
+            if !cut.push(opened, place.record(skip))? {
+                return Err(BatchError::TooLarge(cut.bytes() as u64));
             }
         }
-        cut.finish().ok_or(BatchError::Directory)
     }
+    cut.finish().ok_or(BatchError::Directory)
+}
+
+/// The distinct batches of runs of leases.
+fn batches(runs: &[&[Lease]]) -> Vec<BatchPlace> {
+    let mut positions = HashSet::with_capacity(runs.len());
+    let first = runs.iter().filter_map(|run| run.first());
+    first
+        .map(|lease| lease.batch)
+        .filter(|batch| positions.insert(batch.position))
+        .collect()
+}
+
+fn of_batch<'a>(runs: &'a [&'a [Lease]], batch: &'a BatchPlace) -> impl Iterator<Item = &'a Lease> {
+    let leases = runs.iter().copied().flatten();
+    leases.filter(|lease| lease.batch.position == batch.position)
 }
 
 fn range(lease: &Lease) -> LeasedRange {
@@ -455,6 +528,15 @@ fn is_together(a: &Lease, b: &Lease) -> bool {
 fn is_nearly_whole(leases: &[Lease], batch: &BatchPlace) -> bool {
     let leased: u64 = leases.iter().map(|lease| u64::from(lease.count)).sum();
     batch.is_whole() && leased * 4 >= u64::from(batch.count) * 3
+}
+
+/// Whether the batch goes out untouched with each frame of these leases.
+fn goes_whole(run: &[Lease]) -> bool {
+    run.chunks(LEASES_MAX).all(|leases| {
+        leases
+            .first()
+            .is_some_and(|first| is_nearly_whole(leases, &first.batch))
+    })
 }
 
 fn head(first: &Lease, leases: &[Lease]) -> Leased {
@@ -483,31 +565,44 @@ fn head(first: &Lease, leases: &[Lease]) -> Leased {
     }
 }
 
-/// The distinct batches of the first leases, up to a group's bytes, and how many leases that is.
-fn next_batches(leases: &[Lease]) -> (Vec<BatchPlace>, usize) {
-    let mut batches: Vec<BatchPlace> = Vec::new();
+/// How many of the first runs are of batches that together are a group's bytes.
+fn runs_of_group(runs: &[&[Lease]]) -> usize {
+    let mut positions = HashSet::new();
+    let mut bytes = 0;
+    let firsts = runs.iter().map(|run| run.first());
+    let fitting = firsts.take_while(|first| {
+        let Some(batch) = first.map(|lease| lease.batch) else {
+            return true;
+        };
+        if positions.insert(batch.position) {
+            bytes += u64::from(batch.length);
+        }
+        positions.len() == 1 || bytes <= GROUP_BYTES as u64
+    });
+    fitting.count().max(1)
+}
+
+/// How many of the first leases make a group: by the bytes of their batches, or of themselves where little
+/// of a batch is meant.
+fn next_leases(leases: &[Lease]) -> usize {
+    let mut positions = HashSet::new();
     let mut bytes = 0;
     for (index, lease) in leases.iter().enumerate() {
-        if batches
-            .iter()
-            .rev()
-            .take(16)
-            .any(|batch| batch.position == lease.batch.position)
-        {
-            continue;
-        }
-        let length = match is_read_alone(&lease.batch) {
-            true => lease.batch.bytes(),
-            false => u64::from(lease.batch.length),
+        let is_new = positions.insert(lease.batch.position);
+        let length = if is_read_alone(&lease.batch) {
+            lease.batch.bytes() * u64::from(is_new)
+        } else if are_few(u64::from(lease.count), &lease.batch) {
+            lease.bytes
+        } else {
+            u64::from(lease.batch.length) * u64::from(is_new)
         };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if !batches.is_empty() && bytes + length > GROUP_BYTES {
-            return (batches, index);
+        if index > 0 && length > 0 && bytes + length > GROUP_BYTES {
+            return index;
         }
         bytes += length;
-        batches.push(lease.batch);
     }
-    (batches, leases.len())
+    leases.len()
 }
 
 #[cfg(test)]
@@ -553,12 +648,12 @@ mod tests {
             lease(3, 1, 10, 10, length),
             lease(4, 2, 20, 1, length),
         ];
-        let (batches, taken) = next_batches(&leases);
-        assert_eq!((batches.len(), taken), (1, 2));
-        let (batches, taken) = next_batches(&leases[2..]);
-        assert_eq!((batches.len(), taken), (1, 1));
-        let runs: Vec<usize> = leases.chunk_by(is_together).map(<[_]>::len).collect();
-        assert_eq!(runs, [2, 1, 1]);
+        assert_eq!(next_leases(&leases), 2);
+        assert_eq!(next_leases(&leases[2..]), 1);
+        let runs: Vec<&[Lease]> = leases.chunk_by(is_together).collect();
+        let lengths: Vec<usize> = runs.iter().copied().map(<[_]>::len).collect();
+        assert_eq!(lengths, [2, 1, 1]);
+        assert_eq!(batches(&runs).len(), 3);
     }
 
     #[test]

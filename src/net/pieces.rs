@@ -17,6 +17,8 @@ pub(super) struct Wanted {
     pub(super) place: BatchPlace,
     pub(super) skip: u32,
     pub(super) count: u32,
+    /// Whether little of a large payload is wanted, so that its records are read alone.
+    pub(super) alone: bool,
 }
 
 impl Wanted {
@@ -52,6 +54,11 @@ pub(super) fn is_read_alone(place: &BatchPlace) -> bool {
     })
 }
 
+/// Whether so many records are so little of a batch that reading all of it would be a waste.
+pub(super) fn are_few(count: u64, place: &BatchPlace) -> bool {
+    place.length > WHOLE_BYTES && count * 16 <= u64::from(place.count)
+}
+
 /// Finds records, up to so many bytes.
 pub(super) async fn pieces(session: &Session, wanted: &[Wanted], bytes_max: u64) -> Vec<Pieces> {
     let house = &session.shared.house;
@@ -74,7 +81,7 @@ pub(super) async fn pieces(session: &Session, wanted: &[Wanted], bytes_max: u64)
                     Pieces::Beyond
                 })
             }
-            None if !is_read_alone(place) || house.cache.has(place.position) => Some(Pieces::Whole),
+            None if !want.alone || house.cache.has(place.position) => Some(Pieces::Whole),
             None => {
                 missing.extend(want.pieces());
                 None

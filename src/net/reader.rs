@@ -401,7 +401,7 @@ pub(super) enum Stop {
 impl Stop {
     /// What the log could not give of a batch: the reader ends before it, and is told how far it
     /// reaches, so that it can go on behind it.
-    fn unreadable(batch: &BatchPlace, error: &ReadError) -> Self {
+    pub(super) fn unreadable(batch: &BatchPlace, error: &ReadError) -> Self {
         let lost = |code| {
             Refused::new(code, error.to_string())
                 .detail("first_offset", batch.first_offset)
@@ -620,6 +620,7 @@ async fn payloads(session: &Session, batches: &[BatchPlace]) -> Result<Vec<Paylo
             place: *place,
             skip: 0,
             count: place.count,
+            alone: is_read_alone(place),
         })
         .collect();
     let mut found = pieces::pieces(session, &wanted, PAYLOAD_BYTES).await;

@@ -115,6 +115,33 @@ impl Opened {
         self.header().compression.open(&stored, &mut plain)?;
         Ok(Bytes::from(plain))
     }
+
+    /// What it takes in memory, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.head.bytes().len()
+            + self.bodies.len()
+            + self.starts.len() * size_of::<usize>()
+    }
+
+    /// The same in memory of its own, where it is slices of something larger.
+    #[must_use]
+    pub fn detached(self) -> Self {
+        let whole =
+            self.header().compression != Compression::None && !self.header().is_per_record();
+        let bodies = match whole {
+            // They were decompressed: they are their own.
+            true => self.bodies,
+            false => Body::from(self.bodies.pieces().concat()),
+        };
+        let head = Bytes::copy_from_slice(self.head.bytes());
+        Self {
+            head: BatchView::of_head(self.head.header().clone(), head),
+            bodies,
+            starts: self.starts,
+        }
+    }
 }
 
 impl Opened {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::{Fetched, Piece};
-use crate::domain::batch::{BatchHead, Opened, Taken, head_bytes_max};
+use crate::domain::batch::{BatchError, BatchHead, Opened, Taken, head_bytes_max};
 use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::LogPosition;
@@ -135,7 +135,8 @@ impl PieceReader {
     ) {
         let known = self.heads().get(place.position);
         let (head, front) = match known {
-            Some(head) => (head, Bytes::new()),
+            Some(Some(head)) => (head, Bytes::new()),
+            Some(None) => return,
             None => match self.read_head(place, of, payload) {
                 Some(read) => read,
                 None => return,
@@ -192,9 +193,13 @@ impl PieceReader {
             .last()
             .unwrap_or(least);
         let read = self.reader.read_head(place, front.max(least)).ok()?;
-        let head = Arc::new(BatchHead::parse(&read).ok()?);
-        self.heads().put(place.position, &head);
-        Some((head, read))
+        let head = match BatchHead::parse(&read) {
+            Ok(head) => Some(Arc::new(head)),
+            Err(BatchError::Compression(_)) => None,
+            Err(_) => return None,
+        };
+        self.heads().put(place.position, head.as_ref());
+        Some((head?, read))
     }
 }
 
@@ -230,7 +235,8 @@ fn take_from(body: &Body, payload: &[(usize, Piece)], answers: &mut [Option<Take
 struct Heads {
     bytes_max: usize,
     bytes: usize,
-    by_position: HashMap<LogPosition, (Arc<BatchHead>, bool)>,
+    /// None: no record of it can be read alone.
+    by_position: HashMap<LogPosition, (Option<Arc<BatchHead>>, bool)>,
     queue: VecDeque<LogPosition>,
 }
 
@@ -244,14 +250,14 @@ impl Heads {
         }
     }
 
-    fn get(&mut self, position: LogPosition) -> Option<Arc<BatchHead>> {
+    fn get(&mut self, position: LogPosition) -> Option<Option<Arc<BatchHead>>> {
         let (head, used) = self.by_position.get_mut(&position)?;
         *used = true;
-        Some(Arc::clone(head))
+        Some(head.clone())
     }
 
-    fn put(&mut self, position: LogPosition, head: &Arc<BatchHead>) {
-        let cost = head.bytes() + OVERHEAD_BYTES;
+    fn put(&mut self, position: LogPosition, head: Option<&Arc<BatchHead>>) {
+        let cost = cost(head);
         if self.by_position.contains_key(&position) || cost > self.bytes_max {
             return;
         }
@@ -264,7 +270,7 @@ impl Heads {
                     self.queue.push_back(oldest);
                 }
                 Some((gone, _)) => {
-                    self.bytes = self.bytes.saturating_sub(gone.bytes() + OVERHEAD_BYTES);
+                    self.bytes = self.bytes.saturating_sub(self::cost(gone.as_ref()));
                     self.by_position.remove(&oldest);
                 }
                 None => {}
@@ -272,8 +278,12 @@ impl Heads {
         }
         self.bytes += cost;
         self.queue.push_back(position);
-        self.by_position.insert(position, (Arc::clone(head), false));
+        self.by_position.insert(position, (head.cloned(), false));
     }
+}
+
+fn cost(head: Option<&Arc<BatchHead>>) -> usize {
+    head.map_or(0, |head| head.bytes()) + OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -297,12 +307,12 @@ mod tests {
         let each = head.bytes() + OVERHEAD_BYTES;
         let mut heads = Heads::new(10 * each);
         for position in 0..10 {
-            heads.put(LogPosition(position), &head);
+            heads.put(LogPosition(position), Some(&head));
         }
         assert!(heads.get(LogPosition(0)).is_some());
         for position in 10..15 {
-            heads.put(LogPosition(position), &head);
-            heads.put(LogPosition(position), &head);
+            heads.put(LogPosition(position), Some(&head));
+            heads.put(LogPosition(position), Some(&head));
             assert!(heads.bytes <= 10 * each);
         }
         assert!(heads.get(LogPosition(0)).is_some(), "it was used");
