@@ -7,6 +7,7 @@ pub mod certificate;
 mod door;
 pub mod endpoint;
 mod gather;
+mod gathered;
 mod group;
 mod leases;
 mod letters;
