@@ -22,6 +22,7 @@ use crate::actors::checkpoint::{self, CheckpointActor};
 use crate::actors::cleaner::{self, CleanerActor};
 use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
 use crate::actors::directory::DirectoryActor;
+use crate::actors::convoy::Convoys;
 use crate::actors::opened::OpenedBatches;
 use crate::actors::stats::{ActorStats, Registry};
 use crate::actors::store::StoreActor;
@@ -572,6 +573,7 @@ impl Standing<'_> {
             pool: Arc::clone(&self.pool),
             ahead: Arc::clone(&self.ahead),
             cache: Arc::clone(&self.cache),
+            convoys: Arc::new(Convoys::new(config.read_cache_bytes())),
             opened: Arc::new(OpenedBatches::new(
                 config.opened_cache_bytes(),
                 Arc::clone(&self.cache),
