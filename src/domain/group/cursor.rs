@@ -82,6 +82,7 @@ pub(super) struct Cursor {
     pub(super) generation: Generation,
     pub(super) assigned: Option<MemberId>,
     pub(super) drain: Option<Drain>,
+    /// It stands still: see [`Group::close`](super::Group::close).
     pub(super) resetting: bool,
     /// The next offset to look for.
     pub(super) next: u64,

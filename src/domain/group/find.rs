@@ -216,7 +216,7 @@ impl Group {
         effects: &mut Vec<Effect>,
     ) {
         self.now = now;
-        let Some(cursor) = self.cursors.get_mut(&number) else {
+        let Some(cursor) = self.cursors.get_mut(&number).filter(|c| !c.resetting) else {
             return;
         };
         if cursor.feeding && cursor.next < start.0 {

@@ -26,6 +26,8 @@ const ITEMS_PER_ENTRY: usize = 8192;
 /// Records that merely did not pass the filter are written once there are so many ranges of them, if
 /// nothing else is written before.
 const FILTERED_RANGES: usize = 512;
+/// What could not be delivered comes again after so long.
+const UNDELIVERED_MS: u64 = 1000;
 
 /// What gathered for one cursor.
 #[derive(Debug, Clone, Default)]
@@ -410,6 +412,8 @@ impl Group {
         } else {
             std::iter::once(first).chain(offsets).collect()
         };
+        // What nobody saw was not tried.
+        let attempt = attempt.saturating_sub(u16::from(after == RetryAfter::Undelivered));
         for offset in listed {
             let span_ms = match after {
                 RetryAfter::Policy => {
@@ -422,6 +426,7 @@ impl Group {
                 }
                 RetryAfter::Now | RetryAfter::DeadLetter => 0,
                 RetryAfter::Ms(ms) => ms,
+                RetryAfter::Undelivered => UNDELIVERED_MS,
             };
             let reason = reason.to_owned();
             let why = if after == RetryAfter::DeadLetter {

@@ -151,7 +151,7 @@ enum Step {
     PutOff,
     Commit(usize),
     Advance(u64),
-    Alter(u16),
+    Alter(u16, bool),
     Crash(bool),
     Fence,
 }
@@ -170,7 +170,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => Just(Step::PutOff),
         10 => (1usize..4).prop_map(Step::Commit),
         6 => (1u64..1500).prop_map(Step::Advance),
-        1 => (1u16..4).prop_map(Step::Alter),
+        2 => (1u16..4, any::<bool>()).prop_map(|(attempts, again)| Step::Alter(attempts, again)),
         1 => any::<bool>().prop_map(Step::Crash),
         1 => Just(Step::Fence),
     ]
@@ -208,7 +208,14 @@ fn run(rig: &mut Rig, step: Step) {
         Step::PutOff => drop(rig.put_off_burial()),
         Step::Commit(runs) => drop(rig.commit(runs)),
         Step::Advance(ms) => rig.advance(ms),
-        Step::Alter(attempts) => rig.alter(attempts, ""),
+        Step::Alter(attempts, again) => {
+            let filter = if again == rig.spec.filter.is_empty() {
+                "some"
+            } else {
+                ""
+            };
+            rig.alter(attempts, filter);
+        }
         Step::Crash(from_rows) => rig.crash(from_rows),
         Step::Fence => {
             rig.queue.clear();
