@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::domain::group::command::CursorNumber;
 use crate::domain::id::{Offset, OwnerId, PartitionId};
+use crate::log::ReadPool;
 
 /// Who was not heard of for so long is waited for no longer.
 const ACTIVE: Duration = Duration::from_secs(1);
@@ -40,8 +41,8 @@ pub struct Traveller {
 
 /// See the module.
 pub struct Convoys {
-    /// What is kept of everything that is read, in bytes.
-    kept_bytes: u64,
+    /// How much is kept of everything that is read, in bytes.
+    kept_bytes: Box<dyn Fn() -> usize + Send + Sync>,
     state: Mutex<State>,
 }
 
@@ -64,11 +65,15 @@ struct Seen {
 }
 
 impl Convoys {
-    /// For readers who share so many bytes of what was read last.
+    /// For readers who share what this pool keeps.
     #[must_use]
-    pub fn new(kept_bytes: usize) -> Self {
+    pub fn new(pool: Arc<ReadPool>) -> Self {
+        Self::sharing(Box::new(move || pool.kept_bytes_max()))
+    }
+
+    fn sharing(kept_bytes: Box<dyn Fn() -> usize + Send + Sync>) -> Self {
         Self {
-            kept_bytes: kept_bytes as u64,
+            kept_bytes,
             state: Mutex::default(),
         }
     }
@@ -128,8 +133,9 @@ impl Convoys {
         record_bytes: u64,
         now: Instant,
     ) -> Option<Instant> {
+        let kept_bytes = (self.kept_bytes)() as u64;
         let state = self.state();
-        let kept = self.kept_bytes / state.convoys.len().max(1) as u64;
+        let kept = kept_bytes / state.convoys.len().max(1) as u64;
         let lead = (kept / LEAD_OF).max(LEAD_BYTES_MIN)..=kept.max(2 * LEAD_BYTES_MIN);
         let convoy = state.convoys.get(&place)?;
         let behind = convoy.travellers.values().filter(|seen| {
@@ -196,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_ahead_waits_until_the_others_have_come_near() {
-        let convoys = Convoys::new(4 << 20);
+        let convoys = Convoys::sharing(Box::new(|| 4 << 20));
         // Nobody is given up while the test runs.
         let later = Instant::now() + 600 * ACTIVE;
         let note = |group, from| convoys.note(PLACE, traveller(group), Offset(from), later);
@@ -215,7 +221,7 @@ mod tests {
 
     #[test]
     fn v2_who_stands_still_or_is_far_behind_holds_nobody() {
-        let convoys = Convoys::new(4 << 20);
+        let convoys = Convoys::sharing(Box::new(|| 4 << 20));
         let now = Instant::now();
         convoys.note(PLACE, traveller(1), Offset(0), now);
         let until = |from, now| convoys.until(PLACE, Offset(from), RECORD_BYTES, now);
@@ -229,7 +235,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_divided_among_partitions_and_those_not_read_any_more_are_forgotten() {
-        let convoys = Convoys::new(256 << 20);
+        let convoys = Convoys::sharing(Box::new(|| 256 << 20));
         let now = Instant::now();
         let place = |partition| PartitionId {
             partition: PartitionIndex(partition),
