@@ -10,7 +10,7 @@ use crate::domain::batch::{Opened, Taken};
 const RECORD_OVERHEAD_BYTES: usize = 48;
 /// The rest is kept where one of so many records, at least, was given out since it was packed last: so what
 /// is copied to make room is at most so many times the room that is made.
-const GIVEN_OF: usize = 4;
+const GIVEN_OF: usize = 8;
 
 /// See the module.
 pub(super) struct Kept {

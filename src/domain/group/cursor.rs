@@ -521,10 +521,10 @@ impl Cursor {
         (stuck, next)
     }
 
-    /// Whether most busy keys have somebody waiting behind them: six of ten, which leaves members nine tenths
-    /// of what a full window gives them, in a tenth of its length.
+    /// Whether as many busy keys have somebody waiting behind them as have nobody. Members then have eight
+    /// tenths of what they would have of a window without bounds, from one that is a tenth as long.
     pub(super) fn has_lines(&self) -> bool {
-        self.lines * 5 >= self.keys.len() * 3
+        self.lines * 2 >= self.keys.len()
     }
 
     /// Whether a record below this one is about to be listed.
