@@ -6,6 +6,8 @@
 //! whoever held it. A coordinator that is made anew after a failure waits until every guard of its
 //! predecessor is gone, so that nothing lands behind a decision it knows nothing of (X3).
 
+mod owner;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +19,6 @@ use actix::{
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::checkpoint::RowsWritten;
 use super::commit::{Persist, Ticket};
 use super::directory::DirectoryActor;
 use super::group::{Do, GroupActor};
@@ -25,8 +26,7 @@ use super::load;
 use super::partition::{Append, PartitionActor};
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
-use super::store::Write;
-use super::{Applied, Fenced, House, Life, Link, OwnerLink, Restate, WriteRows};
+use super::{House, Life, Link, OwnerLink};
 use crate::domain::commit::Need;
 use crate::domain::entry::{Author, Draft};
 use crate::domain::group;
@@ -35,12 +35,12 @@ use crate::domain::id::{MemberId, OwnerId, PartitionId, ProducerEpoch, ProducerI
 use crate::domain::partition;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, WallMs};
-use crate::domain::transaction::rows::RowId;
 use crate::domain::transaction::{
     By, Coordinator, Decision, Description, Effect, Limits, Part, Participant, Registration,
     TransactionId, shard_owner,
 };
-use crate::store::{RowChange, RowKey, Tree, layout};
+
+pub use self::owner::row_changes;
 
 tells!(
     OpenSession,
@@ -652,81 +652,9 @@ impl Handler<Tell> for CoordinatorActor {
     }
 }
 
-impl Handler<Applied> for CoordinatorActor {
-    type Result = ();
-
-    fn handle(&mut self, message: Applied, ctx: &mut Self::Context) {
-        self.stats.handled();
-        let mut effects = Vec::new();
-        for entry in &message.0 {
-            self.machine.apply(entry, &mut effects);
-        }
-        self.machine.applied_all(&mut effects);
-        self.perform(effects, ctx);
-    }
-}
-
-impl Handler<Fenced> for CoordinatorActor {
-    type Result = ();
-
-    fn handle(&mut self, message: Fenced, ctx: &mut Self::Context) {
-        self.stats.handled();
-        if self
-            .author
-            .is_none_or(|author| author.incarnation > message.incarnation)
-        {
-            return;
-        }
-        let mut effects = Vec::new();
-        self.machine.reset(&message.rejection, &mut effects);
-        self.perform(effects, ctx);
-        if message.rejection == Rejection::LogSealed {
-            return;
-        }
-        load::begin_again(self, ctx);
-        // Taken from the mailbox only once the next life has begun.
-        self.link(ctx).tell(Resume);
-    }
-}
-
 /// Its next life has begun.
 #[derive(Debug, Clone, Copy)]
 struct Resume;
-
-impl Handler<Resume> for CoordinatorActor {
-    type Result = ();
-
-    fn handle(&mut self, _: Resume, ctx: &mut Self::Context) {
-        self.stats.handled();
-        self.resume(ctx);
-    }
-}
-
-impl Handler<WriteRows> for CoordinatorActor {
-    type Result = ();
-
-    fn handle(&mut self, message: WriteRows, _: &mut Self::Context) {
-        self.stats.handled();
-        let changes = row_changes(self.owner, &mut self.machine);
-        self.stats.rows(self.machine.row_count());
-        self.house.store.tell(Write(changes));
-        self.house.checkpoint.tell(RowsWritten {
-            round: message.round,
-            owner: self.owner,
-        });
-    }
-}
-
-impl Handler<Restate> for CoordinatorActor {
-    type Result = ();
-
-    fn handle(&mut self, _: Restate, ctx: &mut Self::Context) {
-        self.stats.handled();
-        let mut effects = Vec::new();
-        self.machine.restate(&mut effects);
-        self.perform(effects, ctx);
-    }
-}
 
 /// Fail, for tests.
 #[derive(Debug, Clone, Copy)]
@@ -739,27 +667,4 @@ impl Handler<Fail> for CoordinatorActor {
     fn handle(&mut self, _: Fail, _: &mut Self::Context) {
         panic!("told to fail, for a test");
     }
-}
-
-/// A coordinator's changed rows as the views take them.
-pub fn row_changes(owner: OwnerId, machine: &mut Coordinator) -> Vec<RowChange> {
-    let (folded, changes) = machine.take_rows();
-    changes
-        .into_iter()
-        .map(|change| RowChange {
-            tree: Tree::Transaction,
-            key: row_key(owner, change.id),
-            value: change.value.map(|value| (folded, value)),
-        })
-        .collect()
-}
-
-fn row_key(owner: OwnerId, id: RowId) -> RowKey {
-    let (kind, id) = match id {
-        RowId::Head => (layout::HEAD, 0),
-        RowId::Session(id) => (layout::TRANSACTION_SESSION, id.0),
-        RowId::Open(born) => (layout::TRANSACTION_OPEN, born.0),
-        RowId::Finished(at) => (layout::TRANSACTION_FINISHED, at.0),
-    };
-    RowKey { owner, kind, id }
 }

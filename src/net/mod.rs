@@ -4,6 +4,7 @@
 mod attach;
 pub mod authority;
 pub mod certificate;
+mod credit;
 mod door;
 pub mod endpoint;
 mod gather;

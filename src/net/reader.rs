@@ -13,15 +13,15 @@
     reason = "of many answers one or two are hoped for"
 )]
 
-use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
+use super::credit::{Control, give_back, take_credit};
 use super::gather::{Outgoing, Payload, gather};
 use super::out::Out;
 use super::pieces::{self, Pieces, is_read_alone};
@@ -43,8 +43,7 @@ use crate::transport::{SendStream, StreamEnded};
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::encode;
 use crate::wire::reader::{
-    Credit, Deliver, DeliverPublished, EndReason, OpenReader, ReaderEnd, ReaderMode, ReaderOk,
-    StreamOpen,
+    Deliver, DeliverPublished, EndReason, OpenReader, ReaderEnd, ReaderMode, ReaderOk, StreamOpen,
 };
 
 /// Bytes fetched together.
@@ -57,89 +56,6 @@ const TRIES: u32 = 200;
 const AGAIN: Duration = Duration::from_millis(10);
 /// The longest a pull may wait: longer is taken as this.
 const WAIT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
-
-/// What the session can do to a reader.
-#[derive(Debug, Default)]
-pub(super) struct Control {
-    credit: Cell<i64>,
-    closed: Cell<bool>,
-    changed: Notify,
-}
-
-impl Control {
-    /// Ends it.
-    pub(super) fn close(&self) {
-        self.closed.set(true);
-        self.changed.notify_one();
-    }
-
-    /// What may still be sent: nothing while it is overdrawn.
-    fn balance(&self) -> u64 {
-        u64::try_from(self.credit.get()).unwrap_or(0)
-    }
-
-    /// By how much a grant would raise the balance: less than itself where it settles an overdraft.
-    fn raised_by(&self, bytes: u64) -> u64 {
-        u64::try_from(self.with(bytes)).unwrap_or(0) - self.balance()
-    }
-
-    fn grant(&self, bytes: u64) {
-        self.credit.set(self.with(bytes));
-        self.changed.notify_one();
-    }
-
-    fn with(&self, bytes: u64) -> i64 {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.credit.get().saturating_add(bytes)
-    }
-
-    /// Takes what is sent, and says by how much that lowers the balance: an overdraft never counted.
-    fn spend(&self, bytes: u64) -> u64 {
-        let before = self.balance();
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.credit.set(self.credit.get().saturating_sub(bytes));
-        before - self.balance()
-    }
-}
-
-/// Adds to a reader's credit; void for one that has ended.
-///
-/// # Errors
-/// More than a connection may have outstanding: the connection ends.
-pub(super) fn credit(session: &Session, credit: Credit) -> Result<(), Refused> {
-    let reader = session.readers.borrow().get(&credit.reader).cloned();
-    if let Some(reader) = reader {
-        take_credit(session, reader.raised_by(credit.bytes))?;
-        reader.grant(credit.bytes);
-    }
-    Ok(())
-}
-
-fn take_credit(session: &Session, bytes: u64) -> Result<(), Refused> {
-    let total = session.credit.get().saturating_add(bytes);
-    let max = session.shared.limits.credit_bytes_max;
-    if total > max {
-        return Err(Refused::new(
-            Code::CreditExceeded,
-            format!("the credit of a connection's readers may sum up to {max} bytes"),
-        ));
-    }
-    session.credit.set(total);
-    Ok(())
-}
-
-fn give_back(session: &Session, bytes: u64) {
-    session
-        .credit
-        .set(session.credit.get().saturating_sub(bytes));
-}
-
-/// Closes a reader; one that has ended already is none.
-pub(super) fn close(session: &Session, reader: u64) {
-    if let Some(control) = session.readers.borrow().get(&reader) {
-        control.close();
-    }
-}
 
 /// Opens a reader.
 pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, out: Out) {
@@ -349,11 +265,11 @@ async fn fetch(
     };
     let mut tries = 0;
     loop {
-        while control.credit.get() <= 0 && !control.closed.get() {
+        while control.balance() == 0 && !control.is_closed() {
             if pull {
                 return EndReason::Filled;
             }
-            control.changed.notified().await;
+            control.changed().await;
         }
         let bytes_max = control.balance().min(GROUP_BYTES);
         let wanted = Wanted {
@@ -367,7 +283,7 @@ async fn fetch(
             Err(Stop::End(reason)) => return reason,
             Err(Stop::Passing(refused)) => {
                 tries += 1;
-                if tries > TRIES || control.closed.get() {
+                if tries > TRIES || control.is_closed() {
                     return EndReason::Refused(refused);
                 }
                 tokio::time::sleep(AGAIN).await;
@@ -565,7 +481,7 @@ async fn answer_to(
     let (reply, mut answer) = question();
     partition.tell(read(reply));
     loop {
-        if control.closed.get() {
+        if control.is_closed() {
             return Err(Stop::End(EndReason::Closed));
         }
         let over = async {
@@ -583,7 +499,7 @@ async fn answer_to(
                 }
                 other => Err(Stop::End(EndReason::Refused(unexpected(other, "")))),
             },
-            () = control.changed.notified() => {}
+            () = control.changed() => {}
             () = over => return Err(Stop::End(EndReason::Waited)),
         }
     }
@@ -712,47 +628,4 @@ pub(super) async fn bodies(
         }
     }
     Ok(bodies)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Control;
-
-    #[test]
-    fn an_overdraft_counts_neither_when_it_is_made_nor_when_it_is_settled() {
-        let control = Control::default();
-        let mut total = control.raised_by(100);
-        control.grant(100);
-        // A batch may overdraw once; the client gives back all of what it was sent.
-        for sent in [60, 90, 1, 250] {
-            total -= control.spend(sent);
-            total += control.raised_by(sent);
-            control.grant(sent);
-            assert_eq!((total, control.balance()), (100, 100));
-        }
-        total -= control.spend(150);
-        assert_eq!((total, control.balance()), (0, 0));
-        total += control.raised_by(30);
-        control.grant(30);
-        assert_eq!((total, control.balance()), (0, 0));
-    }
-
-    #[test]
-    fn a_grant_that_comes_while_a_batch_is_fetched_is_counted_once() {
-        let control = Control::default();
-        let mut total = control.raised_by(10);
-        control.grant(10);
-        total += control.raised_by(40);
-        control.grant(40);
-        total -= control.spend(50);
-        assert_eq!((total, control.balance()), (0, 0));
-    }
-
-    #[test]
-    fn no_grant_is_too_large_to_be_counted() {
-        let control = Control::default();
-        assert!(control.raised_by(u64::MAX) >= u64::MAX / 2);
-        control.grant(u64::MAX);
-        assert!(control.raised_by(u64::MAX) == 0);
-    }
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tracing::Instrument;
 
 use super::attach::{self, AttachSaid};
+use super::credit;
 use super::group;
 use super::letters;
 use super::member::{self, Said};
@@ -60,12 +61,12 @@ pub(super) fn handle(
         }
         FrameKind::Ping => out.send(&Pong {}, correlation, Bytes::new()),
         FrameKind::Credit => {
-            let credit: Credit = frame.decode().map_err(bad_frame)?;
-            return reader::credit(session, credit);
+            let more: Credit = frame.decode().map_err(bad_frame)?;
+            return credit::add(session, more);
         }
         FrameKind::CloseReader => {
             let close: CloseReader = frame.decode().map_err(bad_frame)?;
-            reader::close(session, close.reader);
+            credit::close(session, close.reader);
         }
         FrameKind::OpenReader => {
             let open: OpenReader = frame.decode().map_err(bad_frame)?;

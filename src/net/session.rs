@@ -158,7 +158,7 @@ pub struct Session {
     pub(super) coordinators: RefCell<HashMap<u8, Link<CoordinatorActor>>>,
     /// Producer groups this connection's client answers for. Dropped, nothing more is asked of it for the group.
     pub(super) checks: RefCell<HashMap<String, oneshot::Sender<()>>>,
-    pub(super) readers: RefCell<HashMap<u64, Rc<super::reader::Control>>>,
+    pub(super) readers: RefCell<HashMap<u64, Rc<super::credit::Control>>>,
     pub(super) members: super::member::Members,
     pub(super) credit: Cell<u64>,
     /// Bytes of frames that may be arriving at a time: this connection's own bound...

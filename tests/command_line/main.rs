@@ -351,20 +351,55 @@ fn flip(log: &Path, text: &[u8]) {
 }
 
 #[test]
-fn the_demo_says_that_everything_is_there() {
-    let said = ended(
+fn the_demo_says_that_everything_is_there_in_words_and_in_json() {
+    let demo = |form: &[&str]| {
         Command::new(env!("CARGO_BIN_EXE_waterwheel"))
             .arg("demo")
+            .args(form)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("it starts"),
-    );
+            .expect("it starts")
+    };
+    let (words, json) = (demo(&[]), demo(&["--json"]));
+    let said = ended(words);
     assert_eq!(said.code, 0, "{}", said.err);
     assert!(
         said.out.contains("200200 records: each there once"),
         "{}",
         said.out
+    );
+    let said = ended(json);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let scenes: Vec<serde_json::Value> = said
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("an object per line"))
+        .collect();
+    let names: Vec<_> = scenes.iter().map(|scene| &scene["scene"]).collect();
+    let all = [
+        "start",
+        "topic",
+        "one-by-one",
+        "batches",
+        "read",
+        "timers",
+        "transactions",
+        "groups",
+        "restart",
+        "read-again",
+        "end",
+    ];
+    assert_eq!(names, all);
+    assert!(
+        scenes.iter().all(|scene| scene["ok"] != false),
+        "{}",
+        said.out
+    );
+    let end = scenes.last().expect("there are scenes");
+    assert_eq!(
+        (&end["records"], &end["ok"]),
+        (&200_200.into(), &true.into())
     );
 }
 

@@ -4,9 +4,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::super::exit::CliError;
-use super::super::print;
-use super::not_sent;
+use super::{Teller, not_sent};
 use crate::client::{
     Backoff, Client, Code, ConsumeError, Consumer, DeadLetter, DeadLetters, Delivery, Mode, Record,
     RetryPolicy, SettleError, TimerState, TopicConfig, Transaction, TransactionError,
@@ -20,7 +21,7 @@ const PAY_WITHIN: Duration = Duration::from_millis(400);
 const LETTER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Two orders with a deadline: one is paid, one is not. Whether it went as it must.
-pub(super) async fn timers(client: &Client) -> Result<bool, CliError> {
+pub(super) async fn timers(client: &Client, teller: Teller) -> Result<bool, CliError> {
     const TOPIC: &str = "order-timeouts";
     client.create_topic(TOPIC, TopicConfig::new(1)).await?;
     let producer = client.producer(TOPIC).open().await?;
@@ -40,17 +41,22 @@ pub(super) async fn timers(client: &Client) -> Result<bool, CliError> {
     let late = late.map_or(-1, |(fired, due)| fired - due);
     let too_late = client.timers().cancel(unpaid).await?;
     let exact = matches!(too_late, TimerState::AlreadyFired { .. });
-    print(format_args!(
-        "Two delayed messages: the paid order's was cancelled; {:?} came {late} ms after its time, and \
-         cancelling it then says that it was too late.",
-        String::from_utf8_lossy(&fired.value),
-    ))?;
-    Ok(cancelled && exact && late >= 0 && fired.value.as_ref() == b"close tulips")
+    let ok = cancelled && exact && late >= 0 && fired.value.as_ref() == b"close tulips";
+    let value = String::from_utf8_lossy(&fired.value);
+    teller.tell(
+        "timers",
+        json!({ "cancelled": cancelled, "fired": value, "late_ms": late, "ok": ok }),
+        format_args!(
+            "Two delayed messages: the paid order's was cancelled; {value:?} came {late} ms after its time, and \
+             cancelling it then says that it was too late."
+        ),
+    )?;
+    Ok(ok)
 }
 
 /// Parcels for a group of two: one cannot be delivered, is tried again, becomes a dead letter, and is brought
 /// back once what was wrong is mended. Whether it went as it must.
-pub(super) async fn groups(client: &Client) -> Result<bool, CliError> {
+pub(super) async fn groups(client: &Client, teller: Teller) -> Result<bool, CliError> {
     const TOPIC: &str = "parcels";
     const PARCELS: u32 = 50;
     client.create_topic(TOPIC, TopicConfig::new(2)).await?;
@@ -102,12 +108,19 @@ pub(super) async fn groups(client: &Client) -> Result<bool, CliError> {
     let same = Some(delivery.id) == given_up && letter.id == delivery.id;
     ann.close().await;
     bob.close().await;
-    print(format_args!(
-        "A group of two consumes {PARCELS} parcels, in order for each street; one failed {tries} times (\"{}\") \
-         and became a dead letter. Brought back twice it came once, under its old id.",
-        reason.unwrap_or_default()
-    ))?;
-    Ok(same && (back.done, again.done) == (1, 0) && delivery.attempt == 1)
+    let ok = same && (back.done, again.done) == (1, 0) && delivery.attempt == 1;
+    let reason = reason.unwrap_or_default();
+    teller.tell(
+        "groups",
+        json!({
+            "records": PARCELS, "attempts": tries, "reason": reason, "brought_back": back.done + again.done, "ok": ok,
+        }),
+        format_args!(
+            "A group of two consumes {PARCELS} parcels, in order for each street; one failed {tries} times \
+             (\"{reason}\") and became a dead letter. Brought back twice it came once, under its old id."
+        ),
+    )?;
+    Ok(ok)
 }
 
 /// The first letter there is. It is written by the broker itself, soon after the last attempt.
@@ -132,7 +145,7 @@ async fn first_letter(letters: &DeadLetters) -> Result<DeadLetter, CliError> {
 
 /// The order and the points: an order is consumed, paid and credited, all of it or none. Whether it went as it
 /// must.
-pub(super) async fn transactions(client: &Client) -> Result<bool, CliError> {
+pub(super) async fn transactions(client: &Client, teller: Teller) -> Result<bool, CliError> {
     const ORDERS: u64 = 100;
     for topic in ["orders-to-pay", "payments", "points"] {
         client.create_topic(topic, TopicConfig::new(2)).await?;
@@ -172,14 +185,22 @@ pub(super) async fn transactions(client: &Client) -> Result<bool, CliError> {
         count(client, "payments").await?,
         count(client, "points").await?,
     );
-    print(format_args!(
-        "{ORDERS} orders, each consumed, paid and credited in one transaction, in {} ms. {} cards were declined at \
-         first, and what was rolled back came again: {payments} payments and {points} credits are visible, and \
-         {left} orders are left.",
-        took.as_millis(),
-        declined.len()
-    ))?;
-    Ok((payments, points, left) == (ORDERS, ORDERS, 0) && declined.len() == 10)
+    let declined = declined.len();
+    let ok = (payments, points, left) == (ORDERS, ORDERS, 0) && declined == 10;
+    let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    teller.tell(
+        "transactions",
+        json!({
+            "orders": ORDERS, "rolled_back": declined, "payments": payments, "credits": points, "orders_left": left,
+            "ms": took, "ok": ok,
+        }),
+        format_args!(
+            "{ORDERS} orders, each consumed, paid and credited in one transaction, in {took} ms. {declined} cards \
+             were declined at first, and what was rolled back came again: {payments} payments and {points} credits \
+             are visible, and {left} orders are left."
+        ),
+    )?;
+    Ok(ok)
 }
 
 /// The payment of an order, the points for it, and that it is consumed: undecided yet.
