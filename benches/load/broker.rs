@@ -17,6 +17,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// The broker's budget, in every scenario the same.
 pub(crate) const MEMORY_BYTES: u64 = 512_000_000;
 
+/// Nothing written for this long: it has settled.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// A running broker.
 #[derive(Debug)]
 pub(crate) struct Broker {
@@ -110,6 +113,20 @@ impl Broker {
     /// What the kernel has counted for it.
     pub(crate) fn usage(&self) -> Outcome<Usage> {
         self.process.usage()
+    }
+
+    /// The same, once it writes nothing any more: spare segments are filled and views written behind what
+    /// asked for them, and would else be counted to whatever comes next.
+    pub(crate) fn settled_usage(&self) -> Outcome<Usage> {
+        let mut last = self.usage()?;
+        loop {
+            std::thread::sleep(QUIET);
+            let now = self.usage()?;
+            if now.written_bytes == last.written_bytes {
+                return Ok(now);
+            }
+            last = now;
+        }
     }
 
     /// Resident memory in bytes.
