@@ -5,6 +5,7 @@
 //! the summaries of its closed segments, so that payloads are not read. Either way the result is written
 //! and marked before anything starts, and every actor then begins from rows alone.
 
+pub mod compare;
 mod rearm;
 
 use std::collections::hash_map::Entry;

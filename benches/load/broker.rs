@@ -17,6 +17,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// The broker's budget, in every scenario the same.
 pub(crate) const MEMORY_BYTES: u64 = 512_000_000;
 
+/// Nothing written for this long: it has settled.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// A running broker.
 #[derive(Debug)]
 pub(crate) struct Broker {
@@ -55,12 +58,18 @@ impl Home {
 
     /// Starts the broker on it.
     pub(crate) fn start(self) -> Outcome<Broker> {
+        self.start_with(&[])
+    }
+
+    /// The same, with settings other than the usual ones, by their environment variables.
+    pub(crate) fn start_with(self, settings: &[(&str, &str)]) -> Outcome<Broker> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waterwheel"));
         command.arg("serve").arg("--data").arg(&self.data);
         command.arg("--listen").arg(self.address.to_string());
         command.env("WATERWHEEL_MEMORY_BYTES", MEMORY_BYTES.to_string());
         // Warnings are wanted: a harness that hides them measures something else unawares.
         command.env("RUST_LOG", "warn");
+        command.envs(settings.iter().copied());
         let process = Process::start(command, self.ready_within)?;
         let home = Self {
             address: process.address,
@@ -104,6 +113,20 @@ impl Broker {
     /// What the kernel has counted for it.
     pub(crate) fn usage(&self) -> Outcome<Usage> {
         self.process.usage()
+    }
+
+    /// The same, once it writes nothing any more: spare segments are filled and views written behind what
+    /// asked for them, and would else be counted to whatever comes next.
+    pub(crate) fn settled_usage(&self) -> Outcome<Usage> {
+        let mut last = self.usage()?;
+        loop {
+            std::thread::sleep(QUIET);
+            let now = self.usage()?;
+            if now.written_bytes == last.written_bytes {
+                return Ok(now);
+            }
+            last = now;
+        }
     }
 
     /// Resident memory in bytes.

@@ -401,6 +401,7 @@ pub(crate) const ALL: &[Scenario] = &[
         about: "a high record beside 10 million low ones; a backlog at every level",
         goals: &[
             Goal::at_most("high beside low: latency over idle, p50", 2.0),
+            Goal::at_most("lowest level: longest wait behind higher ones", 1_200.0),
             Goal::at_most("delivered while a higher level was deliverable", 0.0),
             Goal::at_most("refused and not back at its level", 0.0),
         ],

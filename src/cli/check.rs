@@ -9,7 +9,6 @@
 //! entries, bytes}}`, `{"views":{state, owners, rows, differing}}`, and last `{"checked":{segments,
 //! entries, bytes, damages}}`.
 
-use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,8 +23,9 @@ use crate::actors::CrashPoints;
 use crate::config::Config;
 use crate::domain::partition::Limits;
 use crate::log::{Damage, Inspected, Log, LogOptions, RealDisk, SegmentReport, Verified};
+use crate::recovery::compare::compare;
 use crate::recovery::recover;
-use crate::store::{Row, Standing, Tree, Views};
+use crate::store::{Standing, Views};
 
 /// Read every byte of a stopped broker's data directory. Exit code 1 if anything is damaged.
 #[derive(Debug, clap::Args)]
@@ -262,8 +262,8 @@ fn check_views(dir: &Path, log: &Inspected, json: bool) -> Result<u64, CliError>
         )
         .map_err(failed)
     };
-    let stored = all_rows(&fold(&copy)?.views).map_err(failed)?;
-    let folded = all_rows(&fold(&scratch.path().join("folded"))?.views).map_err(failed)?;
+    let (kept, folded) = (fold(&copy)?, fold(&scratch.path().join("folded"))?);
+    let compared = compare(&kept.views, &folded.views, limits).map_err(failed)?;
     let mut differing = rotten.len() as u64;
     for (home, why) in rotten.iter().filter(|_| !json) {
         print(format_args!(
@@ -271,28 +271,19 @@ fn check_views(dir: &Path, log: &Inspected, json: bool) -> Result<u64, CliError>
             home.owner.0, home.kind, home.id
         ))?;
     }
-    for key in stored
-        .keys()
-        .chain(folded.keys().filter(|key| !stored.contains_key(*key)))
-    {
-        if stored.get(key) != folded.get(key) {
-            differing += 1;
-            let (tree, owner, kind, id) = key;
-            if !json {
-                print(format_args!(
-                    "differs: row {}/{owner}/{kind}/{id} is not what the log folds to",
-                    tree.name()
-                ))?;
-            }
-        }
+    differing += compared.differences.len() as u64;
+    for difference in compared.differences.iter().filter(|_| !json) {
+        print(format_args!("differs: {difference}"))?;
     }
-    let owners = folded.keys().filter(|(.., kind, _)| *kind == 0).count() as u64;
     let state = if differing == 0 {
         "as the log folds"
     } else {
         "not as the log folds"
     };
-    tell_views(state, owners, folded.len() as u64, differing, json)?;
+    tell_views(state, compared.owners, compared.rows, differing, json)?;
+    if differing != 0 && !json {
+        print("nothing is lost: remove views/, and the next start makes them anew from the log")?;
+    }
     Ok(differing)
 }
 
@@ -314,21 +305,6 @@ fn tell_views(
             "views: {state} ({rows} rows of {owners} owners, {differing} differing)"
         )),
     }
-}
-
-type Rows = BTreeMap<(Tree, u64, u8, u64), Row>;
-
-fn all_rows(views: &Views) -> Result<Rows, crate::store::ViewsError> {
-    let mut all = Rows::new();
-    for tree in Tree::ALL {
-        for head in views.owners(tree) {
-            let owner = head?.owner;
-            for row in views.rows(tree, owner)? {
-                all.insert((tree, owner.0, row.kind, row.id), row);
-            }
-        }
-    }
-    Ok(all)
 }
 
 #[cfg(test)]

@@ -15,7 +15,9 @@ use super::connection::{FrameReceiver, FrameSender, StreamError, Transport};
 use super::error::Refusal;
 use crate::domain::batch::BATCH_VERSION;
 use crate::wire::code::Refused;
-use crate::wire::frame::{Frame, FrameClass, FrameKind, FrameLimits, Header, encode, encode_bare};
+use crate::wire::frame::{
+    ANSWER_BYTES_MAX, Frame, FrameClass, FrameKind, FrameLimits, Header, encode, encode_bare,
+};
 use crate::wire::hello::{Hello, HelloOk};
 use crate::wire::reader::StreamOpen;
 use crate::wire::transaction::{CheckBack, CheckedBack, Outcome};
@@ -118,7 +120,9 @@ impl Link {
         let limits = FrameLimits {
             frame_bytes_max: usize::try_from(hello.limits.frame_bytes_max).unwrap_or(usize::MAX),
         };
-        receiver.set_limits(limits);
+        receiver.set_limits(FrameLimits {
+            frame_bytes_max: limits.frame_bytes_max.max(ANSWER_BYTES_MAX),
+        });
 
         let desk = Arc::new(Desk::default());
         *lock(&desk.waiting) = Some(HashMap::new());

@@ -30,12 +30,13 @@ use crate::domain::partition::index::BatchPlace;
 use crate::domain::rejection::Rejection;
 use crate::log::Share;
 use crate::transport::SendStream;
-use crate::wire::code::Refused;
+use crate::wire::code::{Code, Refused};
 use crate::wire::consume::{
     Assigned, LeaseHead, Leased, LeasesLost, PublishedLater, RANGES_MAX, Revoked, Unsubscribed,
     Withdrawn,
 };
 use crate::wire::frame::{Header, encode};
+use crate::wire::reader::EndReason;
 
 /// Bytes fetched together.
 const GROUP_BYTES: usize = 1024 * 1024;
@@ -400,7 +401,11 @@ impl Delivery<'_> {
     fn stopped(&self, runs: &[&[Lease]], batch: &BatchPlace, stop: Stop) {
         match stop {
             Stop::Passing(refused) => self.give_back(of_batch(runs, batch), refused.message),
-            Stop::End(reason) => self.unreadable(of_batch(runs, batch), &format!("{reason:?}")),
+            // Only what is not what was written is given up: a device that fails may answer the next time.
+            Stop::End(EndReason::Refused(refused)) if refused.code() == Code::Damaged => {
+                self.unreadable(of_batch(runs, batch), &refused.message);
+            }
+            Stop::End(reason) => self.give_back(of_batch(runs, batch), format!("{reason:?}")),
         }
     }
 
@@ -411,7 +416,7 @@ impl Delivery<'_> {
         self.tell(Command::Refuse {
             member: self.member,
             ranges,
-            after: RetryAfter::Now,
+            after: RetryAfter::Undelivered,
             reason,
         });
     }

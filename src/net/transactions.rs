@@ -33,7 +33,7 @@ use crate::domain::transaction::{
 };
 use crate::wire::code::{Code, Refused};
 use crate::wire::frame::{Frame, FrameKind};
-use crate::wire::topic::encode_list;
+use crate::wire::topic::encode_page;
 use crate::wire::transaction::{
     CheckBack, CheckedBack, EndTransaction, ListTransactions, OpenSession, Outcome,
     ParticipantInfo, SessionOk, TransactionEnded, TransactionInfo, TransactionsOk,
@@ -41,6 +41,8 @@ use crate::wire::transaction::{
 
 /// Transactions one answer lists at most.
 const LIST_MAX: usize = 1_000;
+/// Bytes of an answer at most, unless one transaction alone takes more.
+const LIST_BYTES_MAX: usize = 256 * 1024;
 
 /// Answers a request about transactions.
 ///
@@ -292,7 +294,8 @@ async fn list(
         false => Vec::new(),
     };
     let list: Vec<TransactionInfo> = found.iter().map(|one| info(one, &names, &groups)).collect();
-    out.send(&TransactionsOk {}, correlation, encode_list(&list));
+    let page = encode_page(&list, LIST_BYTES_MAX);
+    out.send(&TransactionsOk {}, correlation, page);
     Ok(())
 }
 

@@ -10,9 +10,10 @@ use std::collections::{HashMap, VecDeque};
 use super::Fold;
 use crate::actors::load;
 use crate::actors::partition;
+use crate::domain::alarm::Alarm;
 use crate::domain::id::OwnerId;
 use crate::domain::partition::{Effect, Partition};
-use crate::store::{Tree, ViewsError, layout};
+use crate::store::{Row, Tree, ViewsError, layout};
 
 /// Gathers the alarms of everything that waits, for the fold to find homes for.
 pub(super) fn all(fold: &mut Fold) -> Result<(), ViewsError> {
@@ -40,12 +41,10 @@ pub(super) fn all(fold: &mut Fold) -> Result<(), ViewsError> {
         let Some(machine) = load::partition_from_rows(fold.limits, &rows) else {
             continue;
         };
-        let bodies: HashMap<u64, &[u8]> = rows
-            .iter()
-            .filter(|row| row.kind == layout::PARTITION_BODIES)
-            .map(|row| (row.id, &*row.payload))
-            .collect();
-        gather(fold, owner, machine, &bodies);
+        let found = &mut fold.timers;
+        alarms(owner, machine, &bodies(&rows), |alarm| {
+            found.extend([alarm])
+        });
         if fold.timers.is_large() {
             fold.timers.write(&mut fold.views)?;
         }
@@ -53,7 +52,21 @@ pub(super) fn all(fold: &mut Fold) -> Result<(), ViewsError> {
     Ok(())
 }
 
-fn gather(fold: &mut Fold, owner: OwnerId, mut machine: Partition, bodies: &HashMap<u64, &[u8]>) {
+/// The rows of what was composed and waits, by record number.
+pub(super) fn bodies(rows: &[Row]) -> HashMap<u64, &[u8]> {
+    rows.iter()
+        .filter(|row| row.kind == layout::PARTITION_BODIES)
+        .map(|row| (row.id, &*row.payload))
+        .collect()
+}
+
+/// Calls `found` with the alarm of every record of a partition that waits for its time.
+pub(super) fn alarms(
+    owner: OwnerId,
+    mut machine: Partition,
+    bodies: &HashMap<u64, &[u8]>,
+    mut found: impl FnMut(Alarm),
+) {
     if machine.pending() == 0 {
         return;
     }
@@ -66,10 +79,9 @@ fn gather(fold: &mut Fold, owner: OwnerId, mut machine: Partition, bodies: &Hash
         match effect {
             Effect::Arm { alarms, .. } => {
                 let count = alarms.len();
-                fold.timers.extend(alarms.into_iter().map(|mut alarm| {
-                    alarm.owner = owner;
-                    alarm
-                }));
+                for alarm in alarms {
+                    found(Alarm { owner, ..alarm });
+                }
                 machine.armed(count, &mut more);
             }
             Effect::LoadBodies(first) => {

@@ -295,6 +295,20 @@ pub fn encode_list<T: Serialize>(list: &[T]) -> bytes::Bytes {
     encoded.unwrap_or_default().into()
 }
 
+/// The same of as many items from the first on as take up to `bytes_max` bytes, and of one at least: a page of
+/// a list whose items have no bound of their own.
+#[must_use]
+pub fn encode_page<T: Serialize>(list: &[T], bytes_max: usize) -> bytes::Bytes {
+    let mut bytes = 0;
+    let fits = list.iter().take_while(|item| {
+        let is_first = bytes == 0;
+        bytes += rmp_serde::to_vec_named(item).map_or(0, |item| item.len());
+        is_first || bytes <= bytes_max
+    });
+    let count = fits.count();
+    encode_list(list.get(..count).unwrap_or(list))
+}
+
 /// Decodes a list that travels in a frame's body; an empty body is an empty list.
 ///
 /// # Errors

@@ -1,12 +1,14 @@
 //! How long a record is its member's: renewed while it waits for an application that goes on, and given back
 //! where a rollback puts something before it. And what is left to consume, whoever looks for it or nobody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use waterwheel::client::{Client, Mode, Record, TopicConfig};
+use waterwheel::client::{Client, Mode, Record, SettleError, TopicConfig};
 
-use crate::rig::{Rig, run};
+use crate::disk::FaultyDisk;
+use crate::rig::{Node, Rig, config, run};
 
 const WAIT: Duration = Duration::from_secs(20);
 const LEASE: Duration = Duration::from_millis(600);
@@ -122,5 +124,82 @@ fn a_group_without_members_is_behind_by_what_nobody_has_looked_for() {
         let rig = rig.kill_and_restart(|_| {}).await;
         let client = rig.node.connect().await.unwrap();
         assert_eq!(lag(&client).await, 1, "nobody has looked since the start");
+    });
+}
+
+#[test]
+fn what_a_failing_device_does_not_give_comes_when_it_does_and_is_not_counted_as_tried() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        // Whatever is delivered is read.
+        config.tail_cache_bytes = 1;
+        let (disk, faults) = FaultyDisk::of(dir.path());
+        let node = Node::try_start(config, Some(disk)).await.unwrap();
+        let client = node.connect().await.unwrap();
+        fill(&client, 4).await;
+        for mode in [Mode::Shared, Mode::Exclusive] {
+            faults.reads_fail.store(true, Ordering::SeqCst);
+            let builder = client.consumer(mode.name()).topic("numbers");
+            let mut consumer = builder.mode(mode).open().await.unwrap();
+            let places = async || client.describe_group(mode.name()).await.unwrap().state.places;
+            // Until it has tried: what it could not read waits, or is gone for good.
+            while places().await.iter().all(|place| place.retrying + place.expired == 0) {
+                tokio::task::yield_now().await;
+            }
+            faults.reads_fail.store(false, Ordering::SeqCst);
+            for offset in 0..4 {
+                let delivery = tokio::time::timeout(WAIT, consumer.next()).await;
+                let delivery = delivery.expect("it was given up").unwrap().unwrap();
+                assert_eq!((delivery.offset, delivery.attempt), (offset, 1), "{mode:?}");
+                consumer.ack(&delivery).await.unwrap();
+            }
+            assert_eq!(places().await.iter().map(|place| place.expired).sum::<u64>(), 0);
+            consumer.close().await;
+        }
+        node.stop().await;
+    });
+}
+
+#[test]
+fn what_moved_on_with_its_partition_is_told_lost_to_who_settles_it_late_and_nobody_ends_by_that() {
+    run(async {
+        let rig = Rig::start_with(|config| config.group_drain_ms = 20).await;
+        let client = rig.node.connect().await.unwrap();
+        client.create_topic("numbers", TopicConfig::new(2)).await.unwrap();
+        let producer = client.producer("numbers").open().await.unwrap();
+        for n in 0..40 {
+            producer.send_to(n % 2, Record::new(n.to_string())).await.unwrap();
+        }
+        let open = async || {
+            let builder = client.consumer("moving").topic("numbers");
+            builder.mode(Mode::Exclusive).open().await.unwrap()
+        };
+        let mut first = open().await;
+        let mut in_hand = HashMap::new();
+        while in_hand.len() < 2 {
+            let delivery = first.next().await.unwrap().unwrap();
+            in_hand.entry(delivery.partition).or_insert(delivery);
+        }
+        // One of the two moves, with all that the first was sent of it and does not settle in time.
+        let mut second = open().await;
+        let moved = second.next().await.unwrap().unwrap();
+        let late = in_hand.remove(&moved.partition).unwrap();
+        assert_eq!((moved.offset, late.offset), (0, 0));
+        for settled in [first.ack_cumulative(&late), first.ack(&late), first.nack(&late, "late")] {
+            assert_eq!(settled.await, Err(SettleError::Lost));
+        }
+        for stayed in in_hand.values() {
+            first.ack(stayed).await.unwrap();
+        }
+        second.close().await;
+        let again = loop {
+            let delivery = first.next().await.unwrap().unwrap();
+            if delivery.partition == moved.partition {
+                break delivery;
+            }
+        };
+        assert_eq!(again.offset, 0, "what came of it before was passed over");
+        first.ack_cumulative(&again).await.unwrap();
     });
 }

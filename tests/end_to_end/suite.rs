@@ -13,6 +13,7 @@ mod group_codes;
 mod hostile;
 mod leases;
 mod letters;
+mod lists;
 mod produce;
 mod read;
 mod retention;

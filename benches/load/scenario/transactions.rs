@@ -181,7 +181,7 @@ pub(crate) fn wide(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
     samples.note("4 producers, 100 records of 1 kB over 8 partitions at a time, durable");
     for run in 0..bench.runs {
         let broker = fresh(bench, &format!("wide-{run}"))?;
-        let before = broker.usage()?;
+        let before = broker.settled_usage()?;
         muster(STREAMS, PATIENCE * 5, |member| {
             let home = broker.home();
             async move {
@@ -198,8 +198,8 @@ pub(crate) fn wide(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
                 Ok(())
             }
         })?;
-        let plain = broker.usage()?.since(before);
-        let before = broker.usage()?;
+        let plain = broker.settled_usage()?.since(before);
+        let before = broker.settled_usage()?;
         muster(STREAMS, PATIENCE * 5, |member| {
             let home = broker.home();
             async move {
@@ -218,7 +218,7 @@ pub(crate) fn wide(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
                 Ok(())
             }
         })?;
-        let transactional = broker.usage()?.since(before);
+        let transactional = broker.settled_usage()?.since(before);
         let found = count(broker.home())?;
         bench.defend(
             found == 2 * STREAMS as u64 * each * WIDE,

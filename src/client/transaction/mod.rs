@@ -424,7 +424,7 @@ impl Client {
     }
 
     /// Transactions that are open, and finished ones that are kept: what time, check-back or a person decided.
-    /// By name, those behind `after`, at most 1000.
+    /// By name, those behind `after`: a page of at most 1000 or 256 KiB. None behind the last one.
     ///
     /// # Errors
     /// As for all requests.

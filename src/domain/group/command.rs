@@ -90,6 +90,8 @@ pub enum RetryAfter {
     Ms(u64),
     /// Never: to the dead letters at once.
     DeadLetter,
+    /// It did not reach its member, through no fault of either: shortly, and not counted as an attempt.
+    Undelivered,
 }
 
 /// What is asked of a group. Every command is answered exactly once, under its token; what rests on the

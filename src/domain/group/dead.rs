@@ -112,7 +112,8 @@ impl Group {
             if self.burying.contains_key(&(number, offset)) {
                 continue;
             }
-            let Some(cursor) = self.cursors.get(&number) else {
+            // One that stands still asks for what is left when it begins again.
+            let Some(cursor) = self.cursors.get(&number).filter(|c| !c.resetting) else {
                 continue;
             };
             let Some(listed) = cursor.listed.get(&offset) else {

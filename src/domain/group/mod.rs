@@ -107,6 +107,17 @@ struct Subscription {
     members: BTreeSet<MemberId>,
     /// Who serves whom: one pool for everybody in shared modes, one for each member in the others.
     pools: BTreeMap<MemberId, Pool>,
+    /// New rules for it are on their way to the log.
+    altering: Option<Altering>,
+}
+
+/// What waits for new rules of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Altering {
+    /// Nothing does: they are of what comes next.
+    Rules,
+    /// Its cursors: they are looked through again by other rules, and stand still until these are there.
+    Hand,
 }
 
 /// The pool everybody takes from.
@@ -420,6 +431,9 @@ impl Group {
                 .into_iter()
                 .map(|token| Effect::Reply(token, Err(rejection.clone()))),
         );
+        for subscription in self.subscriptions.values_mut() {
+            subscription.altering = None;
+        }
         let cursors: Vec<CursorNumber> = self.cursors.keys().copied().collect();
         for number in cursors {
             if let Some(cursor) = self.cursors.get_mut(&number) {

@@ -182,11 +182,7 @@ impl Group {
         // What was settled before the reset stays before it.
         self.flush_now(effects);
         for (number, _) in &floors {
-            if let Some(cursor) = self.cursors.get_mut(number) {
-                cursor.resetting = true;
-            }
-            self.touched.insert(*number);
-            self.give_back_all(*number, false, effects);
+            self.close(*number, effects);
         }
         let asked = Asked::answering(Some(token), Answer::Reset(resets));
         self.persist(Vec::new(), &Delta::Reset(floors), asked, effects);
@@ -212,6 +208,22 @@ impl Group {
             self.note_listed(&after);
             self.rows.reset(*number, before.keys().copied());
             self.restart_cursor(*number);
+        }
+    }
+
+    /// A cursor stands still until what is asked for now is applied: nothing of it is leased, found, listed or
+    /// settled meanwhile, for that would be written behind, and told of what is in hand anew then.
+    pub(super) fn close(&mut self, number: CursorNumber, effects: &mut Vec<Effect>) {
+        self.give_back_all(number, false, effects);
+        self.touched.insert(number);
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        cursor.resetting = true;
+        cursor.round += 1;
+        cursor.forget_fetches();
+        if std::mem::take(&mut cursor.feeding) {
+            effects.push(Effect::StopFeed(number));
         }
     }
 

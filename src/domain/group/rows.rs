@@ -265,6 +265,7 @@ impl Group {
             cursors,
             members: BTreeSet::new(),
             pools: BTreeMap::new(),
+            altering: None,
         };
         self.subscriptions.insert(topic, subscription);
     }

@@ -9,7 +9,7 @@ use super::rejection::GroupRejection;
 use super::reset::Then;
 use super::settle::Asked;
 use super::subscription::{Mode, Start, SubscriptionChange, SubscriptionSpec};
-use super::{Decided, Group, Subscription};
+use super::{Altering, Decided, Group, Subscription};
 use crate::domain::id::{MemberId, PartitionId, Token, TopicId};
 use crate::domain::partition::Bounds;
 use crate::domain::rejection::Rejection;
@@ -330,11 +330,13 @@ impl Group {
                 member: format!("member-{id}"),
                 floor: starts.get(&place).map(|bounds| bounds.offset),
             };
-            self.cursors.insert(number, Cursor::new(&new, false, false));
+            let mut cursor = Cursor::new(&new, false, false);
             self.by_place.insert((place, new.member), number);
             if let Some(subscription) = self.subscriptions.get_mut(&topic) {
+                cursor.resetting = subscription.altering == Some(Altering::Hand);
                 subscription.cursors.insert(number);
             }
+            self.cursors.insert(number, cursor);
             numbers.push(number);
         }
         numbers
@@ -359,6 +361,31 @@ impl Group {
         if (old.mode == Mode::Broadcast) != (spec.mode == Mode::Broadcast) {
             let why = "a broadcast subscription keeps one place for each member, the others one for all: remove it and make another";
             return Err(GroupRejection::InvalidSubscription(why.into()).into());
+        }
+        let again = looks_again(old, &spec);
+        let altering = if again {
+            Altering::Hand
+        } else {
+            Altering::Rules
+        };
+        let cursors: Vec<CursorNumber> = match self.subscriptions.get_mut(&topic) {
+            // One after the other: the second would be made of the rules before the first.
+            Some(subscription) if subscription.altering.is_some() => {
+                return Err(Rejection::Throttled { after_ms: 5 });
+            }
+            Some(subscription) => {
+                subscription.altering = Some(altering);
+                subscription.cursors.iter().copied().collect()
+            }
+            None => Vec::new(),
+        };
+        if again {
+            // What was settled and listed by the old rules stays before the new ones: behind them it would
+            // be of records that are in hand again.
+            self.flush_now(effects);
+            for number in cursors {
+                self.close(number, effects);
+            }
         }
         let answer = Answer::Subscription(spec.clone());
         let asked = Asked::answering(Some(token), answer);
@@ -458,6 +485,7 @@ impl Group {
                 cursors: BTreeSet::new(),
                 members: BTreeSet::new(),
                 pools: BTreeMap::new(),
+                altering: None,
             });
         self.making.remove(&topic);
         self.apply_cursors(cursors, effects);
@@ -482,8 +510,9 @@ impl Group {
             self.cursors_under_way.remove(&(topic, new.member.clone()));
             self.rows.cursor(new.number);
             let member = self.names.get(&new.member).copied();
-            self.cursors
-                .insert(new.number, Cursor::new(&new, true, keyed));
+            let mut cursor = Cursor::new(&new, true, keyed);
+            cursor.resetting = subscription.altering == Some(Altering::Hand);
+            self.cursors.insert(new.number, cursor);
             self.touched.insert(new.number);
             topics.insert((topic, subscription.spec.mode));
             if let Some(member) = member.filter(|_| subscription.spec.mode == Mode::Broadcast) {
@@ -505,7 +534,8 @@ impl Group {
         self.rows.subscription(topic);
         let old = std::mem::replace(&mut subscription.spec, spec.clone());
         let cursors: Vec<CursorNumber> = subscription.cursors.iter().copied().collect();
-        if old.mode == spec.mode && old.filter == spec.filter {
+        subscription.altering = None;
+        if !looks_again(&old, &spec) {
             for number in cursors {
                 self.touched.insert(number);
             }
@@ -517,6 +547,7 @@ impl Group {
             self.give_back_all(*number, false, effects);
             self.leave_pool(*number);
             if let Some(cursor) = self.cursors.get_mut(number) {
+                cursor.resetting = false;
                 cursor.assigned = cursor.assigned.filter(|_| spec.mode == Mode::Broadcast);
                 cursor.drain = None;
             }
@@ -605,6 +636,11 @@ impl Group {
             subscription.cursors.remove(&number);
         }
     }
+}
+
+/// Whether what is in hand was found and given out by other rules.
+fn looks_again(old: &SubscriptionSpec, new: &SubscriptionSpec) -> bool {
+    old.mode != new.mode || old.filter != new.filter
 }
 
 static EMPTY: BTreeMap<PartitionId, Bounds> = BTreeMap::new();

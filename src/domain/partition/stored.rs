@@ -40,7 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use self::bodies::Open;
-pub use self::bodies::StoredPlace;
+pub use self::bodies::{StoredPlace, decode_bodies};
 use self::chunk::Chunk;
 pub use self::chunk::{Override, State};
 use crate::domain::id::{LogPosition, Offset, RecordNumber};

@@ -91,7 +91,10 @@ pub(super) fn encode_bodies(places: &[StoredPlace], dues: &[i64]) -> Bytes {
     Bytes::from(writer.0)
 }
 
-pub(super) fn decode_bodies(row: &[u8]) -> Option<(Vec<StoredPlace>, Vec<i64>)> {
+/// The batches a row of bodies names, and the due times of their records, one after the other; none if it does not
+/// read.
+#[must_use]
+pub fn decode_bodies(row: &[u8]) -> Option<(Vec<StoredPlace>, Vec<i64>)> {
     let mut reader = Reader(row);
     if reader.byte()? != VERSION {
         return None;
