@@ -58,12 +58,18 @@ impl Home {
 
     /// Starts the broker on it.
     pub(crate) fn start(self) -> Outcome<Broker> {
+        self.start_with(&[])
+    }
+
+    /// The same, with settings other than the usual ones, by their environment variables.
+    pub(crate) fn start_with(self, settings: &[(&str, &str)]) -> Outcome<Broker> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waterwheel"));
         command.arg("serve").arg("--data").arg(&self.data);
         command.arg("--listen").arg(self.address.to_string());
         command.env("WATERWHEEL_MEMORY_BYTES", MEMORY_BYTES.to_string());
         // Warnings are wanted: a harness that hides them measures something else unawares.
         command.env("RUST_LOG", "warn");
+        command.envs(settings.iter().copied());
         let process = Process::start(command, self.ready_within)?;
         let home = Self {
             address: process.address,

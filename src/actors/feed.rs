@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::Link;
 use super::convoy::Traveller;
 use super::directory::{Do as DirectoryDo, List};
-use super::find::{Finder, Missed, first, question, record_at};
+use super::find::{Finder, Missed, first, question, record_of};
 use super::group::GroupActor;
 use super::reply::Answer;
 use crate::domain::batch::{BatchBuilder, BatchStamp, Compression, Opened, Slot};
@@ -64,14 +64,16 @@ pub enum Found {
         /// Which search.
         round: u64,
     },
-    /// One record's batch; none where it is gone.
+    /// Where records lie that are wanted again.
     Fetched {
         /// For which cursor.
         cursor: CursorNumber,
-        /// Which record.
-        offset: Offset,
-        /// Its batch.
-        batch: Option<Offered>,
+        /// From which record on it was looked.
+        from: Offset,
+        /// And up to where.
+        end: Offset,
+        /// The batches there are: what is in none of them is gone.
+        batches: Vec<BatchPlace>,
     },
     /// A place.
     Looked {
@@ -176,34 +178,32 @@ impl Feeder {
         self.group.tell(found);
     }
 
-    /// Finds the batch of one record. What is not told as found is given up for good, so only what is gone
-    /// is: where the partition cannot say now, it is asked again.
+    /// Finds the batches of records that come again. What is not told as found is given up for good, so only
+    /// what is gone is: where the partition cannot say now, it is asked again.
     pub async fn fetch(self, feed: Feed) {
-        let (cursor, offset) = (feed.cursor, feed.from);
-        let batch = loop {
-            match self.finder.batches(feed.place, offset, 1, false).await {
+        let (cursor, from) = (feed.cursor, feed.from);
+        let (batches, end) = loop {
+            let found = self.finder.batches(feed.place, from, feed.bytes_max, false);
+            match found.await {
                 Ok(answer) => {
-                    break answer.batches.first().map(|batch| Offered {
-                        batch: *batch,
-                        from: batch.first_offset,
-                        records: None,
-                    });
+                    let end = answer.batches.last().map_or(from, BatchPlace::end);
+                    break (answer.batches, end);
                 }
                 Err(Missed::Gone) => return,
-                Err(Missed::Trimmed(_) | Missed::Damaged) => break None,
+                Err(Missed::Trimmed(start)) => break (Vec::new(), start),
+                Err(Missed::Damaged) => break (Vec::new(), from),
                 Err(Missed::Unreadable) => tracing::warn!(
                     target: "waterwheel::group",
-                    topic = feed.place.topic.0, partition = feed.place.partition.0, offset = offset.0,
+                    topic = feed.place.topic.0, partition = feed.place.partition.0, offset = from.0,
                     "cannot be found now"
                 ),
             }
         };
-        let batch = batch
-            .filter(|offered| (offered.batch.first_offset..offered.batch.end()).contains(&offset));
         self.group.tell(Found::Fetched {
             cursor,
-            offset,
-            batch,
+            from,
+            end,
+            batches,
         });
     }
 
@@ -334,12 +334,13 @@ impl Feeder {
         let Some(batch) = batch else {
             return Copied::Lost;
         };
-        let body = match self.finder.body(&batch).await {
-            Ok(body) => body,
+        // Many of a batch die together: it is opened once for all of them.
+        let opened = match self.finder.opened(&batch).await {
+            Ok(opened) => opened,
             Err(Missed::Gone | Missed::Unreadable) => return Copied::Later,
             Err(Missed::Trimmed(_) | Missed::Damaged) => return Copied::Lost,
         };
-        let Some((slot, record)) = record_at(&batch, letter.offset, &body) else {
+        let Some((slot, record)) = record_of(&batch, letter.offset, &opened) else {
             return Copied::Lost;
         };
         let name = letter.to.clone().unwrap_or_else(|| topic_of(group));
@@ -380,42 +381,65 @@ impl Feeder {
         letter: &DeadLetter,
         key_hash: u64,
     ) -> Option<(OwnerId, String)> {
+        let found = self.owner_of_letter(name, letter, key_hash).await;
+        let Err(NoOwner::NotThere) = found else {
+            return found.ok();
+        };
+        let (reply, mut answer) = question();
+        self.finder.directory.tell(DirectoryDo {
+            command: Command::Create {
+                name: name.to_owned(),
+                partitions: 1,
+                config: TopicConfig::default(),
+            },
+            reply,
+        });
+        // Whether it was made now, or by another letter in the same moment.
+        let _ = first(&mut answer).await;
+        self.owner_of_letter(name, letter, key_hash).await.ok()
+    }
+
+    async fn owner_of_letter(
+        &self,
+        name: &str,
+        letter: &DeadLetter,
+        key_hash: u64,
+    ) -> Result<(OwnerId, String), NoOwner> {
         let (reply, mut answer) = question();
         self.finder.directory.tell(List {
             names: Vec::new(),
             reply,
         });
         let Answer::Topics(topics, _) = first(&mut answer).await else {
-            return None;
+            return Err(NoOwner::Otherwise);
         };
         let source = topics
             .iter()
             .find(|topic| topic.id == letter.place.topic)
-            .map(|topic| topic.name.clone())?;
-        let Some(topic) = topics.iter().find(|topic| topic.name == name) else {
-            let (reply, mut answer) = question();
-            self.finder.directory.tell(DirectoryDo {
-                command: Command::Create {
-                    name: name.to_owned(),
-                    partitions: 1,
-                    config: TopicConfig::default(),
-                },
-                reply,
-            });
-            let _ = first(&mut answer).await;
-            return None;
-        };
+            .map(|topic| topic.name.clone())
+            .ok_or(NoOwner::Otherwise)?;
+        let topic = topics.iter().find(|topic| topic.name == name);
+        let topic = topic.ok_or(NoOwner::NotThere)?;
         if topic.id == letter.place.topic {
             tracing::error!(target: "waterwheel::group", topic = name, "a dead letter of the dead-letter topic itself stays where it is");
-            return None;
+            return Err(NoOwner::Otherwise);
         }
         let partition = if key_hash == 0 {
             PartitionIndex(0)
         } else {
             partition_of(key_hash, topic.partitions)
         };
-        Some((topic.owner(partition, Lane::ZERO)?, source))
+        let owner = topic.owner(partition, Lane::ZERO);
+        Ok((owner.ok_or(NoOwner::Otherwise)?, source))
     }
+}
+
+/// Why a dead letter has nowhere to go now.
+enum NoOwner {
+    /// There is no such topic yet.
+    NotThere,
+    /// It cannot be told, or may not be.
+    Otherwise,
 }
 
 fn start_of(start: &Start) -> Start {

@@ -169,19 +169,25 @@ impl Finder {
         match answer.unwrap_or(Err(NotOpened::Stopping)) {
             Ok(opened) => Ok(opened),
             Err(NotOpened::Unread(ReadError::Gone { .. })) => Err(Missed::Trimmed(batch.end())),
-            Err(NotOpened::Unread(_) | NotOpened::Unsound(_)) => Err(Missed::Unreadable),
+            Err(NotOpened::Unread(ReadError::Damaged(_)) | NotOpened::Unsound(_)) => {
+                Err(Missed::Damaged)
+            }
+            Err(NotOpened::Unread(ReadError::Io { .. })) => Err(Missed::Unreadable),
             Err(NotOpened::Stopping) => Err(Missed::Gone),
         }
     }
 }
 
-/// One record of a batch.
-pub(super) fn record_at(
+/// One record of a batch that is opened.
+pub(super) fn record_of(
     batch: &BatchPlace,
     offset: Offset,
-    body: &Body,
+    opened: &Opened,
 ) -> Option<(Slot, RecordBody)> {
-    records_at(batch, &[offset.0], body).pop()?
+    let skip = u32::try_from(offset.0.checked_sub(batch.first_offset.0)?).ok()?;
+    let at = batch.record(skip);
+    let body = RecordBody::decode(&opened.body(at).ok()?).ok()?;
+    Some((opened.slot(at)?, body))
 }
 
 /// Several records of a batch, in the order asked for; none for one that does not read.

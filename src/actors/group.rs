@@ -365,9 +365,10 @@ impl Handler<Found> for GroupActor {
             Found::Nothing { cursor, round } => machine.not_found(now, cursor, round, effects),
             Found::Fetched {
                 cursor,
-                offset,
-                batch,
-            } => machine.fetched(now, cursor, offset, batch.as_ref(), effects),
+                from,
+                end,
+                batches,
+            } => machine.fetched(now, cursor, (from, end), &batches, effects),
             Found::Looked { job, place, found } => {
                 machine.looked_up(now, job, place, found, effects);
             }

@@ -539,7 +539,7 @@ fn settle_waiters(settled: &Result<Settled, RequestError>, waiters: Waiters) {
                     Some((_, code)) => Err(SettleError::of(Code::from_u16(*code))),
                 }
             }
-            Err(RequestError::Refused(refusal)) => Err(SettleError::Refused(refusal.clone())),
+            Err(RequestError::Refused(refusal)) => Err(SettleError::refused(refusal)),
             Err(RequestError::Lost(_)) => Err(SettleError::Lost),
             Err(RequestError::Protocol(reason)) => Err(SettleError::Protocol(reason.clone())),
         };

@@ -19,9 +19,12 @@ use crate::wire::consume::RetryAfter;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettleError {
-    /// The record is not the consumer's any more: its lease expired, or the connection was lost. It comes
-    /// again, here or elsewhere; if it was settled just then, it does not. Code `unknown-lease`.
-    #[error("the lease has expired or was lost with the connection; the record comes again")]
+    /// The record is not the consumer's any more: its lease expired, its partition moved to another member, or
+    /// the connection was lost. It comes again, here or elsewhere; if it was settled just then, it does not.
+    /// The consumer goes on. Code `unknown-lease`.
+    #[error(
+        "the lease has expired, or was lost with the partition or the connection; the record comes again"
+    )]
     Lost,
     /// The record was not delivered by this consumer group. Code `not-leased`.
     #[error("the record was not delivered by a consumer group: there is nothing to settle")]
@@ -37,12 +40,20 @@ pub enum SettleError {
 impl SettleError {
     pub(super) fn of(code: Option<Code>) -> Self {
         match code {
-            Some(Code::UnknownLease) | None => Self::Lost,
+            // A partition that has moved on takes its leases with it.
+            Some(Code::UnknownLease | Code::StaleGeneration) | None => Self::Lost,
             Some(code) => Self::Refused(Refusal {
                 code,
                 message: "the record could not be settled".to_owned(),
                 after_ms: None,
             }),
+        }
+    }
+
+    pub(super) fn refused(refusal: &Refusal) -> Self {
+        match Self::of(Some(refusal.code)) {
+            Self::Refused(_) => Self::Refused(refusal.clone()),
+            other @ (Self::Lost | Self::NotLeased | Self::Protocol(_)) => other,
         }
     }
 

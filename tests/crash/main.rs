@@ -20,6 +20,7 @@ mod audit;
 mod child;
 mod groups;
 mod history;
+mod letters;
 mod load;
 mod pipeline;
 #[path = "../shared/squares.rs"]

@@ -1,11 +1,11 @@
 //! How long a record is its member's: renewed while it waits for an application that goes on, and given back
 //! where a rollback puts something before it. And what is left to consume, whoever looks for it or nobody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use waterwheel::client::{Client, Mode, Record, TopicConfig};
+use waterwheel::client::{Client, Mode, Record, SettleError, TopicConfig};
 
 use crate::disk::FaultyDisk;
 use crate::rig::{Node, Rig, config, run};
@@ -158,5 +158,48 @@ fn what_a_failing_device_does_not_give_comes_when_it_does_and_is_not_counted_as_
             consumer.close().await;
         }
         node.stop().await;
+    });
+}
+
+#[test]
+fn what_moved_on_with_its_partition_is_told_lost_to_who_settles_it_late_and_nobody_ends_by_that() {
+    run(async {
+        let rig = Rig::start_with(|config| config.group_drain_ms = 20).await;
+        let client = rig.node.connect().await.unwrap();
+        client.create_topic("numbers", TopicConfig::new(2)).await.unwrap();
+        let producer = client.producer("numbers").open().await.unwrap();
+        for n in 0..40 {
+            producer.send_to(n % 2, Record::new(n.to_string())).await.unwrap();
+        }
+        let open = async || {
+            let builder = client.consumer("moving").topic("numbers");
+            builder.mode(Mode::Exclusive).open().await.unwrap()
+        };
+        let mut first = open().await;
+        let mut in_hand = HashMap::new();
+        while in_hand.len() < 2 {
+            let delivery = first.next().await.unwrap().unwrap();
+            in_hand.entry(delivery.partition).or_insert(delivery);
+        }
+        // One of the two moves, with all that the first was sent of it and does not settle in time.
+        let mut second = open().await;
+        let moved = second.next().await.unwrap().unwrap();
+        let late = in_hand.remove(&moved.partition).unwrap();
+        assert_eq!((moved.offset, late.offset), (0, 0));
+        for settled in [first.ack_cumulative(&late), first.ack(&late), first.nack(&late, "late")] {
+            assert_eq!(settled.await, Err(SettleError::Lost));
+        }
+        for stayed in in_hand.values() {
+            first.ack(stayed).await.unwrap();
+        }
+        second.close().await;
+        let again = loop {
+            let delivery = first.next().await.unwrap().unwrap();
+            if delivery.partition == moved.partition {
+                break delivery;
+            }
+        };
+        assert_eq!(again.offset, 0, "what came of it before was passed over");
+        first.ack_cumulative(&again).await.unwrap();
     });
 }

@@ -12,6 +12,7 @@
 mod broker;
 mod disk;
 mod faults;
+mod groups;
 mod later_features;
 mod log;
 mod timers;

@@ -41,6 +41,8 @@ struct Seen {
     words: Vec<AtomicU64>,
     distinct: AtomicU64,
     repeats: AtomicU64,
+    /// Acknowledgements that were told that the record is another's by then.
+    gone: AtomicU64,
 }
 
 impl Seen {
@@ -50,7 +52,17 @@ impl Seen {
             words: (0..words).map(|_| AtomicU64::new(0)).collect(),
             distinct: AtomicU64::new(0),
             repeats: AtomicU64::new(0),
+            gone: AtomicU64::new(0),
         })
+    }
+
+    /// An acknowledgement came too late: what it was of may come again.
+    fn gone(&self) {
+        self.gone.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_any_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed) > 0
     }
 
     /// Notes one; says whether it is the first of its number.

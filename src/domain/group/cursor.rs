@@ -113,8 +113,10 @@ pub(super) struct Cursor {
     pub(super) inherited: RangeSet,
     /// So many batches are looked through for those nobody needs.
     sweep_at: usize,
-    /// Records whose batch is being found again.
-    pub(super) fetching: BTreeSet<u64>,
+    /// Records that would be ready, were it known where they lie: their batches are being found again.
+    pub(super) fetching: RangeSet,
+    /// From where on batches are being found again.
+    pub(super) fetch_asked: Option<u64>,
     keys: HashMap<u64, Key>,
     keyed: bool,
     /// Busy keys somebody waits behind.
@@ -162,7 +164,8 @@ impl Cursor {
             attaching: RangeSet::default(),
             inherited: RangeSet::default(),
             sweep_at: BATCHES_SWEPT,
-            fetching: BTreeSet::new(),
+            fetching: RangeSet::default(),
+            fetch_asked: None,
             keys: HashMap::new(),
             keyed,
             lines: 0,
@@ -209,6 +212,12 @@ impl Cursor {
     /// Whether there may be records that were not found yet.
     pub(super) fn may_have_more(&self) -> bool {
         !self.surveyed || self.next < self.high_watermark
+    }
+
+    /// Whether nothing is ready, but is about to be: it is known to be there, and being looked for.
+    pub(super) fn is_coming(&self) -> bool {
+        let more = self.feeding && self.may_have_more();
+        self.ready.is_empty() && (more || !self.fetching.is_empty())
     }
 
     /// Whether a record is consumed, durably.
@@ -346,10 +355,16 @@ impl Cursor {
         self.attaching.clear();
         self.listing.clear();
         self.returned.clear();
-        self.fetching.clear();
+        self.forget_fetches();
         self.keys.clear();
         self.lines = 0;
         self.ready_since = None;
+    }
+
+    /// Nothing is being found again any more.
+    pub(super) fn forget_fetches(&mut self) {
+        self.fetching.clear();
+        self.fetch_asked = None;
     }
 
     /// Takes found records into the window. Says which of them may be looked at as candidates now: those

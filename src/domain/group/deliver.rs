@@ -22,8 +22,10 @@ const SNAPSHOT_BYTES_PER_RANGE: u64 = 64;
 
 /// What came of an attempt to lease.
 enum Leased {
-    /// Something was leased, or put aside: try again.
-    Progress,
+    /// So many records of the batch that begins here were leased.
+    Of(Offset, u64),
+    /// Something was put aside: try again.
+    Aside,
     /// This cursor has nothing for now.
     Nothing,
 }
@@ -52,8 +54,7 @@ impl Group {
             cursor.ready_since = None;
             pool.take(number);
         }
-        let more = open && cursor.feeding && cursor.ready.is_empty();
-        pool.coming(number, lane, more && cursor.may_have_more());
+        pool.coming(number, lane, open && cursor.is_coming());
         if open && !cursor.feeding {
             pool.hungry.insert(number);
         } else {
@@ -95,25 +96,35 @@ impl Group {
                 pool.next(now, ageing_ms).map(|number| (number, None))
             };
             let Some((number, listed)) = next else {
+                if let Some((due, number)) = pool.oldest(ageing_ms).filter(|_| !full) {
+                    // What comes above may take its time: nobody waits for it for ever.
+                    self.timers.insert((due, Timer::Stuck(number)));
+                }
                 break;
             };
             let records_max = if is_alone { u64::MAX } else { TURN_RECORDS };
-            let leased = self.lease(number, member, mode, records_max, listed, effects);
+            let leased = self.lease_turn(number, member, mode, records_max, listed, effects);
             if let Some(pool) = self
                 .subscriptions
                 .get_mut(&topic)
                 .and_then(|subscription| subscription.pools.get_mut(&key))
             {
                 match leased {
-                    Leased::Progress => pool.served(number, now),
+                    Leased::Of(..) => {
+                        pool.served(number, now);
+                        pool.turn.rotate_left(1);
+                    }
+                    // Nobody was given anything by that: neither had its turn.
+                    Leased::Aside => {}
                     Leased::Nothing => pool.take(number),
                 }
-                pool.turn.rotate_left(1);
             }
-            if let Some(cursor) = self.cursors.get_mut(&number) {
+            if !matches!(leased, Leased::Aside)
+                && let Some(cursor) = self.cursors.get_mut(&number)
+            {
                 cursor.ready_since = Some(now);
             }
-            if matches!(leased, Leased::Progress) {
+            if !matches!(leased, Leased::Nothing) {
                 self.sort_into_pool(number);
             }
         }
@@ -150,6 +161,41 @@ impl Group {
             || self.listed_bytes >= self.limits.snapshot_bytes_max / 2
     }
 
+    /// Leases what is ready of one batch, up to `records_max`. What came back to one by one is leased one by
+    /// one; were another cursor served after each, every record would be read and sent by itself.
+    fn lease_turn(
+        &mut self,
+        number: CursorNumber,
+        member: MemberId,
+        mode: Mode,
+        records_max: u64,
+        listed: Option<u64>,
+        effects: &mut Vec<Effect>,
+    ) -> Leased {
+        let first = self.lease(number, member, mode, records_max, listed, effects);
+        let Leased::Of(batch, count) = first else {
+            return first;
+        };
+        let mut left = records_max.saturating_sub(count);
+        while left > 0 && listed.is_none() && !is_ordered(mode) && !self.is_full(mode) {
+            let topic = self.cursors.get(&number).and_then(|cursor| {
+                let (next, _) = cursor.ready.first()?;
+                let is_same = cursor.batch_of(next)?.place.first_offset == batch;
+                is_same.then_some(cursor.place.topic)
+            });
+            let grant = topic.and_then(|topic| self.members.get(&member)?.topics.get(&topic));
+            if !grant.is_some_and(|grant| grant.is_open()) {
+                break;
+            }
+            match self.lease(number, member, mode, left, None, effects) {
+                Leased::Of(_, count) => left = left.saturating_sub(count),
+                Leased::Aside => {}
+                Leased::Nothing => break,
+            }
+        }
+        first
+    }
+
     fn lease(
         &mut self,
         number: CursorNumber,
@@ -168,10 +214,12 @@ impl Group {
         };
         let topic = cursor.place.topic;
         let Some(batch) = cursor.batch_of(from).map(|batch| batch.place) else {
-            cursor.ready.remove(from, from + 1);
-            cursor.fetching.insert(from);
-            self.fetch(number, from, effects);
-            return Leased::Progress;
+            let known = cursor.batches.range(from..to).next();
+            let to = known.map_or(to, |(first, _)| *first);
+            cursor.ready.remove(from, to);
+            cursor.fetching.insert(from, to);
+            self.fetch(number, effects);
+            return Leased::Aside;
         };
         let attempts = cursor.attempts(from);
         let Some(spec) = self.subscriptions.get(&topic).map(|s| &s.spec) else {
@@ -180,10 +228,10 @@ impl Group {
         let blocks = mode == Mode::Exclusive && spec.retry.poison == Poison::Block;
         if attempts >= spec.retry.attempts_max && !blocks {
             self.condemn(number, from);
-            return Leased::Progress;
+            return Leased::Aside;
         }
         let lease_ms = spec.lease_ms;
-        let end = run_end(cursor, from, to.min(batch.end().0), attempts);
+        let end = run_end(cursor, from, to.min(batch.end().0), is_ordered(mode));
         let per_record = batch.bytes().div_ceil(u64::from(batch.count.max(1))).max(1);
         let Some(holder) = self.members.get_mut(&member) else {
             return Leased::Nothing;
@@ -228,14 +276,14 @@ impl Group {
         if settle == Settle::OnDelivery {
             self.settle_range(number, from, from + count);
             self.pending.deliver(member, lease);
-            return Leased::Progress;
+            return Leased::Of(batch.first_offset, count);
         }
         self.hold(number, member, &lease, lease_ms);
         if !is_ordered(mode) {
             self.leased_singly += count;
         }
         self.outbox.entry(member).or_default().push(lease);
-        Leased::Progress
+        Leased::Of(batch.first_offset, count)
     }
 
     fn hold(&mut self, number: CursorNumber, member: MemberId, lease: &Lease, lease_ms: u64) {
@@ -260,18 +308,26 @@ impl Group {
         }
     }
 
-    fn fetch(&mut self, number: CursorNumber, offset: u64, effects: &mut Vec<Effect>) {
-        let Some(cursor) = self.cursors.get(&number) else {
+    /// Asks where records lie that came back long after they were found: for a stretch of them at a time, as
+    /// many that were refused together come back together.
+    pub(super) fn fetch(&mut self, number: CursorNumber, effects: &mut Vec<Effect>) {
+        let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };
-        let filter = "".into();
+        let Some((from, _)) = cursor.fetching.first() else {
+            return;
+        };
+        if cursor.fetch_asked.is_some() {
+            return;
+        }
+        cursor.fetch_asked = Some(from);
         effects.push(Effect::Fetch(Feed {
             cursor: number,
             round: cursor.round,
             place: cursor.place,
-            from: Offset(offset),
-            bytes_max: 1,
-            filter,
+            from: Offset(from),
+            bytes_max: FEED_BYTES,
+            filter: "".into(),
             keys: false,
             wait: false,
         }));
@@ -326,10 +382,7 @@ impl Group {
                 keys: mode == Mode::KeyOrdered,
                 wait: cursor.surveyed || !has_lanes,
             }));
-            let (lane, coming) = (
-                cursor.place.lane,
-                cursor.may_have_more() && cursor.ready.is_empty(),
-            );
+            let (lane, coming) = (cursor.place.lane, cursor.is_coming());
             if let Some(pool) = self
                 .subscriptions
                 .get_mut(&topic)
@@ -508,14 +561,22 @@ fn is_blocked(cursor: &Cursor) -> bool {
         || cursor
             .fetching
             .first()
-            .is_some_and(|offset| *offset < first)
+            .is_some_and(|(offset, _)| offset < first)
         || cursor.deciding_listed_below(first)
 }
 
-/// How far a run of records at the same attempt goes.
-fn run_end(cursor: &Cursor, from: u64, end: u64, attempts: u16) -> u64 {
-    if attempts > 0 || cursor.listed.contains_key(&from) {
+/// How far a run of records at the same attempt goes. In order, one that came back is leased by itself.
+fn run_end(cursor: &Cursor, from: u64, end: u64, ordered: bool) -> u64 {
+    let attempts = cursor.attempts(from);
+    let came_back = attempts > 0 || cursor.listed.contains_key(&from);
+    if came_back && ordered {
         return from + 1;
+    }
+    if came_back {
+        let mut others = (from + 1)..end;
+        return others
+            .find(|at| cursor.attempts(*at) != attempts)
+            .unwrap_or(end);
     }
     let listed = cursor.listed.range(from..end).next().map(|(at, _)| *at);
     let returned = cursor.returned.range(from..end).next().map(|(at, _)| *at);

@@ -1,11 +1,13 @@
 //! Records found: into the window, and from there to whoever may have them.
 
 use super::command::{CursorNumber, Effect, Offered};
+use super::cursor::WindowBatch;
 use super::dead::Burial;
 use super::delta::Why;
 use super::subscription::Mode;
 use super::{Group, Timer};
 use crate::domain::id::Offset;
+use crate::domain::partition::index::BatchPlace;
 use crate::domain::time::{MonotonicMs, Now};
 
 impl Group {
@@ -110,7 +112,7 @@ impl Group {
         };
         // On its way to the dead letters it is in nobody else's hand: what came of it there would be written
         // behind its letter, and make it another.
-        if is_buried || cursor.is_in_hand(offset) || cursor.fetching.contains(&offset) {
+        if is_buried || cursor.is_in_hand(offset) || cursor.fetching.contains(offset) {
             return;
         }
         match &listed.why {
@@ -160,50 +162,75 @@ impl Group {
         }
     }
 
-    /// The batch of one record that was asked for with [`Effect::Fetch`]; none where it cannot be read any
-    /// more: it is counted as expired.
+    /// What was asked for with [`Effect::Fetch`]: the batches there are from `from` up to `end`. Records that
+    /// are in none of them cannot be read any more: they are counted as expired.
     pub fn fetched(
         &mut self,
         now: Now,
         number: CursorNumber,
-        offset: Offset,
-        batch: Option<&Offered>,
+        (from, end): (Offset, Offset),
+        batches: &[BatchPlace],
         effects: &mut Vec<Effect>,
     ) {
         self.now = now;
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return;
         };
-        if !cursor.fetching.remove(&offset.0) {
+        if cursor.fetch_asked != Some(from.0) {
             return;
         }
+        cursor.fetch_asked = None;
         self.touched.insert(number);
-        if cursor.is_in_hand(offset.0) || cursor.is_settled(offset.0) {
-            // A search found it meanwhile: somebody has it, or it is consumed.
-            return self.finish(effects);
-        }
-        match batch {
-            Some(offered) => {
-                let first = offered.batch.first_offset.0;
-                cursor
-                    .batches
-                    .entry(first)
-                    .or_insert_with(|| super::cursor::WindowBatch {
-                        place: offered.batch,
-                        keys: Vec::new(),
-                    });
-                if cursor.listed.contains_key(&offset.0) {
-                    self.activate(number, offset.0);
-                } else {
-                    cursor.ready.insert(offset.0, offset.0 + 1);
-                }
+        let mut here = Vec::new();
+        for place in batches {
+            let (first, end) = (place.first_offset.0, place.end().0);
+            let wanted = cursor.fetching.within(first, end);
+            if wanted.is_empty() {
+                continue;
             }
-            None => {
-                self.settle_range(number, offset.0, offset.0 + 1);
+            cursor.fetching.remove(first, end);
+            let batch = WindowBatch {
+                place: *place,
+                keys: Vec::new(),
+            };
+            cursor.batches.entry(first).or_insert(batch);
+            here.extend(wanted);
+        }
+        // One is found or gone: it is not asked for twice.
+        let end = end.0.max(from.0.saturating_add(1));
+        let gone = cursor.fetching.within(from.0, end);
+        cursor.fetching.remove(from.0, end);
+        for offset in here.into_iter().flat_map(|(from, to)| from..to) {
+            self.found_again(number, offset);
+        }
+        for offset in gone.into_iter().flat_map(|(from, to)| from..to) {
+            if self.is_to_be_had(number, offset) {
+                self.settle_range(number, offset, offset + 1);
                 self.pending.expire(number, 1);
             }
         }
+        self.fetch(number, effects);
         self.finish(effects);
+    }
+
+    fn found_again(&mut self, number: CursorNumber, offset: u64) {
+        if !self.is_to_be_had(number, offset) {
+            return;
+        }
+        let Some(cursor) = self.cursors.get_mut(&number) else {
+            return;
+        };
+        if cursor.listed.contains_key(&offset) {
+            self.activate(number, offset);
+        } else {
+            cursor.ready.insert(offset, offset + 1);
+        }
+    }
+
+    /// A search may have found a record meanwhile: then somebody has it, or it is consumed.
+    fn is_to_be_had(&self, number: CursorNumber, offset: u64) -> bool {
+        let cursor = self.cursors.get(&number);
+        cursor.is_some_and(|cursor| !cursor.is_in_hand(offset) && !cursor.is_settled(offset))
     }
 
     /// Retention has taken everything below `start`: what was not consumed of it never will be. Leased

@@ -1,8 +1,8 @@
 //! Which cursor is served next: the highest lane first, but nobody waits for ever.
 //!
 //! Lanes are priority levels. A lane below the highest that has had something ready for `ageing_ms`
-//! without being served is served once, whatever is above it, and waits again: so every lane gets at
-//! least one lease per `ageing_ms`.
+//! without being served is served once, whatever is above it or about to be, and waits again: so every lane
+//! gets at least one lease per `ageing_ms`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -84,22 +84,29 @@ impl Pool {
         self.ready.values().rev().flatten().copied()
     }
 
+    /// Who has waited for longest, and when that is too long.
+    pub(super) fn oldest(&self, ageing_ms: u64) -> Option<(MonotonicMs, CursorNumber)> {
+        let (since, cursor) = self.since.first()?;
+        Some((MonotonicMs(since.0.saturating_add(ageing_ms)), *cursor))
+    }
+
     /// Who is served next; none where nobody can be, or a higher lane is about to have something.
     pub(super) fn next(&self, now: MonotonicMs, ageing_ms: u64) -> Option<CursorNumber> {
         let (top, cursors) = self.ready.last_key_value()?;
+        let coming = self.coming.last_key_value().map(|(lane, _)| lane);
+        let highest = coming.map_or(top, |coming| coming.max(top));
         let aged = self
             .since
             .iter()
             .take_while(|(since, _)| now.0.saturating_sub(since.0) >= ageing_ms)
-            .find(|(_, cursor)| self.places.get(cursor).is_some_and(|(lane, _)| lane < top));
+            .find(|(_, cursor)| {
+                let place = self.places.get(cursor);
+                place.is_some_and(|(lane, _)| lane < highest)
+            });
         if let Some((_, aged)) = aged {
             return Some(*aged);
         }
-        if self
-            .coming
-            .last_key_value()
-            .is_some_and(|(lane, _)| lane > top)
-        {
+        if highest > top {
             return None;
         }
         cursors
@@ -159,6 +166,12 @@ mod tests {
         pool.put(CursorNumber(1), Lane(0), MonotonicMs(0));
         pool.coming(CursorNumber(2), Lane(3), true);
         assert_eq!(next(&pool, 1), None);
+        // Not for ever, though.
+        assert_eq!(next(&pool, AGEING_MS), Some(1));
+        assert_eq!(
+            pool.oldest(AGEING_MS),
+            Some((MonotonicMs(AGEING_MS), CursorNumber(1)))
+        );
         pool.coming(CursorNumber(2), Lane(3), false);
         assert_eq!(next(&pool, 1), Some(1));
     }

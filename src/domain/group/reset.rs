@@ -221,7 +221,7 @@ impl Group {
         };
         cursor.resetting = true;
         cursor.round += 1;
-        cursor.fetching.clear();
+        cursor.forget_fetches();
         if std::mem::take(&mut cursor.feeding) {
             effects.push(Effect::StopFeed(number));
         }

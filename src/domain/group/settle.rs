@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::command::{
     Answer, CursorNumber, Effect, Lease, LeasedRange, MemberEvent, REASON_BYTES_MAX, RetryAfter,
 };
-use super::cursor::ranges_of;
+use super::cursor::{Cursor, ranges_of};
 use super::deliver::is_ordered;
 use super::delta::{Delta, Listed, Progress, Why};
 use super::ranges::RangeSet;
@@ -345,7 +345,23 @@ impl Group {
         end: u64,
         effects: &mut Vec<Effect>,
     ) -> Decided {
-        for range in self.leased_below(member, place, end)? {
+        let number = self.cursor_for(member, place)?;
+        let ranges = self.leased_below(member, place, end)?;
+        // The last of them was the member's, or is settled: what was taken back before this was said comes
+        // again, and whoever is told that it will not must not be.
+        let last = end.checked_sub(1).ok_or(GroupRejection::UnknownLease)?;
+        let is_its = ranges.iter().any(|range| {
+            let (from, to) = range.bounds();
+            (from..to).contains(&last)
+        });
+        let is_known = |cursor: &Cursor| {
+            let is_settling = cursor.deciding.contains(last) && !cursor.listing.contains(&last);
+            is_settling || cursor.is_settled(last)
+        };
+        if !is_its && !self.cursors.get(&number).is_some_and(is_known) {
+            return Err(GroupRejection::UnknownLease.into());
+        }
+        for range in ranges {
             if let Ok((number, _, open)) = self.take_open(member, range) {
                 for (from, to) in open {
                     self.consume(number, from, to, effects);

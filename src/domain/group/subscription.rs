@@ -247,7 +247,8 @@ impl SubscriptionSpec {
 /// What shall be different about a subscription; what is absent stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SubscriptionChange {
-    /// Another mode: leases are given back, progress stays.
+    /// Another mode: leases are given back, progress stays. What was refused in a mode that does not look at
+    /// keys comes again outside the order of its key.
     pub mode: Option<Mode>,
     /// Another filter, for what has not been looked at yet.
     pub filter: Option<String>,

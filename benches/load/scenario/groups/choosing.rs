@@ -153,8 +153,19 @@ pub(crate) fn priority(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
             beside.p50_us() / idle.p50_us(),
             "",
         );
-        make(home, "levels", config)?;
-        let (inverted, strayed) = backlog(home, bench.size(2_000, 200))?;
+        make(home, "aged", config.clone())?;
+        let waited = lowest_waits(home, bench.size(50_000, 5_000))?;
+        samples.add(
+            "lowest level: longest wait behind higher ones",
+            waited.as_secs_f64() * 1e3,
+            "ms",
+        );
+        drop(broker.stop()?);
+        // Working all of it off takes longer than ageing lets a level wait: here none ages.
+        let home = Home::fresh(bench, &format!("levels-{run}"))?;
+        let broker = home.start_with(&[("WATERWHEEL_GROUP_AGEING_MS", "3600000")])?;
+        make(broker.home(), "levels", config)?;
+        let (inverted, strayed) = backlog(broker.home(), bench.size(2_000, 200))?;
         samples.add(
             "delivered while a higher level was deliverable",
             inverted as f64,
@@ -192,7 +203,48 @@ fn probe(home: &Home, probes: u64) -> Outcome<Latencies> {
     })
 }
 
-/// Everything lies there before anybody joins; nothing waits long enough to have aged.
+/// How long the lowest level waited at most, from one of its records to the next, while there was always
+/// something above it.
+fn lowest_waits(home: &Home, high: u64) -> Outcome<Duration> {
+    const SERVED: u32 = 4;
+    bounded(PATIENCE, async {
+        let client = clients::connect(home).await?;
+        let producer = client.producer("aged").ack(Ack::Durable).open().await?;
+        for number in 0..high {
+            drop(send(&producer, number, LEVELS - 1).await?);
+        }
+        for number in 0..1_000 {
+            drop(send(&producer, high + number, 0).await?);
+        }
+        producer.flush().await?;
+        let consumer = client.consumer("aged").topic("aged").pull();
+        let mut consumer = consumer.open().await?;
+        let (mut left, mut served) = (high, 0);
+        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+        while served < SERVED {
+            let batch = consumer.next_batch(20, PATIENCE).await?;
+            let is_low = batch.iter().any(|delivery| delivery.priority == 0);
+            left -= batch
+                .iter()
+                .filter(|delivery| delivery.priority > 0)
+                .count() as u64;
+            if left == 0 {
+                return Err("there was nothing above the lowest level any more".into());
+            }
+            if is_low {
+                served += 1;
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
+            for delivery in &batch {
+                consumer.ack(delivery).await?;
+            }
+        }
+        Ok(longest)
+    })
+}
+
+/// Everything lies there before anybody joins.
 fn backlog(home: &Home, each: u64) -> Outcome<(u64, u64)> {
     bounded(PATIENCE, async {
         let client = clients::connect(home).await?;

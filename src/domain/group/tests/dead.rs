@@ -47,7 +47,7 @@ fn credit(rig: &mut Rig, member: MemberId) {
 
 impl Rig {
     /// Other rules. Another filter makes the group look again from where it has come to.
-    fn alter(&mut self, attempts_max: u16, filter: &str) {
+    fn alter(&mut self, attempts_max: u16, filter: &str, mode: Mode) {
         let retry = RetryPolicy {
             attempts_max,
             ..self.spec.retry.clone()
@@ -55,6 +55,7 @@ impl Rig {
         let change = SubscriptionChange {
             retry: Some(retry),
             filter: Some(filter.to_owned()),
+            mode: Some(mode),
             ..SubscriptionChange::default()
         };
         self.command(Command::Alter {
@@ -100,7 +101,7 @@ fn a_record_that_gets_more_attempts_while_it_is_copied_is_there_or_dead_never_bo
         if is_copied_first {
             assert!(rig.bury());
         }
-        rig.alter(5, "some");
+        rig.alter(5, "some", Mode::Shared);
         rig.spec.filter = "some".to_owned();
         rig.settle_down();
         let is_leased = pick_lease(&rig, member, 0).is_some();
@@ -151,7 +152,7 @@ enum Step {
     PutOff,
     Commit(usize),
     Advance(u64),
-    Alter(u16, bool),
+    Alter(u16, bool, bool),
     Crash(bool),
     Fence,
 }
@@ -170,7 +171,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => Just(Step::PutOff),
         10 => (1usize..4).prop_map(Step::Commit),
         6 => (1u64..1500).prop_map(Step::Advance),
-        2 => (1u16..4, any::<bool>()).prop_map(|(attempts, again)| Step::Alter(attempts, again)),
+        2 => (1u16..4, any::<bool>(), any::<bool>()).prop_map(|(attempts, again, keyed)| Step::Alter(attempts, again, keyed)),
         1 => any::<bool>().prop_map(Step::Crash),
         1 => Just(Step::Fence),
     ]
@@ -208,13 +209,15 @@ fn run(rig: &mut Rig, step: Step) {
         Step::PutOff => drop(rig.put_off_burial()),
         Step::Commit(runs) => drop(rig.commit(runs)),
         Step::Advance(ms) => rig.advance(ms),
-        Step::Alter(attempts, again) => {
+        Step::Alter(attempts, again, keyed) => {
             let filter = if again == rig.spec.filter.is_empty() {
                 "some"
             } else {
                 ""
             };
-            rig.alter(attempts, filter);
+            // Never back: of what is listed in a mode without keys, none is known.
+            let mode = if keyed { rig.spec.mode } else { Mode::Shared };
+            rig.alter(attempts, filter, mode);
         }
         Step::Crash(from_rows) => rig.crash(from_rows),
         Step::Fence => {

@@ -272,3 +272,48 @@ proptest! {
         hold(spec, room, steps);
     }
 }
+
+#[test]
+fn g4_what_was_taken_back_is_not_settled_by_all_up_to_it() {
+    let record = Stored {
+        key: 0,
+        wanted: true,
+    };
+    let mut rig = Rig::new(spec(Mode::Exclusive), 1, tight(60));
+    rig.produce(place(0), &[record; 4]);
+    rig.join("", 0, Settle::OnAcknowledge);
+    rig.settle_down();
+    let member = rig.live()[0];
+    rig.command(Command::Credit {
+        member,
+        topic: TOPIC,
+        bytes: 1 << 20,
+        records: 4,
+    });
+    rig.settle_down();
+    let (lease, _) = pick_lease(&rig, member, 0).unwrap();
+    rig.ack(member, lease, 0, 2);
+    let up_to = |rig: &mut Rig, end| {
+        let token = rig.command(Command::AcknowledgeUpTo {
+            member,
+            place: place(0),
+            end: Offset(end),
+        });
+        rig.commit(usize::MAX);
+        rig.commit(usize::MAX);
+        rig.answers.remove(&token).unwrap()
+    };
+    // What is on its way, or done, is as good said twice.
+    assert_eq!(up_to(&mut rig, 2), Ok(Answer::Settled(Vec::new())));
+    assert_eq!(up_to(&mut rig, 2), Ok(Answer::Settled(Vec::new())));
+    // The lease is over, and its member does not know yet.
+    rig.advance(2000);
+    assert!(up_to(&mut rig, 4).is_err());
+    rig.settle_down();
+    assert!(
+        rig.group
+            .cursors
+            .values()
+            .all(|cursor| !cursor.is_settled(3))
+    );
+}

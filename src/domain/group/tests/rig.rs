@@ -64,6 +64,8 @@ pub(super) struct Rig {
     pub(super) dead: BTreeSet<(PartitionId, u64)>,
     pub(super) attempts: BTreeMap<(PartitionId, u64), u16>,
     pub(super) next_token: u64,
+    /// No lane ages: nothing is given out while a higher one has something.
+    pub(super) strict_lanes: bool,
 }
 
 pub(super) fn place(partition: u32) -> PartitionId {
@@ -102,6 +104,7 @@ impl Rig {
             dead: BTreeSet::new(),
             attempts: BTreeMap::new(),
             next_token: 0,
+            strict_lanes: false,
         };
         rig.call(|group, now, effects| group.started(now, effects));
         rig
@@ -110,6 +113,9 @@ impl Rig {
     pub(super) fn call(&mut self, f: impl FnOnce(&mut Group, Now, &mut Vec<Effect>)) {
         let mut effects = Vec::new();
         f(&mut self.group, self.now, &mut effects);
+        if self.strict_lanes {
+            self.check_lanes(&effects);
+        }
         self.perform(effects);
     }
 
@@ -292,7 +298,9 @@ impl Rig {
                 || !part.records[usize::try_from(earlier).unwrap()].wanted
                 || earlier < part.start
         };
-        match self.spec.mode {
+        // As it is now, if that was altered.
+        let known = self.group.subscriptions.get(&TOPIC);
+        match known.map_or(self.spec.mode, |known| known.spec.mode) {
             Mode::KeyOrdered => {
                 let key = part.records[usize::try_from(offset).unwrap()].key;
                 if key == 0 {
@@ -410,16 +418,16 @@ impl Rig {
             return false;
         };
         let part = &self.parts[&feed.place];
-        let offered = (feed.from.0 >= part.start)
-            .then(|| {
-                part.batches
-                    .iter()
-                    .find(|batch| batch.end() > feed.from)
-                    .unwrap()
-            })
-            .map(|batch| offer(part, batch, batch.first_offset, &feed));
+        let (from, start) = (feed.from, Offset(part.start));
+        let there = part.batches.iter().filter(|batch| batch.end() > from);
+        // Not much at a time, so that it takes several.
+        let batches: Vec<BatchPlace> = there
+            .take(if from < start { 0 } else { 2 })
+            .copied()
+            .collect();
+        let end = batches.last().map_or(start, BatchPlace::end);
         self.call(|group, now, effects| {
-            group.fetched(now, feed.cursor, feed.from, offered.as_ref(), effects)
+            group.fetched(now, feed.cursor, (from, end), &batches, effects)
         });
         true
     }
