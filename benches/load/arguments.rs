@@ -25,9 +25,13 @@ pub(crate) struct Arguments {
     /// Interleaved runs per scenario; goals ask for at least 3.
     #[arg(long, value_name = "N")]
     runs: Option<usize>,
-    /// Of a scenario with several cases, those whose names contain this; `budget` has some.
+    /// Of a scenario with several cases, those whose names contain this; `budget` and `timers-near` have
+    /// some.
     #[arg(long, value_name = "TEXT")]
     pub(crate) only: Option<String>,
+    /// Where a scenario takes long (timers): this fraction of its size and length. Goals mean nothing then.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) part: u64,
     /// Cargo passes it; it means nothing here.
     #[arg(long, hide = true)]
     bench: bool,

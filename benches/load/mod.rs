@@ -52,6 +52,8 @@ pub(crate) struct Bench {
     pub(crate) dir: PathBuf,
     /// Which cases of a scenario are wanted; all of them, unless told.
     only: Option<String>,
+    /// Of the size and the length of the longest scenarios one so-manieth: 1 for all of it.
+    pub(crate) part: u64,
 }
 
 impl Bench {
@@ -118,9 +120,11 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
         runs: arguments.runs(),
         dir: scratch.path().to_owned(),
         only: arguments.only.clone(),
+        part: arguments.part.max(1),
     };
     print(&environment::describe(&bench))?;
-    let mut report = Report::new(arguments.quick);
+    // A part of the size proves no goal either.
+    let mut report = Report::new(arguments.quick || bench.part > 1);
     for scenario in chosen {
         let figures = scenario.measure(&bench);
         print(&report::table(scenario.name, &figures))?;

@@ -223,7 +223,7 @@ pub(crate) const ALL: &[Scenario] = &[
             Goal::at_most("far: read-ahead held, most seen", 67.2),
             Goal::at_least("far: fires checked for being early", 10_000_000.0),
         ],
-        perform: timers::far,
+        perform: timers::far::far,
     },
     Scenario {
         name: "timers-burst",
@@ -240,12 +240,17 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "timers-cancel",
         family: Family::Timers,
-        about: "cancelled by their handles, and what nine in ten cancelled leave in memory",
+        about: "moved and cancelled by their handles, and what nine in ten cancelled leave in memory",
         goals: &[
+            Goal::at_least(
+                "modifications a second, earlier, 1 million waiting",
+                20_000.0,
+            ),
+            Goal::at_least("modifications a second, later, 1 million waiting", 20_000.0),
             Goal::at_least("cancellations a second, 1 million waiting", 20_000.0),
             Goal::at_most("RSS above idle, 9 of 10 million cancelled", 300.0),
         ],
-        perform: timers::cancel,
+        perform: timers::cancel::cancel,
     },
     Scenario {
         name: "timers-levels",
@@ -253,6 +258,16 @@ pub(crate) const ALL: &[Scenario] = &[
         about: "what the levels count while two timers wait",
         goals: &[Goal::at_most("wake-ups of all levels", 10.0)],
         perform: timers::levels,
+    },
+    Scenario {
+        name: "timers-early",
+        family: Family::Timers,
+        about: "fires of all scenarios together, filled up to 10 million: none early",
+        goals: &[
+            Goal::at_most("early, all scenarios", 0.0),
+            Goal::at_least("fires checked for being early, all scenarios", 10_000_000.0),
+        ],
+        perform: timers::early::zero_early,
     },
     Scenario {
         name: "transactions-small",
@@ -438,7 +453,8 @@ impl Scenario {
         say(&format!("measuring {}", self.name));
         let mut samples = Samples::default();
         let ended = (self.perform)(bench, &mut samples);
-        let runs_min = (!bench.quick).then_some(RUNS_MIN);
+        let whole = !bench.quick && bench.part == 1;
+        let runs_min = whole.then_some(RUNS_MIN);
         samples.figures(self.name, self.goals, runs_min, ended)
     }
 }

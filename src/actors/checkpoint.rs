@@ -11,12 +11,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, AsyncContext, Context, Handler, SpawnHandle};
+use actix::{Actor, AsyncContext, Context, Handler};
 use tokio::sync::oneshot;
 
 use super::Link;
 use super::cleaner::{CleanerActor, MarkMoved};
 use super::commit::{BeginCheckpoint, CommitActor, NoteMark};
+use super::nap::Nap;
 use super::stats::ActorStats;
 use super::store::{StoreActor, WriteMark};
 use super::vigil::Watched;
@@ -106,7 +107,7 @@ pub struct CheckpointActor {
     stats: Arc<ActorStats>,
     every: Duration,
     rounds: Rounds,
-    timer: Option<SpawnHandle>,
+    timer: Nap,
     closing: Option<oneshot::Sender<bool>>,
     /// Something was written while a round was under way.
     again: bool,
@@ -133,7 +134,7 @@ impl CheckpointActor {
             stats,
             every,
             rounds: Rounds::default(),
-            timer: None,
+            timer: Nap::default(),
             closing: None,
             again: false,
             busy: false,
@@ -153,9 +154,7 @@ impl CheckpointActor {
     }
 
     fn start_round(&mut self, ctx: &mut Context<Self>) {
-        if let Some(timer) = self.timer.take() {
-            ctx.cancel_future(timer);
-        }
+        self.timer.clear(ctx);
         if let Some((round, again)) = self.rounds.start() {
             self.busy = true;
             self.again = false;
@@ -172,11 +171,15 @@ impl CheckpointActor {
     }
 
     fn arm(&mut self, ctx: &mut Context<Self>) {
-        if self.timer.is_none() {
-            self.timer = Some(ctx.run_later(self.every, |actor, ctx| {
-                actor.timer = None;
-                actor.start_round(ctx);
-            }));
+        if !self.timer.is_set() {
+            self.timer.set(
+                ctx,
+                self.every,
+                |actor| &mut actor.timer,
+                |actor, ctx| {
+                    actor.start_round(ctx);
+                },
+            );
         }
     }
 
@@ -371,9 +374,7 @@ impl Handler<Marked> for CheckpointActor {
             return;
         }
         self.busy = false;
-        if let Some(timer) = self.timer.take() {
-            ctx.cancel_future(timer);
-        }
+        self.timer.clear(ctx);
         if let Some(closing) = self.closing.take() {
             let _ = closing.send(message.position.is_some());
         } else if self.again {

@@ -26,6 +26,7 @@ pub mod find;
 pub mod group;
 pub mod letters;
 pub mod load;
+mod nap;
 pub mod opened;
 pub mod partition;
 pub mod reply;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, ContextFutureSpawner, Handler,
-    SpawnHandle, WrapFuture,
+    WrapFuture,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -23,6 +23,7 @@ use super::commit::{Persist, Ticket};
 use super::directory::DirectoryActor;
 use super::group::{Do, GroupActor};
 use super::load;
+use super::nap::Nap;
 use super::partition::{Append, PartitionActor};
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
@@ -125,7 +126,8 @@ pub struct CoordinatorActor {
     waiting: HashMap<Token, Waiting>,
     next_token: u64,
     /// The next deadline a timer runs for.
-    armed: Option<(MonotonicMs, SpawnHandle)>,
+    armed: Option<MonotonicMs>,
+    nap: Nap,
     /// Live producers by group, asked in turn.
     listeners: HashMap<String, Vec<UnboundedSender<Question>>>,
     turn: usize,
@@ -165,6 +167,7 @@ impl CoordinatorActor {
             waiting: HashMap::new(),
             next_token: 0,
             armed: None,
+            nap: Nap::default(),
             listeners: HashMap::new(),
             turn: 0,
         }
@@ -336,20 +339,23 @@ impl CoordinatorActor {
     /// One timer for the nearest deadline, however many transactions wait.
     fn arm(&mut self, ctx: &mut Context<Self>) {
         let next = self.machine.next_deadline();
-        if self.armed.as_ref().map(|(at, _)| *at) == next {
+        if self.armed == next {
             return;
         }
-        if let Some((_, handle)) = self.armed.take() {
-            ctx.cancel_future(handle);
-        }
+        self.nap.clear(ctx);
+        self.armed = next;
         if let Some(at) = next {
             let now = self.house.clock.now().monotonic;
             let wait = Duration::from_millis(at.0.saturating_sub(now.0));
-            let handle = ctx.run_later(wait, |actor, ctx| {
-                actor.armed = None;
-                actor.tick(ctx);
-            });
-            self.armed = Some((at, handle));
+            self.nap.set(
+                ctx,
+                wait,
+                |actor| &mut actor.nap,
+                |actor, ctx| {
+                    actor.armed = None;
+                    actor.tick(ctx);
+                },
+            );
         }
     }
 

@@ -422,7 +422,7 @@ impl Sending {
 /// A refusal is the broker's, whatever else is to be said.
 fn failure_of(error: &SendError, said: String) -> CliError {
     match error {
-        SendError::Refused(refusal) => CliError::Refused {
+        SendError::Refused(refusal) | SendError::PutOff { refusal, .. } => CliError::Refused {
             code: refusal.code.name(),
             // The code is said once.
             message: said

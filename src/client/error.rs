@@ -211,6 +211,15 @@ pub enum SendError {
     /// Code `timed-out`.
     #[error("the broker acknowledged nothing for {0} ms; whether the record is stored is open")]
     TimedOut(u128),
+    /// The broker put the record off for as long as the producer waits; whether an earlier try was stored is
+    /// open. The refusal's code.
+    #[error("the broker put the record off for {ms} ms; whether it is stored is open: {refusal}")]
+    PutOff {
+        /// What it said last.
+        refusal: Refusal,
+        /// For how long, in milliseconds.
+        ms: u128,
+    },
     /// An earlier batch of the partition failed, and this one after it; whether the record is stored is
     /// open. Code `aborted`.
     #[error(
@@ -237,7 +246,7 @@ impl SendError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Refused(refusal) => refusal.code.name(),
+            Self::Refused(refusal) | Self::PutOff { refusal, .. } => refusal.code.name(),
             Self::TooLarge { .. } => "record-too-large",
             Self::Partition { .. } => Code::PartitionOutOfRange.name(),
             Self::Priority { .. } => "priority-out-of-range",
@@ -255,7 +264,7 @@ impl SendError {
     pub fn is_retriable(&self) -> bool {
         match self {
             Self::Refused(refusal) => refusal.code.is_retriable(),
-            Self::TimedOut(_) | Self::Aborted(_) => true,
+            Self::TimedOut(_) | Self::PutOff { .. } | Self::Aborted(_) => true,
             Self::TooLarge { .. }
             | Self::Partition { .. }
             | Self::Priority { .. }

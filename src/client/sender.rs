@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     progress_ms: AtomicU64,
     link: Mutex<Option<Arc<Link>>>,
     failure: Mutex<Option<SendError>>,
+    /// What the broker said when it put a batch off, unless something was acknowledged since.
+    put_off: Mutex<Option<Refusal>>,
 }
 
 impl Shared {
@@ -70,6 +72,7 @@ impl Shared {
             progress_ms: AtomicU64::new(0),
             link: Mutex::new(None),
             failure: Mutex::new(None),
+            put_off: Mutex::new(None),
         }
     }
 
@@ -150,6 +153,7 @@ impl Shared {
         }
         self.discharge(settled.charge);
         self.progressed();
+        *lock(&self.put_off) = None;
         if self.unsettled.fetch_sub(settled.batches, Ordering::AcqRel) == settled.batches {
             self.idle.notify_waiters();
             self.work.notify_one();
@@ -189,7 +193,12 @@ impl Shared {
             let oldest = self.outboxes.iter().filter_map(|o| lock(o).oldest()).min();
             let waits = oldest.map(|oldest| oldest.max(progress).elapsed());
             if waits.is_some_and(|waits| waits > self.timeout) {
-                self.fail_all(&SendError::TimedOut(self.timeout.as_millis()));
+                let ms = self.timeout.as_millis();
+                let refusal = lock(&self.put_off).take();
+                self.fail_all(&match refusal {
+                    Some(refusal) => SendError::PutOff { refusal, ms },
+                    None => SendError::TimedOut(ms),
+                });
             }
         }
     }
@@ -467,8 +476,9 @@ fn refuse(shared: &Shared, partition: usize, correlation: u64, refused: Refused)
     let about = outbox.refusal_of(correlation);
     let refusal = Refusal::from(refused);
     let code = refusal.code;
-    // A gap before a batch that is not the first: what comes before it is on its way again, or will be.
-    let passes = code.is_retriable()
+    // A gap before a batch that is not the first: what comes before it is on its way again, or will be. That too
+    // much waits for its time may last for hours, and would hold back what does not wait.
+    let passes = (code.is_retriable() && code != Code::TooManyTimers)
         || (matches!(code, Code::SequenceGap | Code::ProducerStateLost)
             && about == Refusing::Later);
     match about {
@@ -479,6 +489,7 @@ fn refuse(shared: &Shared, partition: usize, correlation: u64, refused: Refused)
             let settled = outbox.put_off(correlation, after, Instant::now());
             drop(outbox);
             shared.release(&settled);
+            *lock(&shared.put_off) = Some(refusal);
             shared.wake(partition);
         }
         Refusing::First | Refusing::Later => {

@@ -251,6 +251,25 @@ async fn batches_that_are_put_off_are_sent_again_in_order() {
 }
 
 #[tokio::test]
+async fn what_is_put_off_for_too_long_fails_with_what_the_broker_said() {
+    let broker = FakeBroker::start(&[("t", 1)]);
+    broker.script(|nth| match nth {
+        1.. => Verdict::Refuse(Refused::new(Code::DiskFull, "there is no room").after_ms(1)),
+        _ => Verdict::Store,
+    });
+    let producer = client(&broker).await.producer("t");
+    let producer = producer.timeout(Duration::from_millis(50));
+    let producer = producer.open().await.unwrap();
+    producer.send(numbered(0)).await.unwrap();
+    let error = producer.send(numbered(1)).await.unwrap_err();
+    assert_eq!((error.code(), error.is_retriable()), ("disk-full", true));
+    assert_eq!(
+        error.to_string(),
+        "the broker put the record off for 50 ms; whether it is stored is open: there is no room [disk-full]"
+    );
+}
+
+#[tokio::test]
 async fn a_refusal_for_good_reaches_its_records_and_later_ones_are_sent() {
     let broker = FakeBroker::start(&[("t", 1)]);
     broker.script(|nth| match nth {

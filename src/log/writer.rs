@@ -23,7 +23,7 @@ const COPY_BYTES: usize = 16 << 10;
 /// The next segment is made once this part (a quarter) of the active one is used.
 const AHEAD_PART: u64 = 4;
 /// From this mean size on, flushes gain less from blocks written before than the writing costs.
-const LARGE_FLUSH_BYTES: u64 = 128 << 10;
+const LARGE_FLUSH_BYTES: u64 = 64 << 10;
 /// Units of the very last room that only openings use, so that a full log can still be opened.
 const OPENING_UNITS: u64 = 16;
 

@@ -3,23 +3,22 @@
 //! Every value begins with its number, so that a record lost, doubled or early shows as such. Lateness is
 //! counted to the consumer's hands: the wall clock there against the due time, on one machine.
 
+pub(super) mod cancel;
+pub(super) mod early;
+pub(super) mod far;
 mod sorted_set;
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::future::try_join_all;
-use waterwheel::client::{Ack, PendingRun, Record, Start, StatusOk, TimerState};
+use waterwheel::client::{Ack, PendingRun, Record, Start};
 use waterwheel::domain::time::WallMs;
 
 use crate::load::broker::{Broker, Home};
 use crate::load::clients::{self, PATIENCE};
 use crate::load::crew::{Line, muster};
-use crate::load::disk::random_reads;
 use crate::load::latency::Latencies;
 use crate::load::report::Samples;
 use crate::load::{Bench, Outcome};
@@ -30,16 +29,7 @@ const STREAMS: usize = 4;
 const RUN: u64 = 100;
 /// Batches on their way per producer.
 const RUNS_OPEN: usize = 16;
-/// Cancellations on their way per client.
-const ASKED_OPEN: usize = 128;
-/// How many blocks are asked for at a time where the disk is measured: as many as the broker reads ahead at
-/// a time, and more.
-const READS_AT_A_TIME: [usize; 2] = [4, 16];
-/// The smallest block that can be read directly.
-const READ_BYTES: usize = 4_096;
 const TOPIC: &str = "timers";
-/// How often the broker is asked how it is while timers fire.
-const STATUS_EVERY: Duration = Duration::from_millis(250);
 const SECOND_MS: i64 = 1_000;
 const HOUR_MS: i64 = 3_600_000;
 const MEGABYTE: f64 = 1e6;
@@ -55,14 +45,25 @@ pub(super) fn now_ms() -> i64 {
     now_us() / 1_000
 }
 
-/// When each of a stream's records is due: spread over a window without any order.
+/// When each of a stream's records is due: spread over a window without any order, or all but in the order
+/// they are written in.
 #[derive(Debug, Clone, Copy)]
 struct Spread {
     from_ms: i64,
     window_ms: i64,
+    /// How many share the window in their order; none where they have no order.
+    in_order: Option<u64>,
 }
 
 impl Spread {
+    fn at_random(from_ms: i64, window_ms: i64) -> Self {
+        Self {
+            from_ms,
+            window_ms,
+            in_order: None,
+        }
+    }
+
     fn due(self, stream: usize, number: u64) -> i64 {
         // The multiplier of SplitMix64: a bijection that leaves no order.
         let mixed = (number + 1)
@@ -71,7 +72,12 @@ impl Spread {
             .rotate_left(29)
             .wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let window = self.window_ms.max(1).unsigned_abs();
-        self.from_ms + i64::try_from((mixed >> 20) % window).unwrap_or(0)
+        let into = match self.in_order {
+            None => (mixed >> 20) % window,
+            // Neighbours are due within the same second, in no order.
+            Some(all) => number * window / all.max(1) + (mixed >> 20) % 1_000,
+        };
+        self.from_ms + i64::try_from(into).unwrap_or(0)
     }
 }
 
@@ -220,6 +226,7 @@ fn take(home: &Home, each: u64, within: Duration) -> Outcome<Fired> {
         all.early += member.early;
         all.last_us = all.last_us.max(member.last_us);
     }
+    early::count(all.lateness.len(), all.early);
     Ok(all)
 }
 
@@ -237,10 +244,7 @@ pub(crate) fn accept(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         let broker = fresh(bench, &format!("accept-{run}"))?;
         sleep(bench.size(Duration::from_secs(2), Duration::from_millis(50)));
         let idle = broker.resident_bytes()? as f64;
-        let spread = Spread {
-            from_ms: now_ms() + HOUR_MS,
-            window_ms: 24 * HOUR_MS,
-        };
+        let spread = Spread::at_random(now_ms() + HOUR_MS, 24 * HOUR_MS);
         let armed = arm(broker.home(), each, 100, spread)?;
         let all = each as f64 * STREAMS as f64;
         samples.add(
@@ -325,10 +329,7 @@ pub(crate) fn killed(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         let broker = fresh(bench, &format!("killed-{run}"))?;
         let lead = bench.size(15 * SECOND_MS, 5 * SECOND_MS);
         let window_ms = bench.size(20 * SECOND_MS, SECOND_MS);
-        let spread = Spread {
-            from_ms: now_ms() + lead,
-            window_ms,
-        };
+        let spread = Spread::at_random(now_ms() + lead, window_ms);
         arm(broker.home(), each, 1_000, spread)?;
         let middle = spread.from_ms + window_ms / 2 - now_ms();
         sleep(Duration::from_millis(middle.max(0).unsigned_abs()));
@@ -344,25 +345,29 @@ pub(crate) fn near(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
     samples.note("near: 1 kB values, armed within 10 s, due spread over the 20 s after that");
     for run in 0..bench.runs {
         for rate in [20_000_u64, 50_000] {
+            let name = format!("near, {rate} fires/s");
+            if !bench.wants(&name) {
+                continue;
+            }
             let broker = fresh(bench, &format!("near-{rate}-{run}"))?;
             let each = bench.size(rate * 20, 2_000) / STREAMS as u64;
-            let spread = Spread {
-                from_ms: now_ms() + bench.size(10 * SECOND_MS, 5 * SECOND_MS),
-                window_ms: bench.size(20 * SECOND_MS, SECOND_MS),
-            };
-            let fired = arm_and_take(&broker, each, spread)?;
-            lateness(samples, &format!("near, {rate} fires/s"), &fired);
+            let spread = Spread::at_random(
+                now_ms() + bench.size(10 * SECOND_MS, 5 * SECOND_MS),
+                bench.size(20 * SECOND_MS, SECOND_MS),
+            );
+            let fired = arm_and_take(&broker, each, 1_000, spread)?;
+            lateness(samples, &name, &fired);
         }
     }
     Ok(())
 }
 
 /// Readers wait before the first timer is armed.
-fn arm_and_take(broker: &Broker, each: u64, spread: Spread) -> Outcome<Fired> {
+fn arm_and_take(broker: &Broker, each: u64, value_bytes: usize, spread: Spread) -> Outcome<Fired> {
     let home = broker.home();
     scope(|scope| {
         let taking = scope.spawn(|| take(home, each, PATIENCE * 15));
-        arm(home, each, 1_000, spread)?;
+        arm(home, each, value_bytes, spread)?;
         taking.join().map_err(|_| "a consumer panicked")?
     })
 }
@@ -391,112 +396,6 @@ fn earliness(samples: &mut Samples, name: &str, fired: &Fired) {
     );
 }
 
-/// 10 million written in no order, due over the ten minutes after a restart.
-pub(crate) fn far(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
-    let each = bench.size(2_500_000, 2_000);
-    samples.note("far: 1 kB values, due uniformly over 10 minutes after a restart; reads issued: of the log, as the broker counts them");
-    for run in 0..bench.runs {
-        let broker = fresh(bench, &format!("far-{run}"))?;
-        let from_ms = now_ms() + bench.size(240 * SECOND_MS, 4 * SECOND_MS);
-        let window_ms = bench.size(600 * SECOND_MS, 2 * SECOND_MS);
-        arm(broker.home(), each, 1_000, Spread { from_ms, window_ms })?;
-        let broker = broker.stop()?.start()?;
-        let before = status(broker.home())?;
-        let done = AtomicBool::new(false);
-        let (fired, held) = scope(|scope| {
-            let held = scope.spawn(|| most_held(broker.home(), &done));
-            let fired = take(broker.home(), each, PATIENCE * 16);
-            done.store(true, Ordering::Relaxed);
-            let held = held
-                .join()
-                .map_err(|_| "whoever asked for the status panicked")?;
-            Outcome::Ok((fired?, held?))
-        })?;
-        let after = status(broker.home())?;
-        lateness(samples, "far", &fired);
-        let fires = fired.lateness.len() as f64;
-        samples.add(
-            "far: reads issued per fire",
-            after.reads.saturating_sub(before.reads) as f64 / fires,
-            "",
-        );
-        samples.add(
-            "far: read ahead in time",
-            after.read_ahead_hits as f64 / fires * 100.0,
-            "%",
-        );
-        samples.add(
-            "far: read-ahead held, most seen",
-            held as f64 / MEGABYTE,
-            "MB",
-        );
-        samples.add("far: RSS", broker.resident_bytes()? as f64 / MEGABYTE, "MB");
-        let wanted = fires / window_ms as f64 * SECOND_MS as f64;
-        samples.add("far: fires wanted a second", wanted, "/s");
-        read_ceiling(bench, broker.stop()?, wanted, samples)?;
-    }
-    Ok(())
-}
-
-/// What the disk gives of the same files, a block at a time from anywhere: what reads of single records can
-/// come to.
-fn read_ceiling(bench: &Bench, home: Home, wanted: f64, samples: &mut Samples) -> Outcome<()> {
-    let files = large_files(&home.data.join("log"))?;
-    let mut best: f64 = 0.0;
-    for at_a_time in READS_AT_A_TIME {
-        let (rate, latencies) = random_reads(&files, READ_BYTES, at_a_time, bench.span())?;
-        let name = format!("random direct reads of 4 kB, {at_a_time} at a time");
-        samples.add(name.as_str(), rate, "/s");
-        samples.add(format!("{name}: p99"), latencies.p99_us() / 1e3, "ms");
-        best = best.max(rate);
-    }
-    samples.add(
-        "far: fires wanted over random direct reads, best",
-        wanted / best.max(1e-9),
-        "",
-    );
-    Ok(())
-}
-
-/// The files below a directory that hold more than a few blocks: segments.
-fn large_files(dir: &Path) -> Outcome<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        let facts = path.metadata()?;
-        if facts.is_dir() {
-            found.extend(large_files(&path)?);
-        } else if facts.len() >= 1 << 20 {
-            found.push(path);
-        }
-    }
-    Ok(found)
-}
-
-/// The most bytes of read-ahead that the broker says it holds, until `done`.
-fn most_held(home: &Home, done: &AtomicBool) -> Outcome<u64> {
-    let members = muster(1, PATIENCE * 20, |_| async {
-        let client = clients::connect(home).await?;
-        let mut most = 0;
-        while !done.load(Ordering::Relaxed) {
-            most = most.max(client.status(false).await?.broker.read_ahead_bytes);
-            tokio::time::sleep(STATUS_EVERY).await;
-        }
-        Ok(most)
-    })?;
-    Ok(members.into_iter().max().unwrap_or_default())
-}
-
-/// How the broker is, as it says itself.
-fn status(home: &Home) -> Outcome<StatusOk> {
-    let members = muster(1, PATIENCE, |_| async {
-        let client = clients::connect(home).await?;
-        Ok(client.status(false).await?.broker)
-    })?;
-    let status = members.into_iter().next();
-    status.ok_or_else(|| "nobody asked".into())
-}
-
 /// 100 000 at once, and within a second.
 pub(crate) fn burst(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
     let each = bench.size(100_000, 1_000) / STREAMS as u64;
@@ -507,7 +406,7 @@ pub(crate) fn burst(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         ] {
             let broker = fresh(bench, &format!("burst-{window_ms}-{run}"))?;
             let from_ms = now_ms() + bench.size(8 * SECOND_MS, 5 * SECOND_MS);
-            let fired = arm_and_take(&broker, each, Spread { from_ms, window_ms })?;
+            let fired = arm_and_take(&broker, each, 1_000, Spread::at_random(from_ms, window_ms))?;
             let took_s = (fired.last_us - from_ms * 1_000) as f64 / 1e6;
             samples.add(
                 format!("100 000 {name}: all delivered within"),
@@ -518,69 +417,6 @@ pub(crate) fn burst(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
         }
     }
     Ok(())
-}
-
-/// Cancelled one by one by their handles; then most of what waits, and what that leaves in memory.
-pub(crate) fn cancel(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
-    samples.note("cancel: 100 B values due at random over 24 h; handles as the broker lists them");
-    for run in 0..bench.runs {
-        let broker = fresh(bench, &format!("cancel-{run}"))?;
-        let idle = broker.resident_bytes()? as f64;
-        let each = bench.size(250_000, 2_000);
-        let spread = Spread {
-            from_ms: now_ms() + HOUR_MS,
-            window_ms: 24 * HOUR_MS,
-        };
-        arm(broker.home(), each, 100, spread)?;
-        let (cancelled, took) = cancel_some(broker.home(), each * STREAMS as u64 / 5)?;
-        samples.add(
-            "cancellations a second, 1 million waiting",
-            cancelled as f64 / took.as_secs_f64(),
-            "/s",
-        );
-        if run == 0 {
-            // Once: it takes minutes.
-            let more = bench.size(2_250_000, 2_000);
-            arm(broker.home(), more, 100, spread)?;
-            let all = (each + more) * STREAMS as u64;
-            cancel_some(broker.home(), all * 9 / 10 - cancelled)?;
-            sleep(bench.size(Duration::from_secs(10), Duration::from_millis(50)));
-            let above = (broker.resident_bytes()? as f64 - idle) / MEGABYTE;
-            samples.add("RSS above idle, 9 of 10 million cancelled", above, "MB");
-        }
-    }
-    Ok(())
-}
-
-/// Cancels the next `most` that wait: how many, in which time. One client lists, all of them cancel.
-fn cancel_some(home: &Home, most: u64) -> Outcome<(u64, Duration)> {
-    let members = muster(1, PATIENCE * 20, |_| async {
-        let clients = try_join_all((0..STREAMS).map(|_| clients::connect(home))).await?;
-        let timers: Vec<_> = clients.iter().map(|client| client.timers()).collect();
-        let lister = timers.first().ok_or("no client")?;
-        let mut list = lister.list(TOPIC).page_size(1_000);
-        let (begun, mut cancelled) = (Instant::now(), 0);
-        while cancelled < most {
-            let Some(page) = list.page().await? else {
-                break;
-            };
-            for some in page.timers.chunks(STREAMS * ASKED_OPEN) {
-                let asked = some.iter().zip(timers.iter().cycle());
-                let asked = asked.map(|(timer, timers)| timers.cancel(&timer.handle));
-                for state in try_join_all(asked).await? {
-                    if !matches!(state, TimerState::Cancelled) {
-                        return Err(format!("a waiting timer was answered {state:?}").into());
-                    }
-                    cancelled += 1;
-                }
-            }
-        }
-        Ok((cancelled, begun.elapsed()))
-    })?;
-    members
-        .into_iter()
-        .next()
-        .ok_or_else(|| "nobody cancelled".into())
 }
 
 /// What the levels count: one timer ten minutes ahead, one an hour.

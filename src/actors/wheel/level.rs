@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use actix::{Actor, AsyncContext, Context, SpawnHandle};
+use actix::{Actor, Context};
 use tokio::sync::oneshot;
 
 use super::keeper::LevelDied;
 use super::{AlarmEvent, LevelLink, Wheel, levels, lock};
 use crate::actors::checkpoint::Pressure;
 use crate::actors::directory::{DirectoryActor, StartOwner};
+use crate::actors::nap::Nap;
 use crate::actors::stats::ActorStats;
 use crate::actors::store::{FindHomes, LoadHomes, WriteHomes};
 use crate::actors::{House, Link};
@@ -230,7 +231,7 @@ pub(super) type Wake = (Option<i64>, Option<u64>);
 #[derive(Debug, Default)]
 pub(super) struct Sleep {
     until: Wake,
-    handle: Option<SpawnHandle>,
+    nap: Nap,
 }
 
 /// A shell that sleeps until its next non-empty slot.
@@ -243,7 +244,7 @@ pub(super) trait Sleeps: Actor<Context = Context<Self>> {
     /// Sleeps until the next wake-up it knows of.
     fn sleep_on(&mut self, ctx: &mut Context<Self>) {
         let wake = self.next_wake();
-        if self.sleep().handle.is_some() {
+        if self.sleep().nap.is_set() {
             if self.sleep().until == wake {
                 return;
             }
@@ -259,21 +260,21 @@ pub(super) trait Sleeps: Actor<Context = Context<Self>> {
         let Some(wait) = by_clock.into_iter().chain(by_monotonic).min() else {
             return;
         };
-        let handle = ctx.run_later(wait, |actor, ctx| {
-            actor.sleep().handle = None;
-            actor.place().stats.woke();
-            actor.wake(ctx);
-        });
-        *self.sleep() = Sleep {
-            until: wake,
-            handle: Some(handle),
-        };
+        let sleep = self.sleep();
+        sleep.until = wake;
+        sleep.nap.set(
+            ctx,
+            wait,
+            |actor| &mut actor.sleep().nap,
+            |actor, ctx| {
+                actor.place().stats.woke();
+                actor.wake(ctx);
+            },
+        );
     }
 
     /// Forgets how long it meant to sleep.
     fn rouse(&mut self, ctx: &mut Context<Self>) {
-        if let Some(handle) = self.sleep().handle.take() {
-            ctx.cancel_future(handle);
-        }
+        self.sleep().nap.clear(ctx);
     }
 }

@@ -108,31 +108,52 @@ fn a_cancel_that_races_the_firing_has_one_outcome() {
 
 #[test]
 fn a_crash_anywhere_inside_a_cascade_or_a_checkpoint_loses_nothing() {
-    for stop in 0..60 {
-        for cut in [false, true] {
-            let mut world = World::new();
-            let deliveries: Vec<Delivery> = (0..40)
-                .map(|n| Delivery::After(65_536 * 3 + n * 2_000))
-                .collect();
-            world.send(&deliveries);
-            world.quiet();
-            world.checkpoint();
-            world.quiet();
-            // The slot falls while another checkpoint is under way.
-            world.pass(65_536 * 3 - 20_000);
-            world.checkpoint();
-            world.look();
-            for step in 0..stop {
-                world.handle(step % LEVELS);
+    let (mut in_cascade, mut in_lap) = (0, 0);
+    // From where only the coarser level lets its slot fall to where all of them do.
+    for before in [70_000, 20_000, 3_500, 500] {
+        for stop in 0..60 {
+            for cut in [false, true] {
+                let mut world = World::new();
+                let deliveries: Vec<Delivery> = (0..40)
+                    .map(|n| Delivery::After(65_536 * 3 + n * 2_000))
+                    .collect();
+                world.send(&deliveries);
+                world.quiet();
+                world.checkpoint();
+                world.quiet();
+                // Slots fall while another checkpoint is under way.
+                world.pass(65_536 * 3 - before);
+                world.checkpoint();
+                world.look();
+                for step in 0..stop {
+                    world.handle(step % LEVELS);
+                }
+                let mail = || world.mail.iter().flatten();
+                in_cascade += usize::from(mail().any(|message| {
+                    matches!(
+                        message,
+                        Message::Fall(..) | Message::Landed(_) | Message::Loaded(_)
+                    )
+                }));
+                in_lap += usize::from(mail().any(|message| {
+                    matches!(
+                        message,
+                        Message::Up(..) | Message::Down(..) | Message::Homed
+                    )
+                }));
+                if cut {
+                    world.power_cut()
+                } else {
+                    world.kill()
+                }
+                world.finish();
             }
-            if cut {
-                world.power_cut()
-            } else {
-                world.kill()
-            }
-            world.finish();
         }
     }
+    assert!(
+        in_cascade > 20 && in_lap > 200,
+        "{in_cascade} crashes in a cascade, {in_lap} in a checkpoint"
+    );
 }
 
 #[test]

@@ -48,10 +48,7 @@ fn accepted(bench: &Bench, program: &Path, run: usize, samples: &mut Samples) ->
     let server = server(bench, program, &format!("redis-accept-{run}"))?;
     let idle = server.resident_bytes()? as f64;
     let each = bench.size(2_500_000, 5_000);
-    let spread = Spread {
-        from_ms: now_ms() + HOUR_MS,
-        window_ms: 24 * HOUR_MS,
-    };
+    let spread = Spread::at_random(now_ms() + HOUR_MS, 24 * HOUR_MS);
     let (taken, rate) = fill(&server, each, spread)?;
     samples.add("Redis: timers accepted a second", rate, "/s");
     samples.add("Redis: timers accepted", taken as f64, "");
@@ -69,10 +66,10 @@ fn polled(bench: &Bench, program: &Path, run: usize, samples: &mut Samples) -> O
     let server = server(bench, program, &format!("redis-poll-{run}"))?;
     let each = bench.size(20_000 * 20, 2_000) / STREAMS as u64;
     // Armed before the first is due, as long as that takes.
-    let spread = Spread {
-        from_ms: now_ms() + bench.size(30 * SECOND_MS, 3 * SECOND_MS),
-        window_ms: bench.size(20 * SECOND_MS, SECOND_MS),
-    };
+    let spread = Spread::at_random(
+        now_ms() + bench.size(30 * SECOND_MS, 3 * SECOND_MS),
+        bench.size(20 * SECOND_MS, SECOND_MS),
+    );
     let (taken, _) = fill(&server, each, spread)?;
     if taken < each * STREAMS as u64 || now_ms() >= spread.from_ms {
         samples.note("Redis: not all was accepted before the first was due: lateness not measured");
