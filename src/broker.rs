@@ -21,6 +21,7 @@ use crate::actors::admission::Admission;
 use crate::actors::checkpoint::{self, CheckpointActor};
 use crate::actors::cleaner::{self, CleanerActor};
 use crate::actors::commit::{self, CommitActor, CommitParts, LogGauge};
+use crate::actors::convoy::Convoys;
 use crate::actors::directory::DirectoryActor;
 use crate::actors::opened::OpenedBatches;
 use crate::actors::stats::{ActorStats, Registry};
@@ -221,17 +222,18 @@ impl Broker {
         } = ground;
         let cluster = opened.identity.cluster;
         let reader = opened.log.reader();
-        let pool = ReadPool::start(
+        let cache = Arc::new(TailCache::new(config.tail_bytes()));
+        let pool = ReadPool::start_beside(
             reader.clone(),
             ReadPool::THREADS_DEFAULT,
             config.read_cache_bytes(),
+            &cache,
         )
         .map_err(|source| StartError::Io {
             path: config.data.clone(),
             source,
         })?;
         let pool = Arc::new(pool);
-        let cache = Arc::new(TailCache::new(config.tail_bytes()));
         let ahead = ReadAhead::start(
             reader.clone(),
             Arc::clone(&cache),
@@ -572,6 +574,7 @@ impl Standing<'_> {
             pool: Arc::clone(&self.pool),
             ahead: Arc::clone(&self.ahead),
             cache: Arc::clone(&self.cache),
+            convoys: Arc::new(Convoys::new(Arc::clone(&self.pool))),
             opened: Arc::new(OpenedBatches::new(
                 config.opened_cache_bytes(),
                 Arc::clone(&self.cache),

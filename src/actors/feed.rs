@@ -6,9 +6,15 @@
 //! goes. Whole batches that nobody wants one by one are not even read. A search the group has no use for
 //! any more is dropped; the partition then forgets whoever waited.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use super::Link;
+use super::convoy::Traveller;
 use super::directory::{Do as DirectoryDo, List};
 use super::find::{Finder, Missed, first, question, record_of};
 use super::group::GroupActor;
@@ -96,16 +102,65 @@ pub struct Feeder {
     pub finder: Finder,
     /// Whom it tells.
     pub group: Link<GroupActor>,
+    /// Whose task it is.
+    pub owner: OwnerId,
+    /// Searches that wait for other groups.
+    pub waiting: Waiting,
+}
+
+/// Searches of a group that wait for other groups to come near, and how each is told to wait no longer.
+#[derive(Debug, Clone, Default)]
+pub struct Waiting(Rc<RefCell<BTreeMap<CursorNumber, Rc<Notify>>>>);
+
+/// A search waits, until this is dropped.
+struct Waits<'a> {
+    waiting: &'a Waiting,
+    cursor: CursorNumber,
+    enough: Rc<Notify>,
+}
+
+impl Waiting {
+    /// Searches that are needed now go on.
+    pub fn release(&self, is_short: impl Fn(CursorNumber) -> bool) {
+        for (cursor, enough) in self.0.borrow().iter() {
+            if is_short(*cursor) {
+                enough.notify_one();
+            }
+        }
+    }
+
+    fn enter(&self, cursor: CursorNumber) -> Waits<'_> {
+        let enough = Rc::new(Notify::new());
+        self.0.borrow_mut().insert(cursor, Rc::clone(&enough));
+        Waits {
+            waiting: self,
+            cursor,
+            enough,
+        }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.waiting.0.borrow_mut();
+        // The next search of the same cursor may have come before this one was dropped.
+        if waiting
+            .get(&self.cursor)
+            .is_some_and(|enough| Rc::ptr_eq(enough, &self.enough))
+        {
+            waiting.remove(&self.cursor);
+        }
+    }
 }
 
 impl Feeder {
-    /// Finds records from an offset on.
-    pub async fn feed(self, feed: Feed) {
+    /// Finds records from an offset on; where they are needed now, without waiting for other groups.
+    pub async fn feed(self, feed: Feed, is_short: bool) {
         let (cursor, round) = (feed.cursor, feed.round);
         let found = if feed.wait {
-            self.find(&feed).await
+            self.find(&feed, is_short).await
         } else {
-            let in_time = tokio::time::timeout(SURVEY, self.find(&feed)).await;
+            let in_time = tokio::time::timeout(SURVEY, self.find(&feed, true)).await;
             in_time.unwrap_or(Err(Missed::Unreadable))
         };
         let found = match found {
@@ -174,11 +229,12 @@ impl Feeder {
         self.group.tell(Found::Looked { job, place, found });
     }
 
-    async fn find(&self, feed: &Feed) -> Result<(Vec<Offered>, Offset), Missed> {
+    async fn find(&self, feed: &Feed, is_short: bool) -> Result<(Vec<Offered>, Offset), Missed> {
         let answer = self
             .finder
             .batches(feed.place, feed.from, feed.bytes_max, feed.wait)
             .await?;
+        self.keep_together(feed, &answer.batches, is_short).await;
         let high_watermark = answer.high_watermark;
         let filter = if feed.filter.is_empty() {
             None
@@ -217,6 +273,35 @@ impl Feeder {
             });
         }
         Ok((offered, high_watermark))
+    }
+
+    /// Where records must be read from the disk, says where the group is, and waits while it is too far ahead
+    /// of others for them to be served from what it reads. It does not wait while its members might run
+    /// short: nobody is slowed down by who is slower.
+    async fn keep_together(&self, feed: &Feed, batches: &[BatchPlace], is_short: bool) {
+        let house = &self.finder.house;
+        let Some(first) = batches.first() else {
+            return;
+        };
+        if house.cache.has(first.position) {
+            return;
+        }
+        let traveller = Traveller {
+            group: self.owner,
+            cursor: feed.cursor,
+        };
+        house.convoys.at(feed.place, traveller, feed.from);
+        let bytes: u64 = batches.iter().map(BatchPlace::bytes).sum();
+        let records: u64 = batches.iter().map(|batch| u64::from(batch.count)).sum();
+        let record_bytes = bytes / records.max(1);
+        if is_short || !house.convoys.is_ahead(feed.place, feed.from, record_bytes) {
+            return;
+        }
+        let waits = self.waiting.enter(feed.cursor);
+        tokio::select! {
+            () = house.convoys.wait(feed.place, feed.from, record_bytes) => {}
+            () = waits.enough.notified() => {}
+        }
     }
 
     // ---- dead letters ---------------------------------------------------------------------------

@@ -18,7 +18,7 @@ use super::checkpoint::RowsWritten;
 use super::commit::{Persist, Ticket};
 use super::directory::DirectoryActor;
 use super::directory::groups::Watch;
-use super::feed::{Feeder, Found};
+use super::feed::{Feeder, Found, Waiting};
 use super::find::Finder;
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
@@ -76,6 +76,8 @@ pub struct GroupActor {
     attaching: VecDeque<(Token, HalfGuard)>,
     members: HashMap<MemberId, UnboundedSender<MemberEvent>>,
     feeds: HashMap<CursorNumber, JoinHandle<()>>,
+    /// Those of them that wait for other groups.
+    waiting: Waiting,
     /// When it wants to be woken.
     waking: Option<MonotonicMs>,
     alarms: u32,
@@ -114,6 +116,7 @@ impl GroupActor {
             attaching: VecDeque::new(),
             members: HashMap::new(),
             feeds: HashMap::new(),
+            waiting: Waiting::default(),
             waking: None,
             alarms: 0,
         }
@@ -130,6 +133,8 @@ impl GroupActor {
                 directory: self.directory.clone(),
             },
             group: self.link(ctx),
+            owner: self.known.owner,
+            waiting: self.waiting.clone(),
         }
     }
 
@@ -169,6 +174,7 @@ impl GroupActor {
         for effect in effects {
             self.perform(effect, ctx);
         }
+        self.waiting.release(|cursor| self.machine.is_short(cursor));
     }
 
     fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
@@ -204,7 +210,8 @@ impl GroupActor {
             }
             Effect::Feed(feed) => {
                 let cursor = feed.cursor;
-                let task = tokio::task::spawn_local(self.feeder(ctx).feed(feed));
+                let is_short = self.machine.is_short(cursor);
+                let task = tokio::task::spawn_local(self.feeder(ctx).feed(feed, is_short));
                 self.replace_feed(cursor, Some(task));
             }
             Effect::StopFeed(cursor) => self.replace_feed(cursor, None),

@@ -18,6 +18,7 @@ pub mod admission;
 pub mod checkpoint;
 pub mod cleaner;
 pub mod commit;
+pub mod convoy;
 mod coordinators;
 pub mod directory;
 mod failures;
@@ -44,6 +45,7 @@ use actix::{Actor, Addr, Handler, Message};
 use self::checkpoint::CheckpointActor;
 use self::cleaner::CleanerActor;
 use self::commit::CommitActor;
+use self::convoy::Convoys;
 use self::directory::DirectoryActor;
 use self::group::GroupActor;
 use self::opened::OpenedBatches;
@@ -222,6 +224,8 @@ pub struct House {
     pub ahead: Arc<ReadAhead>,
     /// Batches that records are taken out of one by one.
     pub opened: Arc<OpenedBatches>,
+    /// Groups that read the same, kept together.
+    pub convoys: Arc<Convoys>,
     /// Counters of every actor.
     pub registry: Registry,
     /// The clocks.

@@ -5,21 +5,29 @@
 //! long as it is asked for, in memory of its own, because a slice of the stretch it was read with would hold
 //! the whole stretch.
 //!
+//! Whoever takes records out says so ([`OpenedBatches::given`]). Where room is needed, what was given out of
+//! the oldest batch is let go and the rest of it stays, record by record: records wait behind their keys for
+//! long after most of their batch has gone, and a batch would be read again for each of them.
+//!
 //! In: places. Out: [`Opened`] batches, from here, from the log's tail, or read. What is here was read from
 //! the log, whose entries never change; nothing of it has to survive a crash.
 //!
-//! - O1 What is held is bounded in bytes; what was asked for least recently goes first. What is lent out
-//!   counts for whoever holds it.
+//! - O1 What is held is bounded in bytes; what was asked for least recently goes first, what was given out of
+//!   it before the rest. What is lent out counts for whoever holds it.
 //! - O2 No batch is opened twice at a time: whoever comes meanwhile waits for the first. Nobody waits while
 //!   others wait for them.
 //! - O3 Whoever is dropped while opening leaves it to those who wait.
+//! - O4 A record of a rest is given once: whoever wants it again reads it.
+
+mod kept;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
-use crate::domain::batch::{BatchError, Opened};
+use self::kept::Kept;
+use crate::domain::batch::{BatchError, Opened, Taken};
 use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::LogPosition;
@@ -56,12 +64,6 @@ struct State {
     bytes: usize,
     /// What is being opened, and how it is heard that it was.
     opening: HashMap<LogPosition, watch::Receiver<()>>,
-}
-
-struct Kept {
-    opened: Arc<Opened>,
-    bytes: usize,
-    asked: u64,
 }
 
 impl OpenedBatches {
@@ -102,10 +104,34 @@ impl OpenedBatches {
         }
     }
 
-    /// Whether a batch is here.
+    /// Whether a batch is here, opened.
     #[must_use]
     pub fn has(&self, position: LogPosition) -> bool {
-        self.state().batches.contains_key(&position)
+        let state = self.state();
+        let kept = state.batches.get(&position);
+        kept.is_some_and(|kept| kept.opened().is_some())
+    }
+
+    /// Records, by their indexes, were taken out of an opened batch: they are not likely to be asked for
+    /// again.
+    pub fn given(&self, position: LogPosition, indexes: impl Iterator<Item = usize>) {
+        if let Some(kept) = self.state().batches.get_mut(&position) {
+            indexes.for_each(|index| kept.give(index));
+        }
+    }
+
+    /// Takes records, by their indexes, out of what is left of a batch that is not here as a whole any more;
+    /// none where not all of them are there.
+    #[must_use]
+    pub fn take_rest(
+        &self,
+        position: LogPosition,
+        indexes: impl Iterator<Item = usize> + Clone,
+    ) -> Option<Vec<Taken>> {
+        let mut state = self.state();
+        let taken = state.batches.get_mut(&position)?.take_rest(indexes)?;
+        state.touch(position);
+        Some(taken)
     }
 
     /// What it holds now, in bytes.
@@ -221,12 +247,19 @@ impl Drop for Claim<'_> {
 
 impl State {
     fn find(&mut self, position: LogPosition) -> Option<Arc<Opened>> {
-        let kept = self.batches.get_mut(&position)?;
-        self.by_age.remove(&kept.asked);
-        self.asked += 1;
-        kept.asked = self.asked;
-        self.by_age.insert(self.asked, position);
-        Some(Arc::clone(&kept.opened))
+        let opened = Arc::clone(self.batches.get(&position)?.opened()?);
+        self.touch(position);
+        Some(opened)
+    }
+
+    /// It was asked for.
+    fn touch(&mut self, position: LogPosition) {
+        if let Some(kept) = self.batches.get_mut(&position) {
+            self.by_age.remove(&kept.asked);
+            self.asked += 1;
+            kept.asked = self.asked;
+            self.by_age.insert(self.asked, position);
+        }
     }
 
     fn keep(&mut self, position: LogPosition, opened: Arc<Opened>, bytes_max: usize) {
@@ -239,18 +272,26 @@ impl State {
         while self.bytes.saturating_add(bytes) > bytes_max
             && let Some((_, oldest)) = self.by_age.first_key_value()
         {
-            self.remove(*oldest);
+            self.shrink(*oldest);
         }
         self.asked += 1;
         self.bytes += bytes;
         self.by_age.insert(self.asked, position);
-        let asked = self.asked;
-        let kept = Kept {
-            opened,
-            bytes,
-            asked,
-        };
+        let kept = Kept::new(opened, bytes, self.asked);
         self.batches.insert(position, kept);
+    }
+
+    /// Lets go what was given out of a batch, where that is much; otherwise all of it.
+    fn shrink(&mut self, position: LogPosition) {
+        let Some(kept) = self.batches.get_mut(&position) else {
+            return;
+        };
+        let before = kept.bytes;
+        if !kept.pack() {
+            return self.remove(position);
+        }
+        self.bytes = self.bytes.saturating_sub(before.saturating_sub(kept.bytes));
+        self.touch(position);
     }
 
     fn remove(&mut self, position: LogPosition) {

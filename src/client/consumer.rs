@@ -18,7 +18,7 @@ use super::Client;
 use super::admin::Start;
 use super::delivery::Delivery;
 use super::error::ConsumeError;
-use super::leased::{Hand, LeaseTag, LeasedBatch, Taken};
+use super::leased::{Bad, Hand, LeaseTag, LeasedBatch};
 use super::membership::{self, Plan, Say, Told, Verdict, Wires};
 use super::settle::{Settlement, Settler};
 use crate::wire::consume::RetryAfter;
@@ -478,7 +478,7 @@ impl Consumer {
                 let next = batch.next();
                 let is_last = batch.is_lease_over();
                 match next {
-                    Some(Taken::Record(delivery)) => {
+                    Some(Ok(delivery)) => {
                         if let Some(tag) = delivery.lease {
                             self.hand.took(tag.lease, is_last);
                         }
@@ -487,14 +487,15 @@ impl Consumer {
                             tag.is_settled || self.hand.holds(tag, delivery.offset)
                         });
                         if holds {
-                            return Poll::Ready(Some(Ok(*delivery)));
+                            return Poll::Ready(Some(Ok(delivery)));
                         }
                         if let Some(tag) = delivery.lease {
                             self.settler.pass_over(tag);
                         }
                         continue;
                     }
-                    Some(Taken::Bad(tag, offset, error)) => {
+                    Some(Err(bad)) => {
+                        let Bad { tag, offset, error } = *bad;
                         self.hand.took(tag.lease, is_last);
                         let verdict = Verdict::Not(RetryAfter::Policy, error.to_string());
                         if tag.is_settled {

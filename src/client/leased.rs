@@ -1,7 +1,7 @@
 //! Leased records on their way to the application: batches of them, and the lease each one is under.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use super::link::lock;
 use crate::domain::batch::{BatchView, Bodies};
 use crate::domain::id::{LeaseId, TopicId};
 use crate::domain::record::RecordBody;
+use crate::domain::time::WallMs;
 use crate::wire::consume::{LeaseHead, Leased};
 
 /// The lease a record is under, and in which session of its consumer: what acknowledging needs.
@@ -76,6 +77,11 @@ struct Queue {
 pub(crate) struct Hand {
     /// Counts the times the consumer joined; leases of earlier ones are void.
     session: AtomicU64,
+    /// Leases were lost, or records refused, in this session: until then, which is nearly always, none of what
+    /// follows has to be looked at for each record.
+    has_gaps: AtomicBool,
+    /// The application took records since it was looked last.
+    takes: AtomicBool,
     /// At most [`LOST_MAX`].
     lost: Mutex<BTreeSet<LeaseId>>,
     lines: Mutex<HashMap<Place, Line>>,
@@ -85,7 +91,13 @@ pub(crate) struct Hand {
 impl Hand {
     /// Whether a record is still the consumer's.
     pub(crate) fn holds(&self, tag: LeaseTag, offset: u64) -> bool {
-        if tag.session != self.session() || lock(&self.lost).contains(&tag.lease) {
+        if tag.session != self.session() {
+            return false;
+        }
+        if !self.has_gaps.load(Ordering::Acquire) {
+            return true;
+        }
+        if lock(&self.lost).contains(&tag.lease) {
             return false;
         }
         if !tag.is_ordered {
@@ -113,17 +125,19 @@ impl Hand {
 
     /// The application was given a record of a lease, or it was passed over; `last` where no other of it waits.
     pub(crate) fn took(&self, lease: LeaseId, last: bool) {
-        let mut queue = lock(&self.queue);
-        queue.taken = Some(Instant::now());
+        self.takes.store(true, Ordering::Relaxed);
         if last {
-            queue.waiting.remove(&lease);
+            lock(&self.queue).waiting.remove(&lease);
         }
     }
 
     /// Leases to be renewed: those with records that wait here for an application that goes on taking them. One
     /// that has taken none for `lease` has stopped; what it was sent comes to others.
     pub(crate) fn to_renew(&self, lease: Duration) -> Vec<LeaseId> {
-        let queue = lock(&self.queue);
+        let mut queue = lock(&self.queue);
+        if self.takes.swap(false, Ordering::Relaxed) {
+            queue.taken = Some(Instant::now());
+        }
         let goes_on = queue.taken.is_some_and(|taken| taken.elapsed() <= lease);
         if goes_on {
             queue.waiting.iter().copied().collect()
@@ -137,6 +151,7 @@ impl Hand {
         if !tag.is_ordered || !self.holds(tag, offset) {
             return;
         }
+        self.has_gaps.store(true, Ordering::Release);
         let mut lines = lock(&self.lines);
         let line = lines.entry(tag.place()).or_default();
         line.refused.retain(|(at, _)| *at < offset);
@@ -152,6 +167,8 @@ impl Hand {
 
     /// All that is in hand is void.
     pub(crate) fn begin(&self) -> u64 {
+        self.has_gaps.store(false, Ordering::Release);
+        self.takes.store(false, Ordering::Relaxed);
         lock(&self.lost).clear();
         lock(&self.lines).clear();
         *lock(&self.queue) = Queue {
@@ -164,6 +181,7 @@ impl Hand {
     /// These leases are lost. Remembered until the session ends, or until there are too many: then the
     /// oldest are forgotten, which cost a question to the broker if anybody still settles them, no more.
     pub(crate) fn lose(&self, leases: &[LeaseId]) {
+        self.has_gaps.store(true, Ordering::Release);
         let mut queue = lock(&self.queue);
         for lease in leases {
             queue.waiting.remove(lease);
@@ -189,11 +207,11 @@ pub(crate) struct LeasedBatch {
     at: (usize, u32),
 }
 
-/// What became of one record of a batch.
-pub(crate) enum Taken {
-    Record(Box<Delivery>),
-    /// It cannot be read.
-    Bad(LeaseTag, u64, ConsumeError),
+/// A record that cannot be read.
+pub(crate) struct Bad {
+    pub(crate) tag: LeaseTag,
+    pub(crate) offset: u64,
+    pub(crate) error: ConsumeError,
 }
 
 impl LeasedBatch {
@@ -213,7 +231,7 @@ impl LeasedBatch {
             offset,
             reason,
         };
-        let view = BatchView::parse(body).map_err(damaged)?;
+        let view = BatchView::parse_served(body).map_err(damaged)?;
         let bodies = view.bodies().map_err(damaged)?;
         let topic = topics
             .get(&head.topic)
@@ -271,7 +289,7 @@ impl LeasedBatch {
     }
 
     /// The next record.
-    pub(crate) fn next(&mut self) -> Option<Taken> {
+    pub(crate) fn next(&mut self) -> Option<Result<Delivery, Box<Bad>>> {
         let (lease, offset) = self.wanted()?;
         let tag = self.tag(&lease);
         let partition = self.head.partition.0;
@@ -306,10 +324,12 @@ impl LeasedBatch {
         });
         let published = self.head.published;
         let due = published.and_then(|published| published.due);
-        let stored = published.map_or(self.head.appended, |published| published.stored);
+        let later_ms = self.head.later_ms.get(self.at.0).copied().unwrap_or(0);
+        let appended = WallMs(self.head.appended.0.saturating_add(later_ms));
+        let stored = published.map_or(appended, |published| published.stored);
         Some(match decoded {
-            Err(error) => Taken::Bad(tag, offset, error),
-            Ok((index, body)) => Taken::Record(Box::new(Delivery {
+            Err(error) => Err(Box::new(Bad { tag, offset, error })),
+            Ok((index, body)) => Ok(Delivery {
                 topic: Arc::clone(&self.topic.name),
                 partition,
                 offset,
@@ -321,11 +341,11 @@ impl LeasedBatch {
                 tag: body.tag,
                 headers: body.headers,
                 due_ms: due.map(|due| due.0),
-                fired_ms: due.map(|_| self.head.appended.0),
+                fired_ms: due.map(|_| appended.0),
                 attempt: lease.attempt,
                 priority: self.head.lane.0,
                 lease: Some(tag),
-            })),
+            }),
         })
     }
 }

@@ -2,23 +2,31 @@
 //!
 //! Consumers that go through a backlog together ask for the same stretches of the log within moments. A
 //! stretch that is read for one of them stays here while there is room, the oldest go first; one that is
-//! being read is waited for instead of being read twice.
+//! being read is waited for instead of being read twice. What the cache of the log's tail does not fill, as
+//! after a start, is used here until it does.
 //!
-//! - E1 What is held is bounded in bytes; what is lent out counts for whoever holds it.
+//! - E1 What is held is bounded in bytes, together with what the tail holds; what is lent out counts for
+//!   whoever holds it.
 //! - E2 No byte is read twice at a time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+
+use super::tail_cache::TailCache;
 
 /// How many stretches are looked at that begin before what is looked for: they may overlap.
 const NEIGHBOURS: usize = 4;
 
 /// Stretches of the log that were read, by position.
 pub(crate) struct Extents {
-    bytes_max: usize,
+    own_bytes_max: usize,
+    tail: Option<Arc<TailCache>>,
+    /// What the state says, to be had without waiting for it.
+    bytes: AtomicUsize,
     state: Mutex<State>,
     read: Condvar,
 }
@@ -40,9 +48,11 @@ pub(crate) struct Reading<'a> {
 }
 
 impl Extents {
-    pub(crate) fn new(bytes_max: usize) -> Self {
+    pub(crate) fn new(own_bytes_max: usize, tail: Option<Arc<TailCache>>) -> Self {
         Self {
-            bytes_max,
+            own_bytes_max,
+            tail,
+            bytes: AtomicUsize::new(0),
             state: Mutex::default(),
             read: Condvar::new(),
         }
@@ -66,6 +76,29 @@ impl Extents {
             extents: self,
             range,
         }
+    }
+
+    /// Bytes that may be held now.
+    pub(crate) fn bytes_max(&self) -> usize {
+        let lent = self.tail.as_ref().map_or(0, |tail| tail.unused());
+        self.own_bytes_max.saturating_add(lent)
+    }
+
+    /// The tail has grown: what it lent goes back.
+    pub(crate) fn give_back(&self) {
+        if self.bytes.load(Ordering::Relaxed) > self.own_bytes_max {
+            let bytes_max = self.bytes_max();
+            let mut state = self.state();
+            state.shrink(bytes_max);
+            self.bytes.store(state.bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn keep(&self, start: u64, bytes: Bytes) {
+        let bytes_max = self.bytes_max();
+        let mut state = self.state();
+        state.keep(start, bytes, bytes_max);
+        self.bytes.store(state.bytes, Ordering::Relaxed);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -93,6 +126,10 @@ impl State {
             Some(before) => self.bytes = self.bytes.saturating_sub(before.len()),
             None => self.order.push_back(start),
         }
+        self.shrink(bytes_max);
+    }
+
+    fn shrink(&mut self, bytes_max: usize) {
         while self.bytes > bytes_max
             && let Some(oldest) = self.order.pop_front()
         {
@@ -106,8 +143,7 @@ impl State {
 impl Reading<'_> {
     /// What was read: from now on others find it.
     pub(crate) fn done(self, start: u64, bytes: &Bytes) {
-        let bytes_max = self.extents.bytes_max;
-        self.extents.state().keep(start, bytes.clone(), bytes_max);
+        self.extents.keep(start, bytes.clone());
     }
 }
 
@@ -125,9 +161,10 @@ impl Drop for Reading<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
+    use crate::domain::body::Body;
+    use crate::domain::entry::EntryPlace;
+    use crate::domain::id::LogPosition;
 
     fn keep(extents: &Extents, start: u64, length: usize) {
         let reading = extents.begin(start..start + length as u64);
@@ -136,7 +173,7 @@ mod tests {
 
     #[test]
     fn what_is_being_read_is_waited_for_and_then_found() {
-        let extents = Arc::new(Extents::new(1000));
+        let extents = Arc::new(Extents::new(1000, None));
         let reading = extents.begin(100..200);
         let (told, waits) = std::sync::mpsc::channel();
         let other = Arc::clone(&extents);
@@ -156,11 +193,33 @@ mod tests {
 
     #[test]
     fn a_read_that_is_given_up_leaves_nothing_behind() {
-        let extents = Extents::new(1000);
+        let extents = Extents::new(1000, None);
         drop(extents.begin(0..10));
         assert!(extents.find(&(0..10)).is_none());
         keep(&extents, 0, 10);
         assert!(extents.find(&(0..10)).is_some());
+    }
+
+    #[test]
+    fn e1_what_the_tail_does_not_fill_is_used_until_it_does() {
+        let tail = Arc::new(TailCache::new(10_000));
+        let _reader = tail.attend();
+        let extents = Arc::new(Extents::new(1000, Some(Arc::clone(&tail))));
+        let borrower = Arc::clone(&extents);
+        tail.lends_to(Box::new(move || borrower.give_back()));
+        for start in 0..20 {
+            keep(&extents, start * 1000, 1000);
+        }
+        assert_eq!(extents.state().bytes, 11_000);
+        for position in 0..20 {
+            let place = EntryPlace {
+                position: LogPosition(position),
+                length: 1,
+            };
+            tail.insert(place, Body::from(vec![0; 1000]));
+            assert!(tail.bytes() + extents.state().bytes <= 11_000);
+        }
+        assert!(tail.bytes() > 8_000 && extents.state().bytes >= 1000);
     }
 
     proptest::proptest! {
@@ -168,7 +227,7 @@ mod tests {
         fn it_holds_the_latest_within_its_bound(
             reads in proptest::collection::vec((0u64..400, 1usize..120), 1..60),
         ) {
-            let extents = Extents::new(300);
+            let extents = Extents::new(300, None);
             let mut naive: Vec<(u64, usize)> = Vec::new();
             for (start, length) in reads {
                 keep(&extents, start, length);

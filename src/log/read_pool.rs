@@ -11,6 +11,7 @@ use crate::domain::entry::EntryPlace;
 use super::error::ReadError;
 use super::extents::Extents;
 use super::reader::{EntryRead, LogReader};
+use super::tail_cache::TailCache;
 
 /// What a read's answers are handed to, on a reading thread.
 pub type ReadDone = Box<dyn FnOnce(Vec<Result<EntryRead, ReadError>>) + Send>;
@@ -60,9 +61,40 @@ impl ReadPool {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(reader: LogReader, threads: usize, kept_bytes_max: usize) -> io::Result<Self> {
+        Self::with(reader, threads, Extents::new(kept_bytes_max, None))
+    }
+
+    /// The same; what the tail does not fill of its own bound may be kept besides.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start_beside(
+        reader: LogReader,
+        threads: usize,
+        kept_bytes_max: usize,
+        tail: &Arc<TailCache>,
+    ) -> io::Result<Self> {
+        let extents = Extents::new(kept_bytes_max, Some(Arc::clone(tail)));
+        let pool = Self::with(reader, threads, extents)?;
+        let shared = Arc::downgrade(&pool.shared);
+        tail.lends_to(Box::new(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.extents.give_back();
+            }
+        }));
+        Ok(pool)
+    }
+
+    /// Bytes that may be kept now of what is read for several.
+    #[must_use]
+    pub fn kept_bytes_max(&self) -> usize {
+        self.shared.extents.bytes_max()
+    }
+
+    fn with(reader: LogReader, threads: usize, extents: Extents) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             reader,
-            extents: Extents::new(kept_bytes_max),
+            extents,
             queue: Mutex::default(),
             changed: Condvar::new(),
         });

@@ -1,10 +1,11 @@
 //! The most recent bodies by position, shared: what live readers are served from without a read.
 //!
-//! Bounded in bytes; the oldest positions go first, whatever the order they came in.
+//! Bounded in bytes; the oldest positions go first, whatever the order they came in. What is not filled of the
+//! bound may be used by another cache, which is told whenever this one has grown.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
@@ -22,7 +23,11 @@ pub struct TailCache {
     bytes_max: usize,
     readers: AtomicUsize,
     kept: Mutex<Kept>,
+    borrower: OnceLock<Borrower>,
 }
+
+/// Hears that the tail has grown.
+type Borrower = Box<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct Kept {
@@ -39,7 +44,19 @@ impl TailCache {
             bytes_max,
             readers: AtomicUsize::new(0),
             kept: Mutex::default(),
+            borrower: OnceLock::new(),
         }
+    }
+
+    /// Somebody uses what is not filled, and is told whenever it is less; only the first is.
+    pub(crate) fn lends_to(&self, borrower: Borrower) {
+        let _ = self.borrower.set(borrower);
+    }
+
+    /// What is not filled of the bound, in bytes.
+    #[must_use]
+    pub fn unused(&self) -> usize {
+        self.bytes_max.saturating_sub(self.bytes())
     }
 
     /// Takes an entry in, and lets the oldest go as the bound asks; one older than all that is kept is
@@ -67,6 +84,10 @@ impl TailCache {
             && let Some((_, gone)) = kept.entries.pop_front()
         {
             kept.bytes = kept.bytes.saturating_sub(self::cost(&gone));
+        }
+        drop(kept);
+        if let Some(borrower) = self.borrower.get() {
+            borrower();
         }
     }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
+use super::gathered::{Gathered, head, indexes, skipped};
 use super::member::Local;
 use super::pieces::{Pieces, Wanted, are_few, is_read_alone, pieces};
 use super::reader::{self, Stop};
@@ -21,7 +22,7 @@ use crate::actors::Link;
 use crate::actors::group::{Do, GroupActor};
 use crate::actors::opened::NotOpened;
 use crate::actors::reply::ReplyTo;
-use crate::domain::batch::{BATCH_BYTES_CEILING, BatchError, Cut, Opened, Taken};
+use crate::domain::batch::{BatchError, Opened, Taken};
 use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
 use crate::domain::group::command::{Command, Lease, LeasedRange, MemberEvent, RetryAfter};
@@ -32,8 +33,7 @@ use crate::log::Share;
 use crate::transport::SendStream;
 use crate::wire::code::{Code, Refused};
 use crate::wire::consume::{
-    Assigned, LeaseHead, Leased, LeasesLost, PublishedLater, RANGES_MAX, Revoked, Unsubscribed,
-    Withdrawn,
+    Assigned, Leased, LeasesLost, RANGES_MAX, Revoked, Unsubscribed, Withdrawn,
 };
 use crate::wire::frame::{Header, encode};
 use crate::wire::reader::EndReason;
@@ -43,7 +43,7 @@ const GROUP_BYTES: usize = 1024 * 1024;
 /// Events taken together.
 const EVENTS_MAX: usize = 256;
 /// Leases of one frame: more would not fit its header.
-const LEASES_MAX: usize = 1000;
+pub(super) const LEASES_MAX: usize = 1000;
 
 /// Frames on their way to the writing half.
 #[derive(Default)]
@@ -85,6 +85,7 @@ pub(super) async fn deliver(
             member,
             groups,
             group: Group::default(),
+            gathered: Gathered::default(),
         };
         let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
@@ -153,6 +154,8 @@ struct Delivery<'a> {
     member: MemberId,
     groups: mpsc::Sender<Group>,
     group: Group,
+    /// Behind what is in the group.
+    gathered: Gathered,
 }
 
 /// How the records of a run of leases get into a frame.
@@ -273,6 +276,7 @@ impl Delivery<'_> {
                 }
             }
         }
+        self.close_gathered();
         Ok(())
     }
 
@@ -285,29 +289,31 @@ impl Delivery<'_> {
                 are_few(count, &first.batch) && !house.opened.has(first.batch.position)
             })
         };
+        let rests: Vec<Option<Vec<Taken>>> = runs.iter().map(|run| self.rest(run)).collect();
         let mut wanted: Vec<Wanted> = Vec::new();
-        for run in runs {
+        for (run, _) in runs.iter().zip(&rests).filter(|(_, rest)| rest.is_none()) {
             let is_few = is_few(run);
-            wanted.extend(run.iter().map(|lease| {
-                let skip = lease.first.0.saturating_sub(lease.batch.first_offset.0);
-                Wanted {
-                    place: lease.batch,
-                    skip: u32::try_from(skip).unwrap_or(u32::MAX),
-                    count: lease.count,
-                    alone: is_few || is_read_alone(&lease.batch),
-                }
+            wanted.extend(run.iter().map(|lease| Wanted {
+                place: lease.batch,
+                skip: skipped(lease),
+                count: lease.count,
+                alone: is_few || is_read_alone(&lease.batch),
             }));
         }
         if !wanted
             .iter()
             .any(|want| want.alone || want.place.reference.is_some())
         {
-            return runs.iter().map(|_| None).collect();
+            return rests;
         }
         let bytes_max = 4 * GROUP_BYTES as u64;
         let mut found = pieces(self.session, &wanted, bytes_max).await.into_iter();
         runs.iter()
-            .map(|run| {
+            .zip(rests)
+            .map(|(run, rest)| {
+                if rest.is_some() {
+                    return rest;
+                }
                 // All of a run's, even where one of them is not to be had: the next run's follow.
                 let of_run: Vec<Pieces> = found.by_ref().take(run.len()).collect();
                 let mut all = Vec::new();
@@ -322,29 +328,46 @@ impl Delivery<'_> {
             .collect()
     }
 
-    /// Puts leases of one batch into frames, whose records are here one by one.
+    /// The records of a run of leases, where all of them are among what is left of their batch.
+    fn rest(&self, run: &[Lease]) -> Option<Vec<Taken>> {
+        let position = run.first()?.batch.position;
+        let house = &self.session.shared.house;
+        house.opened.take_rest(position, indexes(run))
+    }
+
+    /// Leases of one batch, whose records are here one by one.
     fn deliver_alone(&mut self, run: &[Lease], taken: Vec<Taken>) {
         let mut taken = taken.into_iter();
-        for leases in run.chunks(LEASES_MAX) {
-            let Some(first) = leases.first() else {
-                continue;
+        for lease in run {
+            let count = usize::try_from(lease.count).unwrap_or(usize::MAX);
+            let records: Vec<Taken> = taken.by_ref().take(count).collect();
+            let all = match records.len() == count {
+                true => Ok(records),
+                false => Err(BatchError::Directory),
             };
-            let count = leases
-                .iter()
-                .map(|lease| usize::try_from(lease.count).unwrap_or(usize::MAX))
-                .fold(0usize, usize::saturating_add);
-            let mut cut = Cut::new(BATCH_BYTES_CEILING);
-            let all = taken
-                .by_ref()
-                .take(count)
-                .all(|taken| cut.push_taken(taken));
-            match cut.finish().filter(|_| all) {
-                Some(batch) => {
-                    self.group.frame(&head(first, leases), &batch);
-                    delivered(first, leases);
-                }
-                None => self.unreadable(leases.iter(), &BatchError::Directory.to_string()),
+            self.gather(lease, all);
+        }
+    }
+
+    /// Puts a lease into a frame with those before it, or into the next.
+    fn gather(&mut self, lease: &Lease, records: Result<Vec<Taken>, BatchError>) {
+        let pushed = records.and_then(|records| {
+            let bytes = records.iter().map(Taken::bytes).sum();
+            if !self.gathered.may_join(lease, bytes) {
+                self.close_gathered();
             }
+            self.gathered.push(lease, records)
+        });
+        if let Err(error) = pushed {
+            self.unreadable(std::iter::once(lease), &error.to_string());
+        }
+    }
+
+    /// What was gathered is a frame: something else comes behind it.
+    fn close_gathered(&mut self) {
+        if let Some((head, batch)) = self.gathered.finish() {
+            self.group.frame(&head, &batch);
+            delivered(&head);
         }
     }
 
@@ -446,6 +469,7 @@ impl Delivery<'_> {
 
     /// Puts leases of one batch into frames, the batch untouched.
     fn deliver_whole(&mut self, run: &[Lease], body: &Body) {
+        self.close_gathered();
         for leases in run.chunks(LEASES_MAX) {
             let Some(first) = leases.first() else {
                 continue;
@@ -453,47 +477,29 @@ impl Delivery<'_> {
             let mut head = head(first, leases);
             head.base = Some(first.batch.first_offset);
             self.group.frame(&head, body);
-            delivered(first, leases);
+            delivered(&head);
         }
     }
 
-    /// Puts leases of one batch into frames, with their records as a batch of its own.
+    /// Leases of one batch, whose records are taken out of it.
     fn deliver_cut(&mut self, run: &[Lease], opened: &Opened) {
-        for leases in run.chunks(LEASES_MAX) {
-            let Some(first) = leases.first() else {
-                continue;
-            };
-            match cut(leases, &first.batch, opened) {
-                Ok(batch) => {
-                    self.group.frame(&head(first, leases), &batch);
-                    delivered(first, leases);
-                }
-                Err(error) => self.unreadable(leases.iter(), &error.to_string()),
-            }
+        for lease in run {
+            let records = indexes(std::slice::from_ref(lease)).map(|index| opened.take(index));
+            self.gather(lease, records.collect());
+        }
+        if let Some(first) = run.first() {
+            let house = &self.session.shared.house;
+            house.opened.given(first.batch.position, indexes(run));
         }
     }
 }
 
-fn delivered(first: &Lease, leases: &[Lease]) {
+fn delivered(head: &Leased) {
     tracing::trace!(
         target: "waterwheel::trace",
-        offset = first.first.0, leases = leases.len(), attempt = first.attempt, "leased"
+        offset = head.leases.first().map(|lease| lease.first.0), leases = head.leases.len(),
+        attempt = head.leases.first().map(|lease| lease.attempt), "leased"
     );
-}
-
-/// The leased records as a batch of their own.
-fn cut(leases: &[Lease], place: &BatchPlace, opened: &Opened) -> Result<Body, BatchError> {
-    let mut cut = Cut::new(BATCH_BYTES_CEILING);
-    for lease in leases {
-        let from = lease.first.0.saturating_sub(place.first_offset.0);
-        let from = u32::try_from(from).map_err(|_| BatchError::Directory)?;
-        for skip in from..from.saturating_add(lease.count) {
-            if !cut.push(opened, place.record(skip))? {
-                return Err(BatchError::TooLarge(cut.bytes() as u64));
-            }
-        }
-    }
-    cut.finish().ok_or(BatchError::Directory)
 }
 
 /// The distinct batches of runs of leases.
@@ -542,32 +548,6 @@ fn goes_whole(run: &[Lease]) -> bool {
             .first()
             .is_some_and(|first| is_nearly_whole(leases, &first.batch))
     })
-}
-
-fn head(first: &Lease, leases: &[Lease]) -> Leased {
-    Leased {
-        topic: first.place.topic,
-        partition: first.place.partition,
-        lane: first.place.lane,
-        generation: first.generation,
-        appended: first.batch.appended,
-        base: None,
-        leases: leases
-            .iter()
-            .map(|lease| LeaseHead {
-                lease: lease.id,
-                first: lease.first,
-                count: lease.count,
-                attempt: lease.attempt,
-                lease_ms: lease.lease_ms,
-                bytes: lease.bytes,
-            })
-            .collect(),
-        published: first.batch.reference.map(|reference| PublishedLater {
-            stored: reference.stored,
-            due: reference.due,
-        }),
-    }
 }
 
 /// How many of the first runs are of batches that together are a group's bytes.

@@ -8,6 +8,7 @@ mod credit;
 mod door;
 pub mod endpoint;
 mod gather;
+mod gathered;
 mod group;
 mod leases;
 mod letters;

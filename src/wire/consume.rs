@@ -253,6 +253,10 @@ pub struct Leased {
     /// is when that was.
     #[serde(default)]
     pub published: Option<PublishedLater>,
+    /// How much later than `appended` the records of each lease were appended, in milliseconds; may be
+    /// negative. Left out where all were at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later_ms: Vec<i64>,
 }
 header!(Leased, Leased, positional);
 

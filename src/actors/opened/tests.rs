@@ -189,4 +189,87 @@ proptest! {
             prop_assert_eq!(state.by_age.len(), state.batches.len());
         }
     }
+
+    /// Against the batches as they were, and a list of what was given out of each since it came.
+    #[test]
+    fn o1_o4_the_rest_of_a_batch_is_what_was_not_given_each_once(
+        steps in prop::collection::vec(
+            (0u64..6, 1usize..120, prop::collection::vec(0usize..10, 0..8), 0u8..4),
+            1..150,
+        ),
+    ) {
+        const MAX: usize = 6_000;
+        let mut state = State::default();
+        let mut given: HashMap<u64, (Arc<Opened>, std::collections::BTreeSet<usize>)> = HashMap::new();
+        for (position, bytes, mut indexes, what) in steps {
+            indexes.sort_unstable();
+            indexes.dedup();
+            let at = LogPosition(position);
+            let whole = state.batches.get(&at).and_then(|kept| kept.opened().cloned());
+            match what {
+                0 | 1 => {
+                    let byte = u8::try_from(position).unwrap();
+                    let opened = Arc::new(Opened::open(&batch(byte, bytes, Compression::None)).unwrap());
+                    state.keep(at, Arc::clone(&opened), MAX);
+                    given.insert(position, (opened, std::collections::BTreeSet::new()));
+                }
+                2 => {
+                    if let Some(kept) = state.batches.get_mut(&at) {
+                        indexes.iter().for_each(|index| kept.give(*index));
+                        given.get_mut(&position).unwrap().1.extend(&indexes);
+                    }
+                }
+                _ => {
+                    let Some(kept) = state.batches.get_mut(&at) else { continue };
+                    let Some(taken) = kept.take_rest(indexes.iter().copied()) else { continue };
+                    prop_assert!(whole.is_none());
+                    let (opened, before) = given.get_mut(&position).unwrap();
+                    for (index, record) in indexes.iter().zip(taken) {
+                        prop_assert!(before.insert(*index), "O4");
+                        prop_assert_eq!(Ok(record), opened.take(*index));
+                    }
+                }
+            }
+            // Whatever is a rest has all that was not given.
+            for (position, kept) in &state.batches {
+                if let (Some(rest), Some((_, given))) = (kept.rest(), given.get(&position.0)) {
+                    let expected: Vec<usize> = (0..10).filter(|index| !given.contains(index)).collect();
+                    prop_assert_eq!(rest, expected);
+                }
+            }
+            let sum: usize = state.batches.values().map(|kept| kept.bytes).sum();
+            prop_assert_eq!(state.bytes, sum);
+            prop_assert!(state.bytes <= MAX, "O1");
+            prop_assert_eq!(state.by_age.len(), state.batches.len());
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_given_of_a_batch_stays_when_room_is_needed() {
+    let own = Opened::open(&batch(0, 1000, Compression::None)).unwrap();
+    let rig = rig(2 * own.detached().bytes() + 5000);
+    let places: Vec<EntryPlace> = (0..3).map(|n| place(n * 1000)).collect();
+    for (n, place) in (0u8..).zip(&places) {
+        rig.tail.insert(*place, batch(n, 1000, Compression::None));
+    }
+    assert!(rig.batches.open(&places[..2]).await[0].is_ok());
+    let first = places[0].position;
+    rig.batches.given(first, 0..8);
+    assert!(rig.batches.open(&places[2..]).await[0].is_ok());
+    assert!(!rig.batches.has(first), "it is a rest");
+    assert!(rig.batches.has(places[1].position));
+    assert!(
+        rig.batches.take_rest(first, 7..9).is_none(),
+        "one was given"
+    );
+    let taken = rig.batches.take_rest(first, 8..9).unwrap();
+    let whole = Opened::open(&batch(0, 1000, Compression::None)).unwrap();
+    assert_eq!(taken[0], whole.take(8).unwrap());
+    assert!(rig.batches.take_rest(first, 8..9).is_none(), "O4");
+    assert!(rig.batches.take_rest(first, 9..10).is_some());
+    assert!(rig.batches.bytes() <= rig.batches.bytes_max, "O1");
+    // Whoever needs all of it opens it anew.
+    assert!(rig.batches.open(&places[..1]).await[0].is_ok());
+    assert!(rig.batches.has(first));
 }

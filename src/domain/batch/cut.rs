@@ -86,6 +86,24 @@ impl Opened {
         self.head.header()
     }
 
+    /// How many records it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.header().len()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether taking a record out of it copies nothing.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        !self.header().is_per_record()
+    }
+
     /// One record's row of the directory.
     #[must_use]
     pub fn slot(&self, index: usize) -> Option<Slot> {
@@ -231,6 +249,20 @@ impl Taken {
     pub fn detached(mut self) -> Self {
         self.body = Bytes::copy_from_slice(&self.body);
         self
+    }
+
+    /// Gives several records memory of their own, one piece for all of them.
+    pub fn detach_all<'a>(records: impl Iterator<Item = &'a mut Self>) {
+        let records: Vec<&mut Self> = records.collect();
+        let bytes = records.iter().map(|record| record.body.len()).sum();
+        let mut bodies = BytesMut::with_capacity(bytes);
+        for record in &records {
+            bodies.extend_from_slice(&record.body);
+        }
+        let mut bodies = bodies.freeze();
+        for record in records {
+            record.body = bodies.split_to(record.body.len());
+        }
     }
 }
 

@@ -118,7 +118,7 @@ impl Group {
                     freed.extend((a..b).map(|offset| (offset, cursor.key_of(offset))));
                 }
             }
-            cursor.window.remove(from, to);
+            cursor.moved += cursor.window.remove(from, to);
             cursor.ready.remove(from, to);
             cursor.deciding.remove(from, to);
             let upto = (number, from)..(number, to);

@@ -121,8 +121,10 @@ pub(super) struct Cursor {
     keyed: bool,
     /// Busy keys somebody waits behind.
     lines: usize,
-    /// When it was last looked for more.
-    pub(super) fed_at: MonotonicMs,
+    /// When it was last looked for more, or seen to move by itself.
+    pub(super) looked_at: MonotonicMs,
+    /// Records of the window consumed since.
+    pub(super) moved: u64,
     /// Until then it is not looked again whether keys are stuck.
     pub(super) stuck_look_at: MonotonicMs,
     /// Since when something is ready: for ageing.
@@ -167,7 +169,8 @@ impl Cursor {
             keys: HashMap::new(),
             keyed,
             lines: 0,
-            fed_at: MonotonicMs(0),
+            looked_at: MonotonicMs(0),
+            moved: 0,
             stuck_look_at: MonotonicMs(0),
             ready_since: None,
         }
@@ -533,9 +536,10 @@ impl Cursor {
         (stuck, next)
     }
 
-    /// Whether most busy keys have somebody waiting behind them.
+    /// Whether as many busy keys have somebody waiting behind them as have nobody. Members then have eight
+    /// tenths of what they would have of a window without bounds, from one that is a tenth as long.
     pub(super) fn has_lines(&self) -> bool {
-        self.lines * 4 >= self.keys.len() * 3
+        self.lines * 2 >= self.keys.len()
     }
 
     /// Whether a record below this one is about to be listed.

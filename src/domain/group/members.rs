@@ -24,6 +24,8 @@ const MEMBER_NAME_BYTES_MAX: usize = 200;
 pub(super) struct Grant {
     pub(super) bytes: i64,
     pub(super) records: u64,
+    /// The most bytes there have been.
+    pub(super) most_bytes: i64,
     /// It stands in its pool's line.
     pub(super) in_turn: bool,
 }
@@ -32,7 +34,15 @@ impl Grant {
     pub(super) fn is_open(self) -> bool {
         self.bytes > 0 && self.records > 0
     }
+
+    /// Whether the member has worked off half of what it takes in advance.
+    fn is_half_free(self) -> bool {
+        self.bytes > self.most_bytes / 2
+    }
 }
+
+/// With more members than this nobody is asked how much each has in hand.
+const ASKED_MAX: usize = 64;
 
 /// A member.
 #[derive(Debug, Clone)]
@@ -299,6 +309,27 @@ impl Group {
             .ok_or(Rejection::Group(GroupRejection::UnknownMember))
     }
 
+    /// Whether whoever is served from a cursor might soon have nothing to do if it is not looked for more.
+    #[must_use]
+    pub fn is_short(&self, number: CursorNumber) -> bool {
+        let Some(cursor) = self.cursors.get(&number) else {
+            return true;
+        };
+        let topic = cursor.place.topic;
+        let is_half_free = |member: &MemberId| {
+            let member = self.members.get(member);
+            let grant = member.and_then(|member| member.topics.get(&topic));
+            grant.is_none_or(|grant| grant.is_half_free())
+        };
+        match (cursor.assigned, self.subscriptions.get(&topic)) {
+            (Some(member), _) => is_half_free(&member),
+            (None, Some(subscription)) if subscription.members.len() <= ASKED_MAX => {
+                subscription.members.iter().any(is_half_free)
+            }
+            (None, _) => true,
+        }
+    }
+
     pub(super) fn credit(
         &mut self,
         id: MemberId,
@@ -322,6 +353,7 @@ impl Group {
         };
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         grant.bytes = grant.bytes.saturating_add(bytes);
+        grant.most_bytes = grant.most_bytes.max(grant.bytes);
         grant.records = grant.records.saturating_add(records);
         if grant.is_open()
             && let Some(subscription) = self.subscriptions.get_mut(&topic)

@@ -388,7 +388,12 @@ impl Group {
                 self.deliver(topic, pool, effects);
             }
         }
-        for (member, leases) in std::mem::take(&mut self.outbox) {
+        for (member, mut leases) in std::mem::take(&mut self.outbox) {
+            // Lanes as they were served; within them place by place, each in its order: what lies together
+            // is read and sent together.
+            for lane in leases.chunk_by_mut(|a, b| a.place.lane == b.place.lane) {
+                lane.sort_by_key(|lease| lease.place);
+            }
             effects.push(Effect::Tell(member, MemberEvent::Leased(leases)));
         }
         self.bury(effects);

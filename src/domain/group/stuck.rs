@@ -20,25 +20,35 @@ const STUCK_MS: u64 = 100;
 const LONG_LINE: u64 = 8;
 /// Records listed at once.
 const LISTED_AT_ONCE: usize = 1024;
-/// With fewer in hand than this it is looked for more in any case.
-const WINDOW_MIN: u64 = 1024;
+/// With fewer in hand than the window over this, it is looked for more in any case.
+const WINDOW_LOW: u64 = 16;
+/// A window that [`STUCK_MS`] takes more records from than its bound over this is seen to move by itself: at
+/// this pace it takes a few seconds until a full one is looked behind.
+const MOVES: u64 = 128;
 
 impl Group {
-    /// Whether most busy keys have their next record in hand, and it was just looked for more: what is found
-    /// beyond that waits behind them too, and the further apart the records lie that are delivered next, the
-    /// more batches are read for them. Where members could take more than keys give, it is looked all the
-    /// same, now and then.
+    /// Whether most busy keys have their next record in hand: what is found beyond that waits behind them too,
+    /// and the further apart the records lie that are delivered next, the more of them is read again. Where
+    /// little is consumed although members could take more, it is looked all the same, now and then: keys
+    /// that hardly move must not hide others. Where much is, the window shrinks by itself until it is looked.
     pub(super) fn waits_for_keys(&mut self, number: CursorNumber) -> bool {
         let now = self.now.monotonic;
+        let window_max = self.limits.window_max;
         let Some(cursor) = self.cursors.get_mut(&number) else {
             return false;
         };
-        let again = MonotonicMs(cursor.fed_at.0.saturating_add(STUCK_MS));
-        if cursor.window.len() >= WINDOW_MIN && cursor.has_lines() && now < again {
-            self.timers.insert((again, Timer::Stuck(number)));
-            return true;
+        let again = MonotonicMs(cursor.looked_at.0.saturating_add(STUCK_MS));
+        if cursor.window.len() >= window_max / WINDOW_LOW && cursor.has_lines() {
+            if now >= again && cursor.moved > window_max / MOVES {
+                (cursor.looked_at, cursor.moved) = (now, 0);
+            }
+            let again = MonotonicMs(cursor.looked_at.0.saturating_add(STUCK_MS));
+            if now < again {
+                self.timers.insert((again, Timer::Stuck(number)));
+                return true;
+            }
         }
-        cursor.fed_at = now;
+        (cursor.looked_at, cursor.moved) = (now, 0);
         false
     }
 

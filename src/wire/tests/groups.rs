@@ -220,6 +220,7 @@ pub(super) fn golden_events() -> Vec<Bytes> {
                     bytes: 800,
                 }],
                 published: None,
+                later_ms: Vec::new(),
             },
             r#"\x98\x05\x03\x01\x02\t\xcd\x01\"\x91\x96\x04\xcd\x01,\x02\x01\xcdu0\xcd\x03 \xc0"#,
         ),
@@ -234,6 +235,15 @@ pub(super) fn golden_events() -> Vec<Bytes> {
                 ..Leased::default()
             },
             r"\x98\x05\x00\x00\x00\t\xc0\x90\x92\x07\x08",
+        ),
+        golden(
+            Leased {
+                topic,
+                appended: WallMs(9),
+                later_ms: vec![0, 300, -1],
+                ..Leased::default()
+            },
+            r"\x99\x05\x00\x00\x00\t\xc0\x90\xc0\x93\x00\xcd\x01,\xff",
         ),
         golden(
             LeasesLost {
@@ -297,6 +307,7 @@ fn as_many_leases_as_may_be_fit_an_acknowledgement() {
     };
     let leased = Leased {
         leases: vec![lease; 1000],
+        later_ms: vec![i64::MIN; 1000],
         ..Leased::default()
     };
     assert!(crate::wire::frame::encode_bare(&leased, 1).is_ok());

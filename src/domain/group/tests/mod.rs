@@ -2,6 +2,7 @@
 
 mod attached;
 mod dead;
+mod keys;
 mod lanes;
 mod letters;
 mod modes;
