@@ -1,7 +1,6 @@
 //! Which broker a command talks to, and whom it trusts: the arguments every client command shares.
 
 use std::future::IntoFuture;
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use super::duration::parse_duration;
 use super::exit::CliError;
 use super::output::say;
 use crate::client::Client;
+use crate::config::human::exact_span;
 
 /// How long connecting may take before a person is told of it.
 const HINT_AFTER: Duration = Duration::from_secs(1);
@@ -87,14 +87,11 @@ impl Connect {
             connected = &mut connecting => return Ok(connected?),
             () = hint_after => {}
         }
-        // Whoever watches learns what is waited for; scripts read the error that may follow.
-        if io::stderr().is_terminal() {
-            say(format_args!(
-                "nobody answers at {} yet; trying for {} s",
-                self.server,
-                self.patience.as_secs()
-            ));
-        }
+        say(format_args!(
+            "nobody answers at {} yet; trying for {} (--patience)",
+            self.server,
+            exact_span(u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX))
+        ));
         Ok(connecting.await?)
     }
 }
