@@ -8,7 +8,6 @@ use super::duration::parse_duration;
 use super::exit::CliError;
 use super::output::say;
 use crate::client::Client;
-use crate::config::human::exact_span;
 
 /// How long connecting may take before a person is told of it.
 const HINT_AFTER: Duration = Duration::from_secs(1);
@@ -90,7 +89,7 @@ impl Connect {
         say(format_args!(
             "nobody answers at {} yet; trying for {} (--patience)",
             self.server,
-            exact_span(u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX))
+            format_args!("{:.1?}", self.patience)
         ));
         Ok(connecting.await?)
     }
