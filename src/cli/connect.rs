@@ -87,9 +87,8 @@ impl Connect {
             () = hint_after => {}
         }
         say(format_args!(
-            "nobody answers at {} yet; trying for {} (--patience)",
-            self.server,
-            format_args!("{:.1?}", self.patience)
+            "nobody answers at {} yet; trying for {:.1?} (--patience)",
+            self.server, self.patience
         ));
         Ok(connecting.await?)
     }
