@@ -36,7 +36,7 @@ use crate::domain::id::{LogIndex, OwnerId};
 use crate::domain::partition::TimerLimits;
 use crate::domain::time::WallMs;
 use crate::log::{Disk, LogError, Opened, ReadAhead, ReadPool, TailCache};
-use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint};
+use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint, probe};
 use crate::net::local::Connector;
 use crate::net::server;
 use crate::net::session::{Manners, Shared};
@@ -55,7 +55,9 @@ const LAST_WRITES: Duration = Duration::from_millis(1200);
 #[non_exhaustive]
 pub enum StartError {
     /// Not inside an actix system.
-    #[error("a broker starts inside an actix System; run it from actix_rt::System::new().block_on")]
+    #[error(
+        "a broker starts inside an actix System: #[actix_rt::main] makes one, actix_rt::System::new().block_on does; in a tokio program give it a thread of its own (see Broker::start)"
+    )]
     NoSystem,
     /// A setting is out of its bounds or contradicts another.
     #[error(transparent)]
@@ -164,6 +166,37 @@ impl std::fmt::Debug for Broker {
 impl Broker {
     /// Starts a broker: locks its directory, recovers, starts the actors, listens. Ready when it returns.
     ///
+    /// It needs an actix [`System`](actix_rt::System) around it. `#[actix_rt::main]` makes one, and so does
+    /// `#[actix_web::main]`; under `#[tokio::main]` there is none ([`StartError::NoSystem`]), so a tokio program
+    /// gives the broker a thread of its own, and its clients work from any runtime:
+    ///
+    /// ```
+    /// use waterwheel::{Broker, Config};
+    ///
+    /// #[tokio::main(flavor = "current_thread")]
+    /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let (tell, told) = tokio::sync::oneshot::channel();
+    ///     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    ///     let thread = std::thread::spawn(move || {
+    ///         actix_rt::System::new().block_on(async move {
+    ///             match Broker::start(Config::temporary()).await {
+    ///                 Ok(broker) => {
+    ///                     let _ = tell.send(Ok(broker.client()));
+    ///                     let _ = stopped.await;
+    ///                     broker.stop().await;
+    ///                 }
+    ///                 Err(error) => drop(tell.send(Err(error))),
+    ///             }
+    ///         })
+    ///     });
+    ///     let client = told.await??.await?;
+    ///     println!("{} topics", client.topics().await?.len());
+    ///     drop((client, stop));
+    ///     thread.join().map_err(|_| "the broker's thread panicked")?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
     /// Cancellation: dropping the future before it is done may leave threads that end by themselves; the
     /// directory stays consistent.
     ///
@@ -179,6 +212,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`StartError`]; nothing keeps running.
+    #[doc(hidden)]
     pub async fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Self, StartError> {
         Self::start_with(config, Some(disk), Clock::start()).await
     }
@@ -187,6 +221,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`StartError`]; nothing keeps running.
+    #[doc(hidden)]
     pub async fn start_by(config: Config, clock: Clock) -> Result<Self, StartError> {
         Self::start_with(config, None, clock).await
     }
@@ -200,6 +235,13 @@ impl Broker {
             return Err(StartError::NoSystem);
         }
         config.check()?;
+        // A directory that is there may be in use, which is what should be said then; one that is not is not
+        // made in vain.
+        if let Some(listen) = config.listen
+            && !config.data.exists()
+        {
+            probe(listen)?;
+        }
         let crash = CrashPoints::parse(config.crash_at.as_deref());
         let (ground_config, ground_crash) = (config.clone(), crash.clone());
         let ground =
@@ -395,6 +437,7 @@ impl Broker {
     }
 
     /// What sessions share: counters, actors.
+    #[doc(hidden)]
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared

@@ -199,6 +199,13 @@ fn show(dir: &Path, json: bool) -> Result<Outcome, CliError> {
         }
     }
     paths.sort();
+    if paths.is_empty() {
+        say(format_args!(
+            "no certificates (*.pem) in {}; make some: waterwheel certs {}",
+            dir.display(),
+            dir.display()
+        ));
+    }
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now_s = since.map_or(0, |since| {
         i64::try_from(since.as_secs()).unwrap_or(i64::MAX)

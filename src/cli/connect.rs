@@ -1,7 +1,6 @@
 //! Which broker a command talks to, and whom it trusts: the arguments every client command shares.
 
 use std::future::IntoFuture;
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -87,14 +86,10 @@ impl Connect {
             connected = &mut connecting => return Ok(connected?),
             () = hint_after => {}
         }
-        // Whoever watches learns what is waited for; scripts read the error that may follow.
-        if io::stderr().is_terminal() {
-            say(format_args!(
-                "nobody answers at {} yet; trying for {} s",
-                self.server,
-                self.patience.as_secs()
-            ));
-        }
+        say(format_args!(
+            "nobody answers at {} yet; trying for {:.1?} (--patience)",
+            self.server, self.patience
+        ));
         Ok(connecting.await?)
     }
 }

@@ -29,12 +29,13 @@ pub struct Arguments {
     /// The topic to read.
     #[arg(value_name = "TOPIC")]
     pub topic: String,
-    /// This partition only.
-    #[arg(long, value_name = "P")]
+    /// This partition only; the partitions of a group are shared out among its members.
+    #[arg(long, value_name = "P", conflicts_with = "group")]
     pub partition: Option<u32>,
-    /// Where to start: earliest, latest, offset:N, or time:T (RFC 3339, or Unix milliseconds).
-    #[arg(long, value_name = "WHERE", default_value = "earliest", value_parser = parse_start)]
-    pub from: Start,
+    /// Where to start: earliest (the default), latest, offset:N, or time:T (RFC 3339, or Unix milliseconds).
+    /// With --group, where a subscription that is made by this begins.
+    #[arg(long, value_name = "WHERE", value_parser = parse_start)]
+    pub from: Option<Start>,
     /// End after so many records.
     #[arg(long, value_name = "N")]
     pub max: Option<u64>,
@@ -51,10 +52,10 @@ pub struct Arguments {
     #[arg(long, value_name = "FILTER", requires = "group")]
     pub filter: Option<String>,
     /// When a record of a group counts as consumed.
-    #[arg(long, value_enum, default_value_t = Ack::Auto)]
+    #[arg(long, value_enum, requires = "group", default_value_t = Ack::Auto)]
     pub ack: Ack,
     /// As a member, without --follow: end when nothing has come for so long.
-    #[arg(long, value_name = "SPAN", default_value = "2s", value_parser = parse_duration)]
+    #[arg(long, value_name = "SPAN", requires = "group", default_value = "2s", value_parser = parse_duration)]
     pub wait: std::time::Duration,
     /// What is printed of a record.
     #[arg(long, value_enum, default_value_t = Format::Value)]
@@ -65,7 +66,11 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    fn printed(&self) -> Format {
+    pub(super) fn start(&self) -> Start {
+        self.from.unwrap_or(Start::Earliest)
+    }
+
+    pub(super) fn printed(&self) -> Format {
         match self.json {
             true => Format::Json,
             false => self.format,
@@ -171,7 +176,7 @@ async fn read_all(
     if many {
         return read_one_by_one(arguments, client, printer).await;
     }
-    let mut builder = client.reader(&arguments.topic).from(arguments.from);
+    let mut builder = client.reader(&arguments.topic).from(arguments.start());
     if let Some(partition) = arguments.partition {
         builder = builder.partition(partition);
     }
@@ -197,7 +202,7 @@ async fn read_one_by_one(
         }
         let reader = client
             .reader(&arguments.topic)
-            .from(arguments.from)
+            .from(arguments.start())
             .partition(partition.partition.0)
             .until_end();
         let end = Some(partition.high_watermark.0);
@@ -363,7 +368,7 @@ mod tests {
     #[test]
     fn by_default_everything_from_the_earliest_is_printed_as_values() {
         let arguments = parse(&["orders"]).unwrap();
-        assert_eq!(arguments.from, Start::Earliest);
+        assert_eq!(arguments.start(), Start::Earliest);
         assert_eq!(arguments.format, Format::Value);
         assert_eq!(
             (arguments.partition, arguments.max, arguments.follow),

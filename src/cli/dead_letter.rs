@@ -12,6 +12,8 @@ use serde::Serialize;
 
 use super::connect::Connect;
 use super::exit::{CliError, Outcome};
+use super::hint::Asked;
+use super::output::{counted, say};
 use super::{print, print_json};
 use crate::client::{Client, DeadLetter, DeadLetters, LetterOrigin, LettersDone, MessageId};
 
@@ -28,6 +30,26 @@ pub(super) struct Arguments {
     /// Print JSON, one object a line.
     #[arg(long, global = true)]
     json: bool,
+}
+
+impl Arguments {
+    /// The topic it asks about.
+    pub(super) fn asked(&self) -> Option<Asked> {
+        let (Action::List { select }
+        | Action::Redrive { select, .. }
+        | Action::Purge { select, .. }) = &self.action;
+        let topic = match &self.action {
+            Action::Redrive { to: Some(to), .. } => Some(to),
+            Action::List { .. } | Action::Redrive { .. } | Action::Purge { .. } => {
+                select.topic.as_ref()
+            }
+        };
+        Some(Asked {
+            connect: self.connect.clone(),
+            topic: topic?.clone(),
+            makes: false,
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,13 +71,15 @@ enum Action {
     Purge {
         #[command(flatten)]
         select: Select,
+        /// All of the topic's, whatever put them there.
+        #[arg(long, conflicts_with_all = ["group", "origin", "partition", "ids", "max"])]
+        all: bool,
     },
 }
 
 #[derive(Debug, clap::Args)]
 struct Select {
-    /// The dead-letter topic; by default those the group's dead letters go to.
-    #[arg(required_unless_present = "group")]
+    /// The dead-letter topic; by default those the dead letters of --group go to.
     topic: Option<String>,
     /// Only what this consumer group gave up.
     #[arg(long, value_name = "GROUP")]
@@ -86,12 +110,26 @@ impl Select {
         if let Some(topic) = &self.topic {
             return Ok(vec![topic.clone()]);
         }
-        let group = self.group.as_deref().unwrap_or_default();
+        let Some(group) = self.group.as_deref() else {
+            return Err(CliError::Usage(
+                "whose dead letters? write --group GROUP, or the name of a dead-letter topic"
+                    .to_owned(),
+            ));
+        };
         let there = client.topics().await?;
         let mut topics = client.dead_letter_topics(group).await?;
         // One is made with the first letter.
         topics.retain(|topic| there.iter().any(|info| info.name == *topic));
         Ok(topics)
+    }
+
+    /// Whether it says which letters of a topic.
+    fn is_narrow(&self) -> bool {
+        self.group.is_some()
+            || self.origin.is_some()
+            || self.partition.is_some()
+            || self.max.is_some()
+            || !self.ids.is_empty()
     }
 
     fn letters(&self, client: &Client, topic: &str) -> DeadLetters {
@@ -132,30 +170,52 @@ struct Summary<'a> {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
-    let client = arguments.connect.client().await?;
     let json = arguments.json;
-    let (Action::List { select } | Action::Redrive { select, .. } | Action::Purge { select }) =
+    let (Action::List { select } | Action::Redrive { select, .. } | Action::Purge { select, .. }) =
         &arguments.action;
+    // A topic that is no dead-letter topic would be cleared from end to end by a slip of the name.
+    if let (Action::Purge { all: false, .. }, Some(topic)) = (&arguments.action, &select.topic)
+        && !select.is_narrow()
+    {
+        return Err(CliError::Usage(format!(
+            "that clears everything in {topic}; say which with --group, --origin, --partition, --id or --max, or --all"
+        )));
+    }
+    let client = arguments.connect.client().await?;
     let mut left = select.max.unwrap_or(u64::MAX);
     let mut outcome = Outcome::Done;
-    for topic in select.topics(&client).await? {
-        let letters = select.letters(&client, &topic).max(left);
+    let topics = select.topics(&client).await?;
+    let mut found = 0;
+    for topic in &topics {
+        let letters = select.letters(&client, topic).max(left);
         let (done, what) = match &arguments.action {
             Action::List { .. } => {
-                left = left.saturating_sub(list(letters, &topic, json).await?);
+                let listed = list(letters, topic, json).await?;
+                found += listed;
+                left = left.saturating_sub(listed);
                 continue;
             }
             Action::Redrive { to: None, .. } => (letters.redrive().await?, "brought back"),
             Action::Redrive { to: Some(to), .. } => (letters.redrive_to(to).await?, "brought back"),
             Action::Purge { .. } => (letters.purge().await?, "cleared"),
         };
+        found += 1;
         if left != u64::MAX {
             left = left.saturating_sub(done.done);
         }
         if done.faulty > 0 {
             outcome = Outcome::No;
         }
-        tell(&topic, &done, what, json)?;
+        tell(topic, &done, what, json)?;
+    }
+    if found == 0 {
+        match (&select.topic, &select.group) {
+            (Some(topic), _) => say(format_args!("no open dead letters of that kind in {topic}")),
+            (None, group) => say(format_args!(
+                "no open dead letters of that kind of the group {}",
+                group.as_deref().unwrap_or_default()
+            )),
+        }
     }
     Ok(outcome)
 }
@@ -193,12 +253,12 @@ fn show(topic: &str, letter: &DeadLetter, json: bool) -> Result<(), CliError> {
     let origin = match &letter.origin {
         None => "not put there by a group".to_owned(),
         Some(origin) => format!(
-            "from {}/{} offset {}, given up by {} after {} attempts: {}",
+            "from {}/{} offset {}, given up by {} after {}: {}",
             origin.topic,
             origin.partition,
             origin.offset,
             origin.group,
-            origin.attempts,
+            counted(origin.attempts.into(), "attempt"),
             origin.reason
         ),
     };

@@ -3,7 +3,7 @@
 //! | code | means |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | the answer is no: unacknowledged, damaged, not found; or something local failed |
+//! | 1 | the answer is no: unacknowledged, damaged, a timer not found; or something local failed |
 //! | 2 | usage or configuration |
 //! | 3 | no broker answers, or the two ends do not trust each other |
 //! | 4 | the broker refused; its stable code is the last thing on stderr, in brackets |

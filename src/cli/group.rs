@@ -1,6 +1,7 @@
 //! `waterwheel group` and `waterwheel subscription`: who consumes what, how far, and where it goes on.
 //!
-//! With `--json` every object is one line, with the fields of the wire.
+//! With `--json` every object is one line, with the fields of the wire; what a flag sets is written as the flag
+//! takes it (see [`super::subscription`]).
 
 use clap::{Subcommand, ValueEnum};
 
@@ -8,7 +9,10 @@ use super::connect::Connect;
 use super::consume::parse_start;
 use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
+use super::hint::Asked;
+use super::output::{counted, say};
 use super::retry::{Retry, words};
+use super::subscription::{Gone, GroupLine, SubscriptionLine};
 use super::{print, print_json};
 use crate::client::{AlterSubscription, Client, Mode, ResetTo, RetryPolicy, Start, Subscription};
 
@@ -22,6 +26,20 @@ pub(super) struct Arguments {
     /// Print JSON objects, one per line.
     #[arg(long, global = true)]
     json: bool,
+}
+
+impl Arguments {
+    /// The topic it asks about.
+    pub(super) fn asked(&self) -> Option<Asked> {
+        let Action::Reset { topic, .. } = &self.action else {
+            return None;
+        };
+        Some(Asked {
+            connect: self.connect.clone(),
+            topic: topic.clone(),
+            makes: false,
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,6 +88,24 @@ pub(super) struct SubscriptionArguments {
     /// Print JSON objects, one per line.
     #[arg(long, global = true)]
     json: bool,
+}
+
+impl SubscriptionArguments {
+    /// The topic it asks about.
+    pub(super) fn asked(&self) -> Option<Asked> {
+        let (topic, makes) = match &self.action {
+            SubscriptionAction::Create { topic, .. } => (topic, true),
+            SubscriptionAction::Alter { topic, .. } | SubscriptionAction::Remove { topic, .. } => {
+                (topic, false)
+            }
+            SubscriptionAction::List { .. } => return None,
+        };
+        Some(Asked {
+            connect: self.connect.clone(),
+            topic: topic.clone(),
+            makes,
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -156,7 +192,13 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
     let json = arguments.json;
     match arguments.action {
         Action::List => {
-            for group in client.groups().await? {
+            let groups = client.groups().await?;
+            if groups.is_empty() {
+                say(
+                    "there are no groups; a member makes one: waterwheel consume TOPIC --group NAME",
+                );
+            }
+            for group in groups {
                 match json {
                     true => print_json(&group)?,
                     false => print(&group.name)?,
@@ -166,7 +208,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
         Action::Describe { group } => {
             let state = client.describe_group(&group).await?.state;
             if json {
-                print_json(&state)?;
+                print_json(&GroupLine::new(&group, &state))?;
                 return Ok(Outcome::Done);
             }
             for subscription in &state.subscriptions {
@@ -175,8 +217,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
             for member in &state.members {
                 let away = if member.away { ", away" } else { "" };
                 print(format_args!(
-                    "member {}: {} records in hand{away}",
-                    member.name, member.leased
+                    "member {}: {} in hand{away}",
+                    member.name,
+                    counted(member.leased, "record")
                 ))?;
             }
             for place in &state.places {
@@ -219,12 +262,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
                 match json {
                     true => print_json(&place)?,
                     false => print(format_args!(
-                        "{topic}/{} priority {}: from {} to {}; {} records come, {} are skipped",
+                        "{topic}/{} priority {}: from {} to {}; to come: {}; skipped: {}",
                         place.partition,
                         place.lane,
                         place.from,
                         place.to,
-                        place.comes,
+                        counted(place.comes, "record"),
                         place.skipped
                     ))?,
                 }
@@ -232,7 +275,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
         }
         Action::Delete { group } => {
             client.delete_group(&group).await?;
-            print(format_args!("deleted {group}"))?;
+            match json {
+                true => print_json(&Gone::group(&group))?,
+                false => print(format_args!("deleted {group}"))?,
+            }
         }
     }
     Ok(Outcome::Done)
@@ -271,6 +317,12 @@ pub(super) async fn run_subscription(
             lease,
             retry,
         } => {
+            if mode.is_none() && filter.is_none() && lease.is_none() && !retry.is_any() {
+                return Err(CliError::Usage(
+                    "nothing to change; say what: --mode, --filter, --lease, --retry, --attempts, --jitter, --poison or --dead-letters"
+                        .to_owned(),
+                ));
+            }
             let retry = match retry.is_any() {
                 true => Some(retry.put_on(policy(&client, &group, &topic).await?)),
                 false => None,
@@ -286,13 +338,20 @@ pub(super) async fn run_subscription(
             show(&client.alter_subscription(&change).await?, json)?;
         }
         SubscriptionAction::List { group } => {
-            for subscription in client.describe_group(&group).await?.state.subscriptions {
+            let subscriptions = client.describe_group(&group).await?.state.subscriptions;
+            if subscriptions.is_empty() {
+                say(format_args!("{group} has no subscriptions"));
+            }
+            for subscription in subscriptions {
                 show(&subscription, json)?;
             }
         }
         SubscriptionAction::Remove { group, topic } => {
             client.remove_subscription(&group, &topic).await?;
-            print(format_args!("removed {group} from {topic}"))?;
+            match json {
+                true => print_json(&Gone::subscription(&group, &topic))?,
+                false => print(format_args!("removed {group} from {topic}"))?,
+            }
         }
     }
     Ok(Outcome::Done)
@@ -311,7 +370,7 @@ fn ms(span: std::time::Duration) -> u64 {
 
 fn show(subscription: &Subscription, json: bool) -> Result<(), CliError> {
     if json {
-        return print_json(subscription);
+        return print_json(&SubscriptionLine::new(subscription));
     }
     let filter = match subscription.filter.as_str() {
         "" => "everything".to_owned(),

@@ -136,6 +136,7 @@ struct Taken {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = r#"a header as {"name":...,"value":...}"#)]
 struct TakenHeader {
     name: String,
     value: Option<String>,
@@ -150,7 +151,7 @@ impl<'de> Deserialize<'de> for TakenHeaders {
         impl<'de> Visitor<'de> for Either {
             type Value = TakenHeaders;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array of headers or an object of texts")
+                f.write_str(r#"headers as [{"name":...,"value":...}] or {"NAME":"VALUE"}"#)
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<TakenHeaders, A::Error> {
                 let mut headers = Vec::new();

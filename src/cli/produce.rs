@@ -29,7 +29,7 @@ use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
 use super::framing::separator::parse_separator;
 use super::framing::{Framing, Splitter};
-use super::output::{Output, say};
+use super::output::{Output, counted, say};
 use super::print_json;
 use super::timer::When;
 use crate::client::{self, AdminError, Client, Code, Producer, SendError, TopicConfig};
@@ -220,8 +220,12 @@ fn open(file: Option<&Path>) -> Result<(Box<dyn Read + Send>, Option<u64>), CliE
     let Some(path) = file else {
         return Ok((Box::new(io::stdin()), None));
     };
-    let cannot =
-        |error: io::Error| CliError::Usage(format!("cannot read {}: {error}", path.display()));
+    let cannot = |error: io::Error| {
+        CliError::Usage(format!(
+            "cannot read {}: {error}; name a file with --file, or leave it out to read stdin",
+            path.display()
+        ))
+    };
     let file = File::open(path).map_err(cannot)?;
     let metadata = file.metadata().map_err(cannot)?;
     if metadata.is_dir() {
@@ -247,6 +251,11 @@ pub async fn run(arguments: Arguments, connect: &Connect) -> Result<Outcome, Cli
     }
     let producer = arguments.producer(&client).await?;
     let topic = producer.topic().to_owned();
+    if arguments.key_separator.is_some() && !client.topic(&topic).await?.config.keyed {
+        say(format_args!(
+            "{topic} is unkeyed: keys are stored with their records, but keep no order and choose no partition"
+        ));
+    }
     let ledger = Ledger::new(arguments.receipts.then_some(topic.as_str()))
         .map_err(|error| CliError::Failed(format!("cannot measure latencies: {error}")))?;
     let mut sending = Sending {
@@ -270,6 +279,8 @@ pub async fn run(arguments: Arguments, connect: &Connect) -> Result<Outcome, Cli
     let outcome = sending.conclude(fed).await;
     match arguments.json {
         true => print_json(&summary)?,
+        // Where nothing was stored the error says all there is to say.
+        false if outcome.is_err() && summary.is_nothing() => {}
         false => say(summary),
     }
     if outcome.is_ok() {
@@ -384,11 +395,16 @@ impl Sending {
             Some(Ok(())) => {}
             Some(Err(FeedError::Stopped)) | None => {
                 return Err(CliError::Failed(format!(
-                    "stopped after {all} records, all acknowledged: nobody takes the receipts"
+                    "stopped after {}, all acknowledged: nobody takes the receipts",
+                    counted(all, "record")
                 )));
             }
             Some(Err(error)) => {
-                let said = format!("{error}; the {all} records before are acknowledged");
+                let said = match all {
+                    0 => format!("{error}; nothing before it was sent"),
+                    1 => format!("{error}; the record before it is acknowledged"),
+                    all => format!("{error}; the {all} records before it are acknowledged"),
+                };
                 return Err(match &error {
                     FeedError::Send { error, .. } => failure_of(error, said),
                     FeedError::Framing(_) | FeedError::Read(_) | FeedError::Stopped => {
@@ -411,7 +427,10 @@ impl Sending {
             }
             (None, open) => (open.unwrap_or(0), None),
         };
-        let what = format!("{count} records are not acknowledged, the first is {unit} {first}");
+        let what = match count {
+            1 => format!("1 record is not acknowledged: {unit} {first}"),
+            count => format!("{count} records are not acknowledged, the first is {unit} {first}"),
+        };
         match why {
             Some(error) => failure_of(error, format!("{what}: {error}")),
             None => CliError::Failed(what),

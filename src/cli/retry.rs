@@ -5,7 +5,9 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::duration::parse_duration;
+use super::output::counted;
 use crate::client::{Backoff, Poison, RetryPolicy};
+use crate::config::human::exact_span;
 
 /// What happens to records that are not consumed at once.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -124,7 +126,29 @@ pub fn words(policy: &RetryPolicy) -> String {
             format!("after {}", steps.join(", "))
         }
     };
-    format!("{} attempts, {backoff}", policy.attempts_max)
+    let attempts = counted(policy.attempts_max.into(), "attempt");
+    format!("{attempts}, {backoff}")
+}
+
+/// A backoff as `--retry` takes it.
+#[must_use]
+pub fn argument(backoff: &Backoff) -> String {
+    match backoff {
+        Backoff::Exponential { first_ms, max_ms } => {
+            format!(
+                "exponential:{}..{}",
+                exact_span(*first_ms),
+                exact_span(*max_ms)
+            )
+        }
+        Backoff::Linear { step_ms, max_ms } => {
+            format!("linear:{}..{}", exact_span(*step_ms), exact_span(*max_ms))
+        }
+        Backoff::Listed(steps) => {
+            let steps: Vec<String> = steps.iter().copied().map(exact_span).collect();
+            steps.join(",")
+        }
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +172,9 @@ mod tests {
         assert_eq!(parse_backoff("listed:1s,10s,1m"), Ok(listed));
         for text in ["", "exponential:1s", "linear:..", "cubic:1s..2s", "1s,,2s"] {
             assert!(parse_backoff(text).is_err(), "{text}");
+        }
+        for text in ["exponential:1s..5m", "linear:250ms..2s", "1s,10s,1m"] {
+            assert_eq!(argument(&parse_backoff(text).unwrap()), text);
         }
     }
 

@@ -47,7 +47,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
     let deadline = arguments.wait.map(|span| Instant::now() + span);
     let (status, cluster) = loop {
-        let asked = ask(&arguments).await;
+        let asked = ask(&arguments, deadline).await;
         let is_late = deadline.is_none_or(|deadline| Instant::now() >= deadline);
         match asked {
             Ok(answer) if is_late || is_ready(&answer.0.broker) => break answer,
@@ -77,8 +77,17 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
     })
 }
 
-async fn ask(arguments: &Arguments) -> Result<(BrokerStatus, String), CliError> {
-    let client = arguments.connect.client().await?;
+/// One look, no longer than what is left of the wait.
+async fn ask(
+    arguments: &Arguments,
+    deadline: Option<Instant>,
+) -> Result<(BrokerStatus, String), CliError> {
+    let mut connect = arguments.connect.clone();
+    if let Some(deadline) = deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        connect.patience = connect.patience.min(left.max(LOOK_EVERY));
+    }
+    let client = connect.client().await?;
     let cluster = client.broker().cluster.to_string();
     Ok((client.status(arguments.actors).await?, cluster))
 }

@@ -12,6 +12,8 @@ use serde::Serialize;
 use super::connect::Connect;
 use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
+use super::hint::Asked;
+use super::output::say;
 use super::{print, print_json};
 use crate::client::{Client, TimerHandle, TimerState, WallMs};
 
@@ -29,6 +31,20 @@ pub(super) struct Arguments {
     /// Print JSON, one object a line.
     #[arg(long, global = true)]
     json: bool,
+}
+
+impl Arguments {
+    /// The topic it asks about.
+    pub(super) fn asked(&self) -> Option<Asked> {
+        let Action::List { topic, .. } = &self.action else {
+            return None;
+        };
+        Some(Asked {
+            connect: self.connect.clone(),
+            topic: topic.clone(),
+            makes: false,
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -168,7 +184,8 @@ async fn list(
         .due_from(from.unwrap_or(WallMs(i64::MIN)))
         .due_before(before.unwrap_or(WallMs(i64::MAX)))
         .page_size(1000);
-    let mut left = max.unwrap_or(u64::MAX);
+    let most = max.unwrap_or(u64::MAX);
+    let mut left = most;
     while left > 0 {
         let Some(page) = list.page().await? else {
             break;
@@ -194,6 +211,11 @@ async fn list(
                 ))?;
             }
         }
+    }
+    if left == most {
+        say(format_args!(
+            "no delayed records wait in {topic} for that time"
+        ));
     }
     Ok(Outcome::Done)
 }

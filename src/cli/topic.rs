@@ -1,9 +1,10 @@
 //! `waterwheel topic`: make, list, describe, alter and delete topics.
 //!
 //! With `--json` a topic is one object a line: `name`, `id`, `partitions`, `keyed`, `flush`,
-//! `retention_ms`, `retention_bytes` (both null where all is kept), `timers_max` and `delay_ms_max` where
-//! they are set; `delete` adds `timers`, how many delayed records went with it; `describe` adds `details`, an array
-//! of `partition`, `start_offset`, `high_watermark`, `log_end_offset`.
+//! `retention_ms`, `retention_bytes` (both null where all is kept), `priorities`, `timers_max` and
+//! `delay_ms_max` where they are set; `delete` adds `timers`, how many delayed records went with it; `describe`
+//! adds `details`, an array of `partition`, `lane` (the priority level), `start_offset`, `high_watermark`,
+//! `log_end_offset`.
 
 use std::num::NonZeroU64;
 
@@ -13,6 +14,7 @@ use serde::Serialize;
 use super::connect::Connect;
 use super::duration::parse_duration;
 use super::exit::{CliError, Outcome};
+use super::hint::Asked;
 use super::output::{counted, say};
 use super::table::Table;
 use super::{print, print_json};
@@ -33,6 +35,22 @@ pub(super) struct Arguments {
     json: bool,
 }
 
+impl Arguments {
+    /// The topic it asks about.
+    pub(super) fn asked(&self) -> Option<Asked> {
+        let (Action::Describe { name } | Action::Alter { name, .. } | Action::Delete { name }) =
+            &self.action
+        else {
+            return None;
+        };
+        Some(Asked {
+            connect: self.connect.clone(),
+            topic: name.clone(),
+            makes: false,
+        })
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Make a topic.
@@ -42,7 +60,8 @@ enum Action {
         /// How many partitions, 1 to 10000; fixed for ever unless --unkeyed.
         #[arg(long, value_name = "N")]
         partitions: u32,
-        /// Its records have no keys; then partitions can be added later.
+        /// Keys, if its records have any, keep no order and choose no partition; then partitions can be added
+        /// later.
         #[arg(long)]
         unkeyed: bool,
         /// What its producers wait for by default: sync (durable) or async (memory).
@@ -76,26 +95,27 @@ enum Action {
         name: String,
     },
     /// Change a topic; what is not given stays.
+    #[command(group(clap::ArgGroup::new("change").required(true).multiple(true)))]
     Alter {
         /// Its name.
         name: String,
         /// More partitions; refused for keyed topics.
-        #[arg(long, value_name = "N")]
+        #[arg(long, group = "change", value_name = "N")]
         partitions: Option<u32>,
         /// What its producers wait for by default.
-        #[arg(long, value_enum)]
+        #[arg(long, group = "change", value_enum)]
         flush: Option<Flush>,
         /// How long records are kept at least, or `all`.
-        #[arg(long, value_name = "SPAN", value_parser = parse_kept_ms)]
+        #[arg(long, group = "change", value_name = "SPAN", value_parser = parse_kept_ms)]
         retention: Option<Kept>,
         /// How many bytes a partition keeps at least, or `all`.
-        #[arg(long, value_name = "BYTES", value_parser = parse_kept_bytes)]
+        #[arg(long, group = "change", value_name = "BYTES", value_parser = parse_kept_bytes)]
         retention_bytes: Option<Kept>,
         /// How many delayed records may wait in one partition, or `none` for no bound.
-        #[arg(long, value_name = "N", value_parser = parse_bound)]
+        #[arg(long, group = "change", value_name = "N", value_parser = parse_bound)]
         max_timers: Option<Kept>,
         /// How far ahead a record may be delayed, or `none` for no bound.
-        #[arg(long, value_name = "SPAN", value_parser = parse_bound_ms)]
+        #[arg(long, group = "change", value_name = "SPAN", value_parser = parse_bound_ms)]
         max_delay: Option<Kept>,
     },
     /// Delete a topic and what is in it; says how many delayed records waited there.
@@ -164,6 +184,12 @@ fn parse_bound_ms(text: &str) -> Result<Kept, String> {
 
 fn parse_kept_ms(text: &str) -> Result<Kept, String> {
     parse_kept(text, |text| {
+        // Elsewhere a bare number is seconds; here days are what is meant, and records what is lost.
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(format!(
+                "{text} of what? write {text}d, {text}h or {text}s, or all"
+            ));
+        }
         u64::try_from(parse_duration(text)?.as_millis()).map_err(|fault| fault.to_string())
     })
 }
@@ -213,7 +239,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
         }
         Action::List => list(&client.topics().await?, json)?,
         Action::Describe { name } => {
-            let found = client.describe_topic(&name).await.map_err(missing)?;
+            let found = client.describe_topic(&name).await?;
             describe(&found.topic, &found.partitions, json)?;
         }
         Action::Alter {
@@ -234,11 +260,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
                 timers_max: max_timers.map(Kept::amount),
                 delay_ms_max: max_delay.map(Kept::amount),
             };
-            let topic = client.alter_topic(&change).await.map_err(missing)?;
+            let topic = client.alter_topic(&change).await?;
             show(&topic, json, "altered ")?;
         }
         Action::Delete { name } => {
-            let deleted = client.delete_topic(&name).await.map_err(missing)?;
+            let deleted = client.delete_topic(&name).await?;
             gone(&deleted, json)?;
         }
     }
@@ -247,14 +273,6 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
 
 fn is(error: &AdminError, code: Code) -> bool {
     matches!(error, AdminError::Refused(refusal) if refusal.code == code)
-}
-
-/// The question was about this topic: that there is none is the answer.
-fn missing(error: AdminError) -> CliError {
-    match is(&error, Code::UnknownTopic) {
-        true => CliError::Failed(error.to_string()),
-        false => error.into(),
-    }
 }
 
 /// There is a topic, but another one than was asked for.
@@ -282,6 +300,7 @@ fn list(topics: &[TopicInfo], json: bool) -> Result<(), CliError> {
         "flush",
         "retention",
         "retention bytes",
+        "priorities",
     ]);
     for topic in topics {
         let line = TopicLine::new(topic, None);
@@ -299,6 +318,7 @@ fn list(topics: &[TopicInfo], json: bool) -> Result<(), CliError> {
                 .map_or_else(|| "all".to_owned(), exact_span),
             line.retention_bytes
                 .map_or_else(|| "all".to_owned(), exact_bytes),
+            line.priorities.to_string(),
         ]);
     }
     table.print()
@@ -313,6 +333,7 @@ struct TopicLine<'a> {
     flush: FlushMode,
     retention_ms: Option<u64>,
     retention_bytes: Option<u64>,
+    priorities: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     timers_max: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -327,6 +348,7 @@ struct TopicLine<'a> {
 #[derive(Serialize)]
 struct PartitionLine {
     partition: u32,
+    lane: u8,
     start_offset: u64,
     high_watermark: u64,
     log_end_offset: u64,
@@ -342,6 +364,7 @@ impl<'a> TopicLine<'a> {
             flush: topic.config.flush,
             retention_ms: topic.config.retention_ms,
             retention_bytes: topic.config.retention_bytes,
+            priorities: topic.config.levels,
             timers_max: topic.config.timers_max,
             delay_ms_max: topic.config.delay_ms_max,
             timers: None,
@@ -370,6 +393,10 @@ impl<'a> TopicLine<'a> {
                 )
             }
         };
+        let priorities = match self.priorities {
+            0 | 1 => String::new(),
+            levels => format!(", {levels} priorities"),
+        };
         let timers = self
             .timers_max
             .map_or_else(String::new, |max| format!(", {max} timers a partition"));
@@ -377,7 +404,7 @@ impl<'a> TopicLine<'a> {
             format!(", delays up to {}", exact_span(ms))
         });
         format!(
-            "{} partition{}, {}, flush {}, {kept}{timers}{delay}",
+            "{} partition{}, {}, flush {}, {kept}{priorities}{timers}{delay}",
             self.partitions,
             if self.partitions == 1 { "" } else { "s" },
             if self.keyed { "keyed" } else { "unkeyed" },
@@ -394,6 +421,7 @@ impl PartitionLine {
     fn new(partition: &PartitionInfo) -> Self {
         Self {
             partition: partition.partition.0,
+            lane: partition.lane.0,
             start_offset: partition.start_offset.0,
             high_watermark: partition.high_watermark.0,
             log_end_offset: partition.log_end_offset.0,
@@ -428,15 +456,22 @@ fn describe(topic: &TopicInfo, partitions: &[PartitionInfo], json: bool) -> Resu
         return print_json(&line);
     }
     print(line.text(""))?;
-    let mut table = Table::new(&["partition", "first offset", "next offset", "log end"]);
+    let places = ["partition", "priority"];
+    let places = match line.priorities {
+        0 | 1 => &places[..1],
+        _ => &places[..],
+    };
+    let ends = ["first offset", "next offset", "log end"];
+    let mut table = Table::new(&[places, &ends].concat());
     for partition in line.details.iter().flatten() {
-        let numbers = [
-            u64::from(partition.partition),
+        let place = [u64::from(partition.partition), u64::from(partition.lane)];
+        let ends = [
             partition.start_offset,
             partition.high_watermark,
             partition.log_end_offset,
         ];
-        table.row(numbers.map(|number| number.to_string()));
+        let place = place.into_iter().take(places.len());
+        table.row(place.chain(ends).map(|number| number.to_string()));
     }
     table.print()
 }
@@ -473,7 +508,7 @@ mod tests {
         let line = TopicLine::new(&topic, Some(&details));
         assert_eq!(
             serde_json::to_string(&line).unwrap(),
-            r#"{"name":"orders","id":7,"partitions":1,"keyed":true,"flush":"sync","retention_ms":1000,"retention_bytes":null,"details":[{"partition":0,"start_offset":2,"high_watermark":5,"log_end_offset":6}]}"#
+            r#"{"name":"orders","id":7,"partitions":1,"keyed":true,"flush":"sync","retention_ms":1000,"retention_bytes":null,"priorities":1,"details":[{"partition":0,"lane":0,"start_offset":2,"high_watermark":5,"log_end_offset":6}]}"#
         );
         assert_eq!(
             TopicLine::new(&topic, None).text("created "),
@@ -486,12 +521,15 @@ mod tests {
         line.timers = Some(3);
         assert_eq!(
             serde_json::to_string(&line).unwrap(),
-            r#"{"name":"orders","id":7,"partitions":1,"keyed":true,"flush":"sync","retention_ms":1000,"retention_bytes":null,"timers_max":5,"delay_ms_max":60000,"timers":3}"#
+            r#"{"name":"orders","id":7,"partitions":1,"keyed":true,"flush":"sync","retention_ms":1000,"retention_bytes":null,"priorities":1,"timers_max":5,"delay_ms_max":60000,"timers":3}"#
         );
         assert!(
             line.text("")
                 .ends_with(", 5 timers a partition, delays up to 1m")
         );
+        bounded.config.levels = 4;
+        let text = TopicLine::new(&bounded, None).text("");
+        assert!(text.contains("keeps 1s, 4 priorities, "), "{text}");
     }
 
     #[test]
@@ -514,6 +552,8 @@ mod tests {
         assert_eq!(amount(parse_kept_ms("2m")), Ok(Some(120_000)));
         assert_eq!(amount(parse_kept_ms("all")), Ok(None));
         assert_eq!(amount(parse_kept_bytes("1_000")), Ok(Some(1000)));
+        let said = parse_kept_ms("7").unwrap_err();
+        assert!(said.contains("7d") && said.contains("7h"), "{said}");
         assert!(parse_kept_ms("0s").unwrap_err().contains("`all`"));
         assert_eq!(amount(parse_kept_bytes("1GB")), Ok(Some(1_000_000_000)));
         assert!(parse_kept_bytes("much").unwrap_err().contains("or all"));

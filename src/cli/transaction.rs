@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::connect::Connect;
 use super::exit::{CliError, Outcome};
+use super::output::{counted, say};
 use super::table::Table;
 use super::{print, print_json};
 use crate::client::{AdminError, ParticipantInfo, TransactionId, TransactionInfo};
@@ -87,6 +88,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<Outcome, CliError> {
                     }
                 }
             }
+            if after.is_none() {
+                say("no open transactions, and none that a producer did not decide");
+            }
             table.print()?;
         }
         Action::Describe { id } => {
@@ -145,7 +149,10 @@ fn describe(one: &TransactionInfo) -> Result<(), CliError> {
         print(format_args!("producer group {}", one.group))?;
     }
     if one.checked_back {
-        print(format_args!("asked back {} times", one.checks))?;
+        print(format_args!(
+            "asked back {}",
+            counted(one.checks.into(), "time")
+        ))?;
     }
     let mut table = Table::new(&["topic", "partition", "records"]);
     for participant in &one.participants {

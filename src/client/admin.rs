@@ -99,6 +99,29 @@ impl Client {
         Ok(self.ask::<_, TopicOk>(&request).await?.0.topic)
     }
 
+    /// A topic of that name: the one that is there, as it is, or a new one. Whether it is as asked for, its
+    /// [`config`](TopicInfo::config) says.
+    ///
+    /// # Errors
+    /// Refused with `invalid-name`, `invalid-config`; otherwise as for all requests.
+    pub async fn create_topic_if_absent(
+        &self,
+        name: &str,
+        config: TopicConfig,
+    ) -> Result<TopicInfo, AdminError> {
+        loop {
+            match self.create_topic(name, config.clone()).await {
+                Err(AdminError::Refused(refusal)) if refusal.code == Code::TopicExists => {}
+                made => return made,
+            }
+            match self.topic(name).await {
+                // Deleted in between.
+                Err(AdminError::Refused(refusal)) if refusal.code == Code::UnknownTopic => {}
+                found => return found,
+            }
+        }
+    }
+
     /// All topics.
     ///
     /// # Errors
@@ -122,9 +145,7 @@ impl Client {
         found.ok_or_else(|| {
             AdminError::Refused(Refusal {
                 code: Code::UnknownTopic,
-                message: format!(
-                    "there is no topic {name:?}; make it: waterwheel topic create {name} --partitions 8"
-                ),
+                message: format!("there is no topic '{name}'"),
                 after_ms: None,
             })
         })

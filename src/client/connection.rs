@@ -51,42 +51,79 @@ pub(crate) enum Pem {
     Bytes(Vec<u8>),
 }
 
+/// What a file is given as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Authority,
+    Certificate,
+    Key,
+}
+
+impl Role {
+    /// What to give instead.
+    fn mend(self) -> &'static str {
+        match self {
+            Self::Authority => {
+                "a broker started with `waterwheel serve` writes its CA to DATA/tls/ca.pem, by default below the directory it is started in: name it with --ca"
+            }
+            Self::Certificate => {
+                "--cert takes this client's certificate, such as the client.pem that `waterwheel certs` makes"
+            }
+            Self::Key => {
+                "--key takes the private key of --cert, such as the client.key that `waterwheel certs` makes"
+            }
+        }
+    }
+
+    fn refuse(self, path: PathBuf, why: impl std::fmt::Display) -> ConnectError {
+        ConnectError::CertificateFile {
+            path,
+            reason: format!("{why}; {}", self.mend()),
+        }
+    }
+}
+
 impl Pem {
-    fn read(&self) -> Result<(PathBuf, Vec<u8>), ConnectError> {
+    fn read(&self, role: Role) -> Result<(PathBuf, Vec<u8>), ConnectError> {
         match self {
             Self::Bytes(bytes) => Ok((PathBuf::new(), bytes.clone())),
             Self::File(path) => match std::fs::read(path) {
                 Ok(bytes) => Ok((path.clone(), bytes)),
-                Err(error) => Err(ConnectError::CertificateFile {
-                    path: path.clone(),
-                    reason: error.to_string(),
-                }),
+                Err(error) => Err(role.refuse(path.clone(), error)),
             },
         }
     }
 
-    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
-        let (path, bytes) = self.read()?;
+    fn certificates(&self, role: Role) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+        let (path, bytes) = self.read(role)?;
         let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
         match parsed {
             Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-            Ok(_) => Err(ConnectError::CertificateFile {
-                path,
-                reason: "it holds no PEM certificate".to_owned(),
-            }),
-            Err(error) => Err(ConnectError::CertificateFile {
-                path,
-                reason: error.to_string(),
-            }),
+            Ok(_) if PrivateKeyDer::from_pem_slice(&bytes).is_ok() => {
+                Err(role.refuse(path, "it holds a private key and no certificate"))
+            }
+            Ok(_) => Err(role.refuse(path, "it holds no PEM certificate")),
+            Err(error) => Err(role.refuse(path, error)),
         }
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, ConnectError> {
-        let (path, bytes) = self.read()?;
-        PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| ConnectError::CertificateFile {
-            path,
-            reason: error.to_string(),
+        let (path, bytes) = self.read(Role::Key)?;
+        PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
+            let is_certificate = CertificateDer::from_pem_slice(&bytes).is_ok();
+            match is_certificate {
+                true => Role::Key.refuse(path, "it holds a certificate and no private key"),
+                false => Role::Key.refuse(path, error),
+            }
         })
+    }
+
+    /// Its file; empty where bytes were given.
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::File(path) => path.clone(),
+            Self::Bytes(_) => PathBuf::new(),
+        }
     }
 }
 
@@ -286,16 +323,14 @@ fn client_config(
 ) -> Result<quinn::ClientConfig, ConnectError> {
     let mut roots = rustls::RootCertStore::empty();
     let Some(ca) = &options.ca else {
-        return Err(ConnectError::CertificateFile {
-            path: PathBuf::new(),
-            reason: "no CA certificate was given to know the broker by".to_owned(),
-        });
+        let why = "no CA certificate was given to know the broker by";
+        return Err(Role::Authority.refuse(PathBuf::new(), why));
     };
     let tls = |reason: String| ConnectError::Tls {
         address: options.address.clone(),
         reason,
     };
-    for certificate in ca.certificates()? {
+    for certificate in ca.certificates(Role::Authority)? {
         roots
             .add(certificate)
             .map_err(|error| tls(error.to_string()))?;
@@ -308,8 +343,18 @@ fn client_config(
         .with_root_certificates(roots);
     let mut crypto = match &options.identity {
         Some((certificate, key)) => builder
-            .with_client_auth_cert(certificate.certificates()?, key.key()?)
-            .map_err(|error| tls(error.to_string()))?,
+            .with_client_auth_cert(certificate.certificates(Role::Certificate)?, key.key()?)
+            .map_err(|error| {
+                let inconsistent = matches!(error, rustls::Error::InconsistentKeys(_));
+                let of = certificate.path();
+                match inconsistent {
+                    true => Role::Key.refuse(
+                        key.path(),
+                        format_args!("it is not the key of {}", of.display()),
+                    ),
+                    false => tls(error.to_string()),
+                }
+            })?,
         None => builder.with_no_client_auth(),
     };
     crypto.alpn_protocols = vec![ALPN.to_vec()];

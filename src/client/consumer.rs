@@ -46,6 +46,30 @@ pub enum AckMode {
 }
 
 /// Configures a consumer; made by [`Client::consumer`].
+///
+/// ```no_run
+/// # async fn example(client: waterwheel::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use waterwheel::client::{Backoff, Mode, RetryPolicy, Start};
+///
+/// let consumer = client
+///     .consumer("billing")
+///     .topic("orders")
+///     .mode(Mode::KeyOrdered)
+///     .filter("tag = 'paid' AND amount >= 100")
+///     .from(Start::Latest)
+///     .lease(Duration::from_secs(60))
+///     .retry(RetryPolicy {
+///         backoff: Backoff::Linear { step_ms: 1_000, max_ms: 60_000 },
+///         attempts_max: 5,
+///         ..RetryPolicy::default()
+///     })
+///     .open()
+///     .await?;
+/// # consumer.close().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before `open`"]
 pub struct ConsumerBuilder {
@@ -224,6 +248,27 @@ fn ms(span: Duration) -> u64 {
 ///
 /// Dropping it leaves the group; what it has not settled comes to others at once. [`Consumer::close`] waits
 /// for what was said first. A wait that is cancelled loses nothing.
+///
+/// ```
+/// # actix_rt::System::new().block_on(async {
+/// # let broker = waterwheel::Broker::start(waterwheel::Config::temporary()).await?;
+/// # let client = broker.client().await?;
+/// use std::time::Duration;
+/// use waterwheel::client::{Record, TopicConfig};
+///
+/// client.create_topic("orders", TopicConfig::new(1)).await?;
+/// client.producer("orders").open().await?.send(Record::new("42 roses")).await?;
+///
+/// let mut consumer = client.consumer("billing").topic("orders").open().await?;
+/// for delivery in consumer.next_batch(100, Duration::from_secs(10)).await? {
+///     assert_eq!(delivery.value, "42 roses");
+///     consumer.ack(&delivery).await?; // durable once this returns
+/// }
+/// consumer.close().await;
+/// # broker.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[must_use = "a consumer does nothing unless it is polled"]
 pub struct Consumer {
     say: mpsc::UnboundedSender<Say>,

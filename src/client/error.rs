@@ -4,7 +4,7 @@
 //! each error. A retriable error may go away by itself; the client has then already tried for as long
 //! as it was told to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::domain::batch::BatchError;
@@ -45,13 +45,11 @@ impl From<Refused> for Refusal {
 #[non_exhaustive]
 pub enum ConnectError {
     /// A certificate or key file cannot be used. Code `certificate-file`.
-    #[error(
-        "cannot use {path}: {reason}; a broker started with `waterwheel serve` writes its CA to DATA/tls/ca.pem, by default below the directory it is started in: name it with --ca"
-    )]
+    #[error("cannot use {}: {reason}", shown(.path))]
     CertificateFile {
         /// The file; empty where bytes were given.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong, and what mends it.
         reason: String,
     },
     /// The address or server name makes no sense, or does not resolve. Code `address`.
@@ -97,6 +95,13 @@ pub enum ConnectError {
     /// There is no tokio runtime here, or it cannot open a socket. Code `local`.
     #[error("cannot open a UDP socket: {0}")]
     Local(String),
+}
+
+fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
+    match path.as_os_str().is_empty() {
+        true => "what was given for TLS".into(),
+        false => path.to_string_lossy(),
+    }
 }
 
 impl ConnectError {

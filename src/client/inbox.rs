@@ -18,6 +18,28 @@ use crate::domain::id::MessageId;
 /// `ON CONFLICT DO NOTHING`. `examples/exactly_once.rs` is a whole program.
 ///
 /// A message may come again for as long as its topic keeps it: that is how long a note is needed.
+///
+/// ```
+/// use waterwheel::client::{Inbox, MessageId};
+///
+/// struct Sales<'t>(rusqlite::Transaction<'t>);
+///
+/// impl Inbox for Sales<'_> {
+///     type Error = rusqlite::Error;
+///
+///     fn note(&mut self, consumer: &str, id: MessageId) -> Result<bool, rusqlite::Error> {
+///         let sql = "INSERT OR IGNORE INTO inbox (consumer, id) VALUES (?1, ?2)";
+///         Ok(self.0.execute(sql, rusqlite::params![consumer, id.0])? == 1)
+///     }
+/// }
+///
+/// let mut database = rusqlite::Connection::open_in_memory()?;
+/// database.execute_batch("CREATE TABLE inbox (consumer TEXT, id BLOB, PRIMARY KEY (consumer, id))")?;
+/// let mut sales = Sales(database.transaction()?);
+/// assert!(sales.note("sales", MessageId([1; 16]))?);
+/// assert!(!sales.note("sales", MessageId([1; 16]))?);
+/// # Ok::<(), rusqlite::Error>(())
+/// ```
 pub trait Inbox {
     /// What the database reports.
     type Error;

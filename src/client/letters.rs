@@ -54,6 +54,21 @@ pub struct LettersDone {
 
 /// Which letters of one dead-letter topic, and what to do with them; made by [`Client::dead_letters`].
 /// Where nothing narrows it, all that are open are meant.
+///
+/// ```no_run
+/// # async fn example(client: waterwheel::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// for topic in client.dead_letter_topics("kitchen").await? {
+///     for letter in client.dead_letters(&topic).of_group("kitchen").list().await? {
+///         if let Some(origin) = &letter.origin {
+///             println!("{}: {} after {} attempts", letter.id, origin.reason, origin.attempts);
+///         }
+///     }
+///     let done = client.dead_letters(&topic).of_group("kitchen").max(100).redrive().await?;
+///     println!("{} are back, {} stay", done.done, done.faulty);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before `page`, `redrive` or `purge` is called"]
 pub struct DeadLetters {

@@ -61,11 +61,12 @@ use std::time::Duration;
 use connection::{ConnectLocal, ConnectOptions, Dialer, Pem};
 use switchboard::{Hold, Switchboard};
 
-pub use crate::domain::batch::{BatchError, BatchView, Compression};
+pub use crate::domain::batch::{BatchError, BatchView, Compression, Delivery as DeliveryTime};
 pub use crate::domain::id::{
     ClusterId, Lane, MessageId, Offset, PartitionIndex, RecordNumber, TopicId,
 };
-pub use crate::domain::record::{BodyError, Record, Text};
+pub use crate::domain::payload::Payload;
+pub use crate::domain::record::{BodyError, DELAY_LEVELS_MS, Record, Text};
 pub use crate::domain::time::WallMs;
 pub use crate::wire::code::Code;
 pub use crate::wire::group::{
@@ -79,6 +80,8 @@ pub use crate::wire::timer::{NotAHandle, TimerHandle, TimerState};
 pub use crate::wire::topic::{
     AlterTopic, FlushMode, OffsetOk, PartitionInfo, TopicConfig, TopicInfo,
 };
+pub use bytes::Bytes;
+
 pub use admin::{BrokerStatus, DeletedTopic, Start, TopicDescription};
 pub use consumer::{AckMode, Consumer, ConsumerBuilder};
 pub use delivery::{Delivery, DeliveryBatch};

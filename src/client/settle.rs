@@ -20,10 +20,10 @@ use crate::wire::consume::RetryAfter;
 #[non_exhaustive]
 pub enum SettleError {
     /// The record is not the consumer's any more: its lease expired, its partition moved to another member, or
-    /// the connection was lost. It comes again, here or elsewhere; if it was settled just then, it does not.
-    /// The consumer goes on. Code `unknown-lease`.
+    /// the connection was lost. It comes again, here or elsewhere; if it was settled before or just then, it
+    /// does not. The consumer goes on. Code `unknown-lease`.
     #[error(
-        "the lease has expired, or was lost with the partition or the connection; the record comes again"
+        "the lease is over: the record was settled already, or the lease expired or was lost with the partition or the connection, and then the record comes again"
     )]
     Lost,
     /// The record was not delivered by this consumer group. Code `not-leased`.
@@ -68,7 +68,7 @@ impl SettleError {
         }
     }
 
-    /// Whether saying the same again may count: never, for the record comes again instead.
+    /// Whether saying the same again may count: never: it counted already, or the record comes again instead.
     #[must_use]
     pub fn is_retriable(&self) -> bool {
         false

@@ -19,6 +19,27 @@ use crate::wire::topic::decode_list;
 const PAGE_DEFAULT: u32 = 100;
 
 /// What can be done about delayed records; made by [`Client::timers`].
+///
+/// ```
+/// # actix_rt::System::new().block_on(async {
+/// # let broker = waterwheel::Broker::start(waterwheel::Config::temporary()).await?;
+/// # let client = broker.client().await?;
+/// use std::time::Duration;
+/// use waterwheel::client::{Record, TimerState, TopicConfig};
+///
+/// client.create_topic("reminders", TopicConfig::new(1)).await?;
+/// let producer = client.producer("reminders").open().await?;
+/// let tea = Record::new("tea").deliver_after(Duration::from_secs(3600));
+/// let receipt = producer.send(tea).await?;
+/// let timer = receipt.timer.ok_or("it is not delayed")?;
+///
+/// let timers = client.timers();
+/// assert!(matches!(timers.get(&timer).await?, TimerState::Pending { .. }));
+/// assert_eq!(timers.cancel(&timer).await?, TimerState::Cancelled);
+/// # broker.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug, Clone)]
 pub struct Timers {
     client: Client,

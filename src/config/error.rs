@@ -56,7 +56,7 @@ pub enum ConfigError {
         why: String,
     },
     /// The file cannot be read.
-    #[error("{}: {why}", .path.display())]
+    #[error("{}: {why}; name a file with --config or WATERWHEEL_CONFIG, for one to begin with: waterwheel serve --print-config > waterwheel.toml", .path.display())]
     File {
         /// The file.
         path: PathBuf,

@@ -94,12 +94,13 @@ pub fn parse_span(text: &str, bare_ms: u64) -> Result<Duration, String> {
     Ok(Duration::from_millis(ms))
 }
 
-/// A number of bytes exactly, in the largest binary unit that divides it: `64 KiB`, `1000 B`.
+/// A number of bytes exactly, in the unit that divides it into the fewest: `64 KiB`, `10 GB`, `1001 B`.
 #[must_use]
 pub fn exact_bytes(bytes: u64) -> String {
-    let unit = BINARY_UNITS
+    let unit = SIZE_UNITS
         .iter()
-        .find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
+        .filter(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor))
+        .max_by_key(|(_, factor)| *factor);
     match unit {
         Some((name, factor)) => format!("{} {name}", bytes / factor),
         None => format!("{bytes} B"),
@@ -191,6 +192,9 @@ mod tests {
 
     #[test]
     fn what_is_read_at_a_glance() {
+        assert_eq!(exact_bytes(10_000_000_000), "10 GB");
+        assert_eq!(exact_bytes(1_073_741_824), "1 GiB");
+        assert_eq!(exact_bytes(0), "0 B");
         assert_eq!(rough_bytes(1023), "1023 B");
         assert_eq!(rough_bytes(201_326_592), "192.0 MiB");
         assert_eq!(rough_bytes(u64::MAX), "16777215.9 TiB");

@@ -38,7 +38,7 @@ number!(
     PartitionIndex(u32)
 );
 number!(
-    /// A priority level within a partition, each with its own owner; 0 is the only one so far.
+    /// A priority level within a partition, each with its own owner; 0 is the ordinary and lowest.
     Lane(u8)
 );
 number!(

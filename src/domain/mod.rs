@@ -17,6 +17,7 @@ pub mod id;
 pub mod key;
 pub mod ledger;
 pub mod partition;
+pub mod payload;
 pub mod record;
 pub mod rejection;
 pub mod time;

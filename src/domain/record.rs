@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Delivery;
 use super::id::MessageId;
+use super::payload::Payload;
 use super::time::WallMs;
 
 /// The version of the body layout this code writes, and the only one it reads.
@@ -69,9 +70,15 @@ impl Text {
     }
 }
 
-impl From<&'static str> for Text {
-    fn from(text: &'static str) -> Self {
-        Self(Bytes::from_static(text.as_bytes()))
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Self(Bytes::copy_from_slice(text.as_bytes()))
+    }
+}
+
+impl From<&String> for Text {
+    fn from(text: &String) -> Self {
+        Self::from(text.as_str())
     }
 }
 
@@ -163,22 +170,22 @@ macro_rules! record_from {
     };
 }
 
-record_from!(&'static str, String, Vec<u8>, Bytes);
+record_from!(&str, String, Vec<u8>, Bytes);
 
 impl Record {
-    /// A record with a value and nothing else.
+    /// A record with a value and nothing else. Owned values are taken as they are, borrowed ones copied.
     #[must_use]
-    pub fn new(value: impl Into<Bytes>) -> Self {
+    pub fn new(value: impl Payload) -> Self {
         Self {
-            value: value.into(),
+            value: value.into_payload(),
             ..Self::default()
         }
     }
 
     /// Gives it a key.
     #[must_use]
-    pub fn key(mut self, key: impl Into<Bytes>) -> Self {
-        self.key = Some(key.into());
+    pub fn key(mut self, key: impl Payload) -> Self {
+        self.key = Some(key.into_payload());
         self
     }
 
@@ -191,8 +198,8 @@ impl Record {
 
     /// Adds a header.
     #[must_use]
-    pub fn header(mut self, name: impl Into<Text>, value: impl Into<Bytes>) -> Self {
-        self.headers.push((name.into(), value.into()));
+    pub fn header(mut self, name: impl Into<Text>, value: impl Payload) -> Self {
+        self.headers.push((name.into(), value.into_payload()));
         self
     }
 

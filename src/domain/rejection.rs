@@ -134,7 +134,9 @@ impl fmt::Display for Rejection {
             Self::PartitionOutOfRange { partitions } => {
                 write!(f, "no such partition: the topic has {partitions}, counted from 0")
             }
-            Self::TopicExists => f.write_str("a topic of that name exists"),
+            Self::TopicExists => f.write_str(
+                "a topic of that name exists; to be content with one that is as asked for: waterwheel topic create NAME --if-not-exists",
+            ),
             Self::InvalidName(why) => write!(f, "not a name for a topic: {why}"),
             Self::InvalidConfig(why) => f.write_str(why),
             Self::KeyedTopic => f.write_str(

@@ -48,7 +48,7 @@ mod verify;
 mod walk;
 mod writer;
 
-pub use ahead::{AheadCounts, FetchDone, Fetched, Piece, ReadAhead, Stretch, Wish};
+pub use ahead::{AheadCounts, FetchDone, Fetched, Piece, ReadAhead, Wish};
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::{Damage, DamageReason, LogError, ReadError};
 pub use header::{LogIdentity, SegmentNumber};

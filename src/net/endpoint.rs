@@ -104,7 +104,9 @@ pub enum NetError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The address is taken or not this machine's.
-    #[error("cannot listen on {address}: {source}; name another one with --listen")]
+    #[error(
+        "cannot listen on {address}: {source}; name another one with --listen, and give it to clients with --server"
+    )]
     Bind {
         /// Where.
         address: SocketAddr,
@@ -159,6 +161,20 @@ impl Listening {
     pub fn explain(&self, error: &quinn::ConnectionError) -> String {
         self.live.explain(error)
     }
+}
+
+/// Whether an address can be listened on now, where it names a port: a broker that cannot listen is to make
+/// nothing.
+///
+/// # Errors
+/// [`NetError::Bind`], as [`endpoint`] would say it.
+pub fn probe(listen: SocketAddr) -> Result<(), NetError> {
+    UdpSocket::bind(listen)
+        .map(drop)
+        .map_err(|source| NetError::Bind {
+            address: listen,
+            source,
+        })
 }
 
 /// Opens the endpoint, inside a tokio runtime.

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use super::session::Session;
 use crate::domain::batch::Taken;
 use crate::domain::partition::index::BatchPlace;
-use crate::log::{Fetched, Piece, Stretch};
+use crate::log::{Fetched, Piece};
 
 /// A payload longer than this is not read whole for a few of its records.
 const WHOLE_BYTES: u32 = 32 << 10;
@@ -22,13 +22,6 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// What may have been read ahead: parts of payloads are.
-    fn stretch(&self) -> Option<Stretch> {
-        let reference = self.place.reference.filter(|_| !self.place.is_whole())?;
-        let index = reference.index.saturating_add(self.skip);
-        Some((self.place.position, index, self.count))
-    }
-
     fn pieces(&self) -> impl Iterator<Item = Piece> {
         let place = self.place;
         let (first, of) = place.reference.map_or((0, place.count), |reference| {
@@ -72,9 +65,11 @@ pub(super) async fn pieces(session: &Session, wanted: &[Wanted], bytes_max: u64)
     let mut found: Vec<Option<Pieces>> = Vec::with_capacity(wanted.len());
     let mut bytes = 0u64;
     let mut missing = Vec::new();
-    let stretches: Vec<_> = wanted.iter().map(Wanted::stretch).collect();
-    for (want, here) in wanted.iter().zip(house.ahead.lookup_each(&stretches)) {
+    for want in wanted {
         let place = &want.place;
+        let index = place.reference.filter(|_| !place.is_whole());
+        let index = index.map(|reference| reference.index.saturating_add(want.skip));
+        let here = index.and_then(|index| house.ahead.lookup(place.position, index, want.count));
         found.push(match here {
             Some(taken) => {
                 let sum = taken.iter().map(|taken| taken.bytes() as u64).sum::<u64>();

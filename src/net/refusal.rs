@@ -111,7 +111,8 @@ fn group_code(rejection: &GroupRejection) -> Code {
     }
 }
 
-/// A topic that is not there: the message says how to make it. A name that no topic can have is not
+/// A topic that is not there: whether it should be made, or is another's name misspelt, whoever asks knows. A
+/// name that no topic can have is not
 /// repeated: it may be of any length and hold anything.
 #[must_use]
 pub(super) fn unknown_topic(name: &str) -> Refused {
@@ -121,13 +122,7 @@ pub(super) fn unknown_topic(name: &str) -> Refused {
             "there is no topic of that name, nor can there be",
         );
     }
-    Refused::new(
-        Code::UnknownTopic,
-        format!(
-            "there is no topic '{name}'; make it with: waterwheel topic create {name} --partitions 8"
-        ),
-    )
-    .detail("topic", name)
+    Refused::new(Code::UnknownTopic, format!("there is no topic '{name}'")).detail("topic", name)
 }
 
 /// A batch that is none.

@@ -66,7 +66,7 @@ pub enum Certificates {
 #[non_exhaustive]
 pub enum TlsError {
     /// A file could not be read or written.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {source}; `waterwheel certs` makes certificates: server.pem is for --cert, server.key for --key, ca.pem for --client-ca", .path.display())]
     File {
         /// Which.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum TlsError {
         why: String,
     },
     /// Certificate and key are refused, for instance because they do not belong together.
-    #[error("{} and {} cannot be used together: {source}", .chain.display(), .key.display())]
+    #[error("{} and {} cannot be used together ({source}): give the certificate and the key that were made together, e.g. by `waterwheel certs`", .chain.display(), .key.display())]
     Pair {
         /// The certificate's file.
         chain: PathBuf,

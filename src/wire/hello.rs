@@ -23,7 +23,7 @@ pub struct Hello {
 }
 header!(Hello, Hello);
 
-/// The answer to [`Hello`].
+/// The answer to `Hello`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HelloOk {

@@ -22,7 +22,7 @@ header!(Status, Status);
 /// Actors one answer lists: they fit a frame.
 pub const ACTORS_MAX: usize = 2_000;
 
-/// The answer to [`Status`]. The actors travel in the frame's *body*, a MessagePack array of
+/// The answer to `Status`. The actors travel in the frame's *body*, a MessagePack array of
 /// [`ActorInfo`] with named fields ([`encode_list`](super::topic::encode_list)).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]

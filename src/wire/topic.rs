@@ -272,7 +272,7 @@ pub struct LookupOffset {
 }
 header!(LookupOffset, LookupOffset);
 
-/// The answer to [`LookupOffset`].
+/// The answer to `LookupOffset`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct OffsetOk {

@@ -10,6 +10,7 @@
 
 #[path = "../crash/child.rs"]
 mod child;
+mod groups;
 mod operating;
 mod settings;
 mod trust;
@@ -107,7 +108,7 @@ fn ended(child: Child) -> Said {
 #[test]
 fn every_way_to_end_has_its_exit_code_and_says_why() {
     let mut rig = Rig::new();
-    let cases: [(&[&str], i32, &str); 9] = [
+    let cases: [(&[&str], i32, &str); 12] = [
         (&["topic", "create", "t", "--partitions", "2"], 0, ""),
         (
             &["topic", "create", "t", "--partitions", "2"],
@@ -121,13 +122,28 @@ fn every_way_to_end_has_its_exit_code_and_says_why() {
         ),
         (
             &["topic", "describe", "none"],
-            1,
-            "waterwheel topic create none --partitions",
+            4,
+            "waterwheel topic list [unknown-topic]",
         ),
         (
             &["produce", "none"],
             4,
             "waterwheel topic create none --partitions",
+        ),
+        (&["topic", "delete", "T"], 4, "did you mean t?"),
+        (&["topic", "alter", "t"], 2, "--retention"),
+        (
+            &[
+                "topic",
+                "create",
+                "v",
+                "--partitions",
+                "1",
+                "--retention",
+                "7",
+            ],
+            2,
+            "7d",
         ),
         (
             &["consume", "t", "--partition", "7"],

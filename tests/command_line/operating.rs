@@ -145,7 +145,11 @@ fn what_keeps_a_broker_from_starting_is_one_clear_line() {
     let taken = other.address.to_string();
     let mut command = serve(&dir.path().join("second"));
     command.args(["--listen", &taken]);
-    refused(command, 2, &[&taken, "--listen"]);
+    refused(command, 2, &[&taken, "--listen", "--server"]);
+    assert!(
+        !dir.path().join("second").exists(),
+        "nothing is made for a broker that cannot listen"
+    );
 
     // a data directory in use
     let mut command = serve(&dir.path().join("other"));

@@ -209,7 +209,7 @@ fn expired(dir: &Path, name: &str) {
 #[test]
 fn each_misuse_is_refused_with_the_file_and_the_mend() {
     let mut house = House::new();
-    let cases: [(&[&str], i32, &[&str]); 9] = [
+    let cases: [(&[&str], i32, &[&str]); 11] = [
         // the wrong authority
         (
             &[
@@ -269,6 +269,32 @@ fn each_misuse_is_refused_with_the_file_and_the_mend() {
             ],
             3,
             &["certs/absent.key"],
+        ),
+        // swapped
+        (
+            &[
+                "--ca",
+                "certs/ca.pem",
+                "--cert",
+                "certs/client.key",
+                "--key",
+                "certs/client.pem",
+            ],
+            3,
+            &["certs/client.key: it holds a private key", "--cert takes"],
+        ),
+        // another certificate's key
+        (
+            &[
+                "--ca",
+                "certs/ca.pem",
+                "--cert",
+                "certs/client.pem",
+                "--key",
+                "certs/server.key",
+            ],
+            3,
+            &["certs/server.key: it is not the key of certs/client.pem"],
         ),
         // another authority's
         (

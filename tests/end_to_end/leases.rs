@@ -103,6 +103,30 @@ fn in_order_what_is_rolled_back_comes_before_what_was_sent_with_it() {
 }
 
 #[test]
+fn a_group_is_not_behind_by_what_it_does_not_want() {
+    run(async {
+        let rig = Rig::start().await;
+        let client = rig.node.connect().await.unwrap();
+        fill(&client, 5).await;
+        let builder = client.consumer("picky").topic("numbers").filter("red");
+        let _consumer = builder.open().await.unwrap();
+        let picky = async || client.describe_group("picky").await.unwrap();
+        while picky().await.lag(None) != 0 {
+            tokio::task::yield_now().await;
+        }
+        let producer = client.producer("numbers").open().await.unwrap();
+        producer.send(Record::new("wanted").tag("red")).await.unwrap();
+        producer.send(Record::new("not wanted")).await.unwrap();
+        // What is wanted is still to be consumed, and what is not wanted behind it no more.
+        while picky().await.state.places.iter().all(|place| place.settled_above != 1) {
+            tokio::task::yield_now().await;
+        }
+        let place = picky().await.state.places.remove(0);
+        assert_eq!((place.floor.0, picky().await.lag(None)), (5, 1));
+    });
+}
+
+#[test]
 fn a_group_without_members_is_behind_by_what_nobody_has_looked_for() {
     run(async {
         let rig = Rig::start().await;

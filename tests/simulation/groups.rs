@@ -1,5 +1,5 @@
 //! A consumer group over the real log and the disk that loses and tears: members that join, leave, are lost
-//! and take too long, records that are refused, letters, kills and power cuts.
+//! and take too long, records that are refused, letters, rules that are altered, kills and power cuts.
 //!
 //! Everything is judged from outside, by what members were told: no record in two live leases, none again
 //! after an answer that it is settled, letters once each and never beside a settlement, order where the mode
@@ -23,7 +23,9 @@ use waterwheel::domain::group::command::{
     MemberEvent, Offered, OfferedRecord, RetryAfter, Settle, TopicShape,
 };
 use waterwheel::domain::group::dead::Copied;
-use waterwheel::domain::group::subscription::{Backoff, Mode, Poison, SubscriptionSpec};
+use waterwheel::domain::group::subscription::{
+    Backoff, Mode, Poison, RetryPolicy, SubscriptionChange, SubscriptionSpec,
+};
 use waterwheel::domain::group::{Group, Limits};
 use waterwheel::domain::id::{
     LeaseId, LogIndex, LogPosition, MemberId, Offset, OwnerId, OwnerSequence, ProducerId,
@@ -66,6 +68,7 @@ struct Counts {
     settled: u64,
     letters: u64,
     moved: u64,
+    altered: u64,
 }
 
 struct World {
@@ -557,13 +560,42 @@ impl World {
     // ---- members --------------------------------------------------------------------------------
 
     fn join(&mut self, name: &str, grace_ms: u64) {
+        // Whoever joins asks for what there is.
+        let there = self.describe().subscriptions.pop();
         let join = Join {
-            subscriptions: vec![spec(self.mode)],
+            subscriptions: vec![there.unwrap_or_else(|| spec(self.mode))],
             name: name.to_owned(),
             grace_ms,
             settle: Settle::OnAcknowledge,
         };
         self.command(Command::Join(join));
+    }
+
+    /// Other rules, so that everything is looked at again while this and that is on its way to the log.
+    fn alter(&mut self) {
+        let Some(there) = self.describe().subscriptions.pop() else {
+            return;
+        };
+        let filter = if there.filter.is_empty() { "some" } else { "" };
+        let retry = RetryPolicy {
+            attempts_max: 2 + self.rng.below(3) as u16,
+            ..there.retry
+        };
+        let change = SubscriptionChange {
+            filter: Some(filter.to_owned()),
+            retry: Some(retry),
+            ..SubscriptionChange::default()
+        };
+        self.command(Command::Alter {
+            topic: TOPIC,
+            change,
+        });
+        self.counts.altered += 1;
+    }
+
+    fn describe(&mut self) -> Description {
+        self.command(Command::Describe);
+        self.described.take().expect("it is answered at once")
     }
 
     fn pick(&mut self) -> Option<MemberId> {
@@ -640,7 +672,8 @@ impl World {
                     self.command(command);
                 }
             }
-            17..27 => {
+            17..19 => self.alter(),
+            19..27 => {
                 if let Some(member) = self.pick() {
                     let records = 1 + self.rng.below(12);
                     self.credit(member, records);
@@ -708,9 +741,7 @@ impl World {
 
     /// Whether the group says that nothing is left of it.
     fn is_consumed(&mut self) -> bool {
-        self.command(Command::Describe);
-        let described = self.described.take().expect("it is answered at once");
-        described.places.iter().all(|place| {
+        self.describe().places.iter().all(|place| {
             let all = self.parts[place.place.partition.0 as usize].keys.len() as u64;
             let waiting = place.retrying + place.attached + place.held + place.leased;
             place.floor.0 == all && waiting == 0
@@ -743,7 +774,7 @@ fn offer(part: &Part, batch: &BatchPlace, feed: &Feed) -> Offered {
     Offered {
         batch: *batch,
         from,
-        records: feed.keys.then(|| records.collect()),
+        records: (feed.keys || !feed.filter.is_empty()).then(|| records.collect()),
     }
 }
 
@@ -767,11 +798,13 @@ fn hold(mode: Mode) {
         all.settled += counts.settled;
         all.letters += counts.letters;
         all.moved += counts.moved;
+        all.altered += counts.altered;
     }
     // A run over everything means that everything was met.
     assert!(all.crashes > 150 && all.torn > 20, "{all:?}");
     assert!(all.leased > 2_000 && all.settled > 1_000, "{all:?}");
     assert!(all.expired > 50 && all.letters > 50, "{all:?}");
+    assert!(all.altered > 200, "{all:?}");
     assert!(mode != Mode::Exclusive || all.moved > 20, "{all:?}");
 }
 

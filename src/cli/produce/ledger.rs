@@ -222,6 +222,13 @@ pub(super) struct Summary {
     p99_ms: f64,
 }
 
+impl Summary {
+    /// Whether nothing at all was acknowledged.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.acknowledged == 0
+    }
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

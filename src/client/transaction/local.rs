@@ -49,6 +49,38 @@ pub struct HalfMessage {
 }
 
 /// The side of a half message that lives elsewhere: a database's transaction, a call.
+///
+/// ```no_run
+/// use futures::future::BoxFuture;
+/// use waterwheel::client::{HalfMessage, LocalOutcome, LocalTransaction, Record, TransactionId};
+///
+/// struct Payments; // with a connection to the database
+///
+/// impl LocalTransaction for Payments {
+///     fn execute<'a>(&'a self, id: TransactionId, payment: &'a Record) -> BoxFuture<'a, LocalOutcome> {
+///         Box::pin(async move {
+///             // INSERT INTO payments (transaction_id, ...): the id in the same transaction.
+///             println!("{id}: {} bytes", payment.value.len());
+///             LocalOutcome::Commit
+///         })
+///     }
+///
+///     fn check<'a>(&'a self, half: &'a HalfMessage) -> BoxFuture<'a, LocalOutcome> {
+///         Box::pin(async move {
+///             // SELECT 1 FROM payments WHERE transaction_id = ...: `Commit` if it is there, `Rollback` if it
+///             // is not and never will be.
+///             println!("{}", half.id);
+///             LocalOutcome::Unknown
+///         })
+///     }
+/// }
+///
+/// # async fn example(client: waterwheel::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let till = client.transactional_producer("till-7").group("tills").local(Payments).open().await?;
+/// till.send_half("points", Record::new("+42").key("customer-3")).await?;
+/// # Ok(())
+/// # }
+/// ```
 pub trait LocalTransaction: Send + Sync + 'static {
     /// Does it. Called only once the half message is durable. A panic, or the end of the process, leaves
     /// the outcome to [`LocalTransaction::check`].

@@ -33,7 +33,7 @@ use std::time::Duration;
 use self::attach::settle_all;
 use self::gather::Target;
 use self::session::Session;
-use super::error::{AdminError, Refusal};
+use super::error::{AdminError, EncodeError, Refusal};
 use super::producer::IdGenerator;
 use super::settle::Settlement;
 use super::{Client, Record};
@@ -79,6 +79,9 @@ pub enum TransactionError {
     /// `transaction-failed`.
     #[error("the transaction failed earlier and can only be rolled back: {0}")]
     Failed(Arc<TransactionError>),
+    /// A value that is no record: its `Serialize` says so. Code `encode`.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
     /// The topic has no such priority level. Code `priority-out-of-range`.
     #[error("the topic has priorities 0 to {last}; there is no priority {priority}")]
     Priority {
@@ -108,6 +111,7 @@ impl TransactionError {
         match self {
             Self::Refused(refusal) => refusal.code.name(),
             Self::TooLarge { .. } => "record-too-large",
+            Self::Encode(error) => error.code(),
             Self::Priority { .. } => "priority-out-of-range",
             Self::TimedOut => "timed-out",
             Self::SessionLost => "session-lost",
@@ -126,6 +130,7 @@ impl TransactionError {
             Self::TimedOut | Self::Unreachable(_) => true,
             Self::Failed(why) => why.is_retriable(),
             Self::TooLarge { .. }
+            | Self::Encode(_)
             | Self::Priority { .. }
             | Self::NotLeased
             | Self::SessionLost
@@ -211,6 +216,34 @@ impl TransactionalProducerBuilder {
 
 /// Begins transactions. Cheap to clone; clones share the session. Any number of transactions may be open
 /// beside each other; what they send to one partition goes one batch after the other.
+///
+/// ```
+/// # actix_rt::System::new().block_on(async {
+/// # let broker = waterwheel::Broker::start(waterwheel::Config::temporary()).await?;
+/// # let client = broker.client().await?;
+/// use waterwheel::client::{Record, TopicConfig, TransactionError};
+///
+/// #[derive(serde::Serialize)]
+/// struct Points {
+///     customer: u32,
+///     earned: u32,
+/// }
+///
+/// for topic in ["orders", "points"] {
+///     client.create_topic(topic, TopicConfig::new(1)).await?;
+/// }
+/// let till = client.transactional_producer("till-7").open().await?;
+/// till.run(async |transaction| {
+///     transaction.send("orders", Record::new("paid").key("order-17")).await?;
+///     let points = Points { customer: 3, earned: 42 };
+///     transaction.send("points", Record::encode(&points)?.key("customer-3")).await?;
+///     Ok::<(), TransactionError>(())
+/// })
+/// .await?;
+/// # broker.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone)]
 pub struct TransactionalProducer {
     session: Arc<Session>,

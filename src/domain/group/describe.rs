@@ -44,17 +44,49 @@ impl Group {
             place: cursor.place,
             member: cursor.member.clone(),
             assigned: cursor.assigned,
-            floor: Offset(cursor.floor_or_zero()),
-            settled_above: cursor.settled.len(),
+            floor: Offset(self.consumed_below(cursor)),
+            settled_above: self.settled_above(cursor),
             retrying: count(|why| matches!(why, Why::Retry { .. } | Why::Dead { .. })),
             attached: count(|why| matches!(why, Why::Attached(_))),
             held: count(|why| matches!(why, Why::Held)),
-            listed_below: cursor.listed.range(..cursor.floor_or_zero()).count() as u64,
+            listed_below: cursor.listed.range(..self.consumed_below(cursor)).count() as u64,
             leased: cursor.leased.len(),
             expired: cursor.expired,
             dead_lettered: cursor.dead_lettered,
             high_watermark: Offset(known_end(cursor)),
         }
+    }
+}
+
+impl Group {
+    /// The floor as it will be once what did not pass the filter is written, which waits for something else
+    /// to write: nobody is behind by what he does not want.
+    fn consumed_below(&self, cursor: &Cursor) -> u64 {
+        let floor = cursor.floor_or_zero();
+        let Some(filtered) = self.pending.filtered(cursor.number) else {
+            return floor;
+        };
+        let mut passed = cursor.settled.clone();
+        for (from, to) in filtered.iter() {
+            passed.insert(from, to);
+        }
+        for offset in cursor.listed.range(floor..).map(|(offset, _)| *offset) {
+            passed.insert(offset, offset + 1);
+        }
+        let end = passed.last().map_or(floor, |(_, to)| to).max(floor);
+        passed
+            .gaps(floor, end)
+            .first()
+            .map_or(end, |(from, _)| *from)
+    }
+
+    /// Consumed records above it.
+    fn settled_above(&self, cursor: &Cursor) -> u64 {
+        let below = self.consumed_below(cursor);
+        let settled = cursor.settled.within(below, u64::MAX).into_iter();
+        let filtered = self.pending.filtered(cursor.number);
+        let filtered = filtered.map_or_else(Vec::new, |some| some.within(below, u64::MAX));
+        settled.chain(filtered).map(|(from, to)| to - from).sum()
     }
 }
 

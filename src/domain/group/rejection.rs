@@ -58,15 +58,19 @@ pub enum GroupRejection {
 impl fmt::Display for GroupRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownGroup => f.write_str("unknown group"),
+            Self::UnknownGroup => f.write_str(
+                "there is no such group: its first member or subscription makes it; see which there are with: waterwheel group list",
+            ),
             Self::UnknownSubscription => f.write_str(
-                "the group has no subscription to that topic; join it or make one with: waterwheel subscription create",
+                "the group has no subscription to that topic; join it or make one with: waterwheel subscription create GROUP TOPIC",
             ),
             Self::SubscriptionMismatch(what) => write!(
                 f,
-                "the group's subscription is another one: {what}; join it as it is, or change it with: waterwheel subscription alter"
+                "the group's subscription is another one: {what}; join it as it is, or change it with: waterwheel subscription alter GROUP TOPIC --mode MODE --filter FILTER"
             ),
-            Self::SubscriptionExists => f.write_str("the group has a subscription to that topic"),
+            Self::SubscriptionExists => f.write_str(
+                "the group has a subscription to that topic; change it with: waterwheel subscription alter GROUP TOPIC",
+            ),
             Self::UnknownMember => f.write_str("not a member of the group (any more); join again"),
             Self::MemberFenced => f.write_str("a later session joined under this member's name"),
             Self::TooManyMembers { max } => write!(f, "the group has {max} members, as many as it may: close some, or raise group_members_max"),
@@ -75,7 +79,7 @@ impl fmt::Display for GroupRejection {
                 "the group has {max} subscriptions, as many as it may: remove one, or raise group_subscriptions_max"
             ),
             Self::UnknownLease => f.write_str(
-                "the lease is unknown, has expired, was given back, or is another member's; the record comes again",
+                "the lease is unknown, has expired, was given back, or is another member's: what was not settled before comes again",
             ),
             Self::StaleGeneration => f.write_str("the partition has moved to another member since"),
             Self::InvalidFilter { position, why } => {
@@ -87,7 +91,8 @@ impl fmt::Display for GroupRejection {
                 "as much of the group is scattered as may be ({max}): records that wait for a retry, a transaction or their key, or gaps between settled ones; settle some first"
             ),
             Self::GroupInUse { members } => {
-                write!(f, "the group has {members} members; close them first")
+                let s = if *members == 1 { "" } else { "s" };
+                write!(f, "the group has {members} member{s}; close them first")
             }
         }
     }

@@ -26,6 +26,8 @@ const ITEMS_PER_ENTRY: usize = 8192;
 /// Records that merely did not pass the filter are written once there are so many ranges of them, if
 /// nothing else is written before.
 const FILTERED_RANGES: usize = 512;
+/// The same once there are so many records of them: what a restart would look through again.
+const FILTERED_RECORDS: u64 = 65_536;
 /// What could not be delivered comes again after so long.
 const UNDELIVERED_MS: u64 = 1000;
 
@@ -95,11 +97,17 @@ impl Pending {
         }
     }
 
-    fn filtered_ranges(&self) -> usize {
-        self.cursors
-            .values()
-            .map(|pending| pending.settled.ranges())
-            .sum()
+    /// Whether so much was passed over that it is worth an entry of its own.
+    fn is_much(&self) -> bool {
+        let settled = || self.cursors.values().map(|pending| &pending.settled);
+        settled().map(RangeSet::ranges).sum::<usize>() > FILTERED_RANGES
+            || settled().map(RangeSet::len).sum::<u64>() > FILTERED_RECORDS
+    }
+
+    /// What merely did not pass the filter of a cursor and is not written yet.
+    pub(super) fn filtered(&self, cursor: CursorNumber) -> Option<&RangeSet> {
+        let pending = self.cursors.get(&cursor).filter(|_| !self.urgent);
+        pending.map(|pending| &pending.settled)
     }
 }
 
@@ -148,7 +156,7 @@ impl Group {
 
     /// Writes what has gathered, unless a write of progress is on its way.
     pub(super) fn flush(&mut self, effects: &mut Vec<Effect>) {
-        let due = self.pending.urgent || self.pending.filtered_ranges() > FILTERED_RANGES;
+        let due = self.pending.urgent || self.pending.is_much();
         let waits = self.asked.iter().any(|asked| asked.is_progress)
             || self.held.iter().any(|(_, asked)| asked.is_progress);
         if !due || waits {

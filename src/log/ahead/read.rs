@@ -4,7 +4,7 @@
 //! first; it is kept, as far as there is room, because the payload's other records come another time. A
 //! record near the front is read together with the directory, in one go.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -14,18 +14,13 @@ use crate::domain::batch::{BatchError, BatchHead, Opened, Taken, head_bytes_max}
 use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::LogPosition;
-use crate::log::error::ReadError;
 use crate::log::reader::LogReader;
 use crate::log::tail_cache::TailCache;
 
 /// A payload up to this long is read whole.
 pub(in crate::log) const WHOLE_BYTES: u32 = 32 << 10;
 /// The directory and a record are read in one go up to this long.
-const TOGETHER_BYTES: u64 = 80 << 10;
-/// Payloads that are wanted whole are read by stretches of this much, unless one alone is longer.
-const STRETCH_BYTES: u64 = 1 << 20;
-/// A payload is read whole where that is this much for each record that is wanted of it.
-const SKIPPED_BYTES: u64 = 48 << 10;
+const TOGETHER_BYTES: u64 = 64 << 10;
 /// Records of one payload are read in one go across a gap of this much.
 const GAP_BYTES: u64 = 16 << 10;
 /// What a directory costs beside itself: its places in map and queue.
@@ -36,33 +31,15 @@ pub(super) struct PieceReader {
     reader: LogReader,
     cache: Arc<TailCache>,
     heads: Mutex<Heads>,
-    /// For directories and whatever else is held.
-    bytes_max: usize,
 }
 
 impl PieceReader {
-    /// Directories take `heads_bytes_max`, and with what others hold never more than `bytes_max`.
-    pub(super) fn new(
-        reader: LogReader,
-        cache: Arc<TailCache>,
-        heads_bytes_max: usize,
-        bytes_max: usize,
-    ) -> Self {
+    pub(super) fn new(reader: LogReader, cache: Arc<TailCache>, heads_bytes_max: usize) -> Self {
         Self {
             reader,
             cache,
             heads: Mutex::new(Heads::new(heads_bytes_max)),
-            bytes_max,
         }
-    }
-
-    /// Gives what is held beside the directories a chance to change: `act` is told how much that may be, and
-    /// says how much it is then. Directories stay within the rest.
-    pub(super) fn beside<T>(&self, act: impl FnOnce(usize) -> (T, usize)) -> T {
-        let mut heads = self.heads();
-        let (result, held) = act(self.bytes_max.saturating_sub(heads.bytes));
-        heads.room = self.bytes_max.saturating_sub(held);
-        result
     }
 
     pub(super) fn heads_bytes(&self) -> usize {
@@ -134,40 +111,19 @@ impl PieceReader {
             };
             if let Some(body) = self.cache.lookup(first.place.position) {
                 take_from(&body, payload, &mut answers);
-            } else if first.place.length <= WHOLE_BYTES || is_dense(payload, first) {
+            } else if first.place.length <= WHOLE_BYTES || nearly_all(payload, first) {
                 whole.push((first.place, payload));
             } else {
                 self.read_payload(first.place, first.of, payload, &mut answers);
             }
         }
-        let mut rest = whole.as_slice();
-        while !rest.is_empty() {
-            let mut bytes = 0u64;
-            let many = rest.iter().take_while(|(place, _)| {
-                bytes = bytes.saturating_add(place.length.into());
-                bytes <= STRETCH_BYTES
-            });
-            let many = many.count().max(1);
-            let (now, after) = rest.split_at_checked(many).unwrap_or((rest, &[]));
-            rest = after;
-            self.read_whole(now, &mut answers);
-        }
-        answers
-    }
-
-    /// Payloads that lie near each other are read together.
-    fn read_whole(&self, whole: &[(EntryPlace, &[(usize, Piece)])], answers: &mut [Option<Taken>]) {
         let places: Vec<EntryPlace> = whole.iter().map(|(place, _)| *place).collect();
-        for ((place, payload), entry) in whole.iter().zip(self.reader.read(&places)) {
-            match (entry, payload.first()) {
-                (Ok(entry), _) => take_from(&Body::from(entry.body), payload, answers),
-                // Rotten somewhere: the others of its records still read.
-                (Err(ReadError::Damaged(_)), Some((_, first))) if place.length > WHOLE_BYTES => {
-                    self.read_payload(*place, first.of, payload, answers);
-                }
-                (Err(_), _) => {}
+        for ((_, payload), entry) in whole.iter().zip(self.reader.read(&places)) {
+            if let Ok(entry) = entry {
+                take_from(&Body::from(entry.body), payload, &mut answers);
             }
         }
+        answers
     }
 
     fn read_payload(
@@ -247,18 +203,10 @@ impl PieceReader {
     }
 }
 
-/// So much of a payload is wanted that one read of all of it, together with its neighbours, costs less than
-/// a read for each.
-fn is_dense(payload: &[(usize, Piece)], first: &Piece) -> bool {
-    let mut wanted = 0u64;
-    let mut last = None;
-    // They are sorted.
-    for (_, piece) in payload {
-        wanted += u64::from(last != Some(piece.index));
-        last = Some(piece.index);
-    }
-    wanted.saturating_mul(SKIPPED_BYTES) >= u64::from(first.place.length)
-        || wanted * 2 > u64::from(first.of)
+/// Most of a payload is wanted: one read of all of it.
+fn nearly_all(payload: &[(usize, Piece)], first: &Piece) -> bool {
+    let wanted: HashSet<u32> = payload.iter().map(|(_, piece)| piece.index).collect();
+    wanted.len() as u64 * 2 > u64::from(first.of)
 }
 
 fn put(answers: &mut [Option<Taken>], at: usize, taken: Option<Taken>) {
@@ -286,8 +234,6 @@ fn take_from(body: &Body, payload: &[(usize, Piece)], answers: &mut [Option<Take
 /// Directories, within a bound. Who was asked for since it was last looked at stays another round.
 struct Heads {
     bytes_max: usize,
-    /// What others leave of it.
-    room: usize,
     bytes: usize,
     /// None: no record of it can be read alone.
     by_position: HashMap<LogPosition, (Option<Arc<BatchHead>>, bool)>,
@@ -298,7 +244,6 @@ impl Heads {
     fn new(bytes_max: usize) -> Self {
         Self {
             bytes_max,
-            room: bytes_max,
             bytes: 0,
             by_position: HashMap::new(),
             queue: VecDeque::new(),
@@ -313,11 +258,10 @@ impl Heads {
 
     fn put(&mut self, position: LogPosition, head: Option<&Arc<BatchHead>>) {
         let cost = cost(head);
-        let bytes_max = self.bytes_max.min(self.room);
-        if self.by_position.contains_key(&position) || cost > bytes_max {
+        if self.by_position.contains_key(&position) || cost > self.bytes_max {
             return;
         }
-        while self.bytes + cost > bytes_max
+        while self.bytes + cost > self.bytes_max
             && let Some(oldest) = self.queue.pop_front()
         {
             match self.by_position.get_mut(&oldest) {

@@ -24,8 +24,8 @@ struct Kept {
 }
 
 /// The shelf.
-#[derive(Default)]
 pub(super) struct Shelf {
+    bytes_max: usize,
     bytes: usize,
     kept: HashMap<Key, Kept>,
     /// Those that may go first, first.
@@ -33,6 +33,15 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            bytes: 0,
+            kept: HashMap::new(),
+            by_end: BTreeSet::new(),
+        }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -41,11 +50,10 @@ impl Shelf {
         self.kept.contains_key(&key)
     }
 
-    /// Makes room for so many bytes within `bytes_max`, if it can be made (H2); an empty shelf has room for
-    /// anything.
-    pub(super) fn make_room(&mut self, bytes: u64, bytes_max: usize, now_ms: i64) -> bool {
+    /// Makes room for so many bytes, if it can be made (H2); an empty shelf has room for anything.
+    pub(super) fn make_room(&mut self, bytes: u64, now_ms: i64) -> bool {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        while self.bytes.saturating_add(bytes) > bytes_max {
+        while self.bytes.saturating_add(bytes) > self.bytes_max {
             match self.by_end.first().copied() {
                 None => return true,
                 Some((until_ms, key)) if until_ms < now_ms => self.remove(key, until_ms),
@@ -55,16 +63,10 @@ impl Shelf {
         true
     }
 
-    /// Takes a record in, if there is room within `bytes_max`.
-    pub(super) fn put(
-        &mut self,
-        key: Key,
-        due_ms: i64,
-        taken: Taken,
-        (bytes_max, now_ms): (usize, i64),
-    ) {
+    /// Takes a record in, if there is room.
+    pub(super) fn put(&mut self, key: Key, due_ms: i64, taken: Taken, now_ms: i64) {
         let cost = taken.bytes() + OVERHEAD_BYTES;
-        if self.has(key) || !self.make_room(cost as u64, bytes_max, now_ms) {
+        if self.has(key) || !self.make_room(cost as u64, now_ms) {
             return;
         }
         self.bytes += cost;
@@ -122,7 +124,7 @@ mod tests {
     enum Op {
         Put(u64, i64, usize),
         Give(u64),
-        Room(u64, usize),
+        Room(u64),
         Wait(i64),
     }
 
@@ -130,7 +132,7 @@ mod tests {
         prop_oneof![
             4 => (0u64..12, 0i64..4_000, 0usize..900).prop_map(|(k, d, b)| Op::Put(k, d, b)),
             3 => (0u64..12).prop_map(Op::Give),
-            2 => (0u64..4_000, 0usize..=3_000).prop_map(|(b, m)| Op::Room(b, m)),
+            1 => (0u64..4_000).prop_map(Op::Room),
             2 => (0i64..1_500).prop_map(Op::Wait),
         ]
     }
@@ -140,19 +142,14 @@ mod tests {
         #[test]
         fn h1_h2_as_a_naive_list_would(ops in prop::collection::vec(any_op(), 1..80)) {
             const MAX: usize = 3_000;
-            let mut shelf = Shelf::default();
+            let mut shelf = Shelf::new(MAX);
             // (key, until, cost)
             let mut naive: Vec<(u64, i64, usize)> = Vec::new();
             let mut now = 0;
-            fn room(
-                naive: &mut Vec<(u64, i64, usize)>,
-                bytes: usize,
-                max: usize,
-                now: i64,
-            ) -> bool {
+            fn room(naive: &mut Vec<(u64, i64, usize)>, bytes: usize, now: i64) -> bool {
                 loop {
                     let held: usize = naive.iter().map(|kept| kept.2).sum();
-                    if held + bytes <= max {
+                    if held + bytes <= MAX {
                         return true;
                     }
                     naive.sort_unstable_by_key(|kept| (kept.1, kept.0));
@@ -168,8 +165,8 @@ mod tests {
                     Op::Put(key, ahead, bytes) => {
                         let taken = taken(bytes);
                         let cost = taken.bytes() + OVERHEAD_BYTES;
-                        shelf.put((LogPosition(key), 0), now + ahead, taken, (MAX, now));
-                        if naive.iter().all(|kept| kept.0 != key) && room(&mut naive, cost, MAX, now) {
+                        shelf.put((LogPosition(key), 0), now + ahead, taken, now);
+                        if naive.iter().all(|kept| kept.0 != key) && room(&mut naive, cost, now) {
                             naive.push((key, now + ahead + EXPECTED_MS, cost));
                         }
                     }
@@ -181,10 +178,9 @@ mod tests {
                             kept.1 = kept.1.min(now - 1);
                         }
                     }
-                    Op::Room(bytes, max) => {
-                        let made = shelf.make_room(bytes, max, now);
-                        let bytes = usize::try_from(bytes).unwrap();
-                        prop_assert_eq!(made, room(&mut naive, bytes, max, now));
+                    Op::Room(bytes) => {
+                        let made = shelf.make_room(bytes, now);
+                        prop_assert_eq!(made, room(&mut naive, usize::try_from(bytes).unwrap(), now));
                     }
                     Op::Wait(ms) => now += ms,
                 }

@@ -148,30 +148,6 @@ fn what_is_wished_for_is_here_when_it_is_due_and_costs_about_a_read_each() {
 }
 
 #[test]
-fn what_is_due_soon_after_is_read_along_with_its_neighbours() {
-    let rig = Rig::new(20, 1_000, Compression::None);
-    let _reader = rig.cache.attend();
-    let ahead = rig.ahead(64 << 20);
-    let before = ahead.reads_issued();
-    // One of each payload in each of a few windows: none of them is worth a payload by itself.
-    let wishes: Vec<Wish> = (0..20 * 4u32)
-        .map(|at| Wish {
-            piece: rig.piece(usize::try_from(at % 20).unwrap(), at / 20 * 19 + 3),
-            due_ms: 1_000 + i64::from(at / 20) * WINDOW_MS,
-        })
-        .collect();
-    ahead.wish(&wishes);
-    for wish in &wishes {
-        let (at, index) = (wish.piece.place.position, wish.piece.index);
-        until(|| ahead.lookup(at, index, 1).is_some());
-    }
-    let reads = ahead.reads_issued() - before;
-    assert!(reads <= 10, "{reads} reads for 20 payloads of 100 kB");
-    let held = ahead.counts().bytes;
-    assert!(held < 80 * 1_600, "{held} bytes for 80 records");
-}
-
-#[test]
 fn nothing_is_read_ahead_while_nobody_reads_and_nothing_that_is_long_past() {
     let rig = Rig::new(2, 2_000, Compression::None);
     let ahead = rig.ahead(64 << 20);
@@ -213,7 +189,7 @@ fn a1_the_bound_holds_and_what_is_due_first_is_read_first() {
     ahead.wish(&wishes);
     let first = rig.payloads[3].0.position;
     until(|| ahead.lookup(first, RECORDS - 1, 1).is_some());
-    // 4 MB were wished for; half of the bound is for records.
+    // 4 MB were wished for; a quarter of the bound is for records.
     for _ in 0..1_000 {
         assert!(ahead.counts().bytes <= bytes_max);
     }
@@ -278,8 +254,4 @@ fn rotten_bytes_are_never_given_out() {
         .filter(|index| fetch(&ahead, vec![rig.piece(0, *index)], 1 << 20) == [Fetched::Unreadable])
         .count();
     assert_eq!(wrong, 1, "the one that is rotten, and no other");
-    let all = (0..RECORDS).map(|index| rig.piece(0, index)).collect();
-    let wrong = fetch(&ahead, all, 1 << 20);
-    let wrong = wrong.iter().filter(|one| **one == Fetched::Unreadable);
-    assert_eq!(wrong.count(), 1, "nor where the payload is read whole");
 }
