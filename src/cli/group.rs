@@ -1,7 +1,7 @@
 //! `waterwheel group` and `waterwheel subscription`: who consumes what, how far, and where it goes on.
 //!
 //! With `--json` every object is one line, with the fields of the wire; what a flag sets is written as the flag
-//! takes it (see [`super::subscription`]).
+//! takes it (see `subscription`).
 
 use clap::{Subcommand, ValueEnum};
 
