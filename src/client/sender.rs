@@ -50,7 +50,8 @@ pub(crate) struct Shared {
     progress_ms: AtomicU64,
     link: Mutex<Option<Arc<Link>>>,
     failure: Mutex<Option<SendError>>,
-    /// What the broker said when it put a batch off, unless something was acknowledged since.
+    /// What the broker said when it put a batch off, unless something was acknowledged or the connection ended
+    /// since.
     put_off: Mutex<Option<Refusal>>,
 }
 
@@ -242,6 +243,7 @@ async fn serve_links(shared: &Shared, board: &mut Switchboard) {
             shared.release(&settled);
         }
         *lock(&shared.link) = None;
+        *lock(&shared.put_off) = None;
         match ended {
             Ok(()) => return,
             Err(error) => tracing::debug!(%error, "the producer's stream ended"),

@@ -28,7 +28,7 @@ const RUN: u64 = 24;
 #[derive(Debug, Clone)]
 struct Timer {
     handle: TimerHandle,
-    /// When it is due; none where an answer was lost on its way.
+    /// When it is due; none where an answer was, or may have been, lost on its way.
     due_ms: Option<i64>,
     cancelled: bool,
 }
@@ -81,7 +81,8 @@ async fn schedule(client: Client, book: Book, progress: Arc<Progress>) {
             match answer {
                 Ok(TimerState::Cancelled) => timer.cancelled = true,
                 Ok(TimerState::Rescheduled { due }) => timer.due_ms = Some(due.0),
-                Ok(TimerState::AlreadyFired { .. }) => {}
+                // Perhaps because it was moved: a first try may have been answered to nobody.
+                Ok(TimerState::AlreadyFired { .. }) => timer.due_ms = None,
                 Ok(other) => panic!("timer {number} is answered {other:?}"),
                 // The broker was killed: it was done or not.
                 Err(_) => timer.due_ms = None,
