@@ -8,7 +8,7 @@
 //! [`super::feed::Feeder`].
 //!
 //! - V1 Nobody waits for who is ahead, so that somebody always goes on.
-//! - V2 Nobody waits for who was not heard of for [`ACTIVE`].
+//! - V2 Nobody waits for who was not heard of for `ACTIVE`.
 //!
 //! Nothing of it is ever written.
 
