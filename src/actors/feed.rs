@@ -33,6 +33,8 @@ use crate::domain::record::{Record, RecordBody};
 use crate::domain::rejection::Rejection;
 use crate::domain::topics::{Command, TopicConfig};
 
+/// What could not be read is looked for again after so long.
+const UNREADABLE_PAUSE: Duration = Duration::from_millis(100);
 /// How long it is waited for how far a place goes: lower lanes wait for it too.
 const SURVEY: Duration = Duration::from_secs(1);
 
@@ -230,11 +232,15 @@ impl Feeder {
     }
 
     async fn find(&self, feed: &Feed, is_short: bool) -> Result<(Vec<Offered>, Offset), Missed> {
+        // Entered before anything is waited for: a member that runs short meanwhile is not missed.
+        let waits = self.waiting.enter(feed.cursor);
         let answer = self
             .finder
             .batches(feed.place, feed.from, feed.bytes_max, feed.wait)
             .await?;
-        self.keep_together(feed, &answer.batches, is_short).await;
+        self.keep_together(feed, &answer.batches, is_short, &waits)
+            .await;
+        drop(waits);
         let high_watermark = answer.high_watermark;
         let filter = if feed.filter.is_empty() {
             None
@@ -260,8 +266,14 @@ impl Feeder {
                     Err(Missed::Trimmed(start)) if offered.is_empty() => {
                         return Err(Missed::Trimmed(start));
                     }
-                    // Retention took it meanwhile, or the disk is damaged: whoever delivers it says so.
-                    Err(_) => None,
+                    // Whoever delivers it says so.
+                    Err(Missed::Damaged) => None,
+                    // What follows is looked for again. Without its keys and tags nothing of it may be given.
+                    Err(_) if !offered.is_empty() => break,
+                    Err(missed) => {
+                        tokio::time::sleep(UNREADABLE_PAUSE).await;
+                        return Err(missed);
+                    }
                 }
             } else {
                 None
@@ -278,7 +290,13 @@ impl Feeder {
     /// Where records must be read from the disk, says where the group is, and waits while it is too far ahead
     /// of others for them to be served from what it reads. It does not wait while its members might run
     /// short: nobody is slowed down by who is slower.
-    async fn keep_together(&self, feed: &Feed, batches: &[BatchPlace], is_short: bool) {
+    async fn keep_together(
+        &self,
+        feed: &Feed,
+        batches: &[BatchPlace],
+        is_short: bool,
+        waits: &Waits<'_>,
+    ) {
         let house = &self.finder.house;
         let Some(first) = batches.first() else {
             return;
@@ -297,7 +315,6 @@ impl Feeder {
         if is_short || !house.convoys.is_ahead(feed.place, feed.from, record_bytes) {
             return;
         }
-        let waits = self.waiting.enter(feed.cursor);
         tokio::select! {
             () = house.convoys.wait(feed.place, feed.from, record_bytes) => {}
             () = waits.enough.notified() => {}

@@ -246,6 +246,10 @@ async fn transaction_limit() -> Code {
 
 /// A batch whose records are delivered so.
 fn deliveries(of: &[Delivery]) -> Bytes {
+    stamped_deliveries(BatchStamp::default(), of)
+}
+
+fn stamped_deliveries(stamp: BatchStamp, of: &[Delivery]) -> Bytes {
     let mut builder = BatchBuilder::new(usize::MAX, Compression::None);
     for delivery in of {
         let record = Record::new("later");
@@ -253,13 +257,19 @@ fn deliveries(of: &[Delivery]) -> Bytes {
             .push_with(&record, MessageId::default(), WallMs(1), 0, *delivery)
             .unwrap();
     }
-    builder.finish(BatchStamp::default()).unwrap()
+    builder.finish(stamp).unwrap()
 }
 
 const HOUR: Delivery = Delivery::After(3_600_000);
 
 async fn too_many_timers() -> Code {
     let mut stage = Stage::set_with(|config| config.timers_max = 1).await;
+    let (header, last) = (stage.to(), stamped_deliveries(stage.producer.stamp(0), &[HOUR]));
+    for _ in 0..2 {
+        // Sent again it is stored already, and not one too many.
+        let stored = stage.producer.stream.produce(header, last.clone()).await;
+        stored.expect("there is room for one");
+    }
     stage.produce(deliveries(&[HOUR, HOUR])).await
 }
 

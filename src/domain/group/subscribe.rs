@@ -363,6 +363,14 @@ impl Group {
             return Err(GroupRejection::InvalidSubscription(why.into()).into());
         }
         let again = looks_again(old, &spec);
+        let is_reset = |number: &CursorNumber| {
+            let cursor = self.cursors.get(number);
+            cursor.is_some_and(|cursor| cursor.resetting)
+        };
+        if again && self.subscription(topic)?.cursors.iter().any(is_reset) {
+            // Once it is reset it begins to look by the rules there are then, which must be the new ones.
+            return Err(Rejection::Throttled { after_ms: 5 });
+        }
         let altering = if again {
             Altering::Hand
         } else {

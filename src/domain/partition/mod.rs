@@ -328,6 +328,8 @@ impl Partition {
         } = append;
         let published = match self.published_at_once(&facts, count, now, timers) {
             Ok(published) => published,
+            // It was taken when there was room; what is offered again is answered, whatever bounds say now.
+            Err(_) if self.producers.has_passed(&facts) => false,
             Err(rejection) => return effects.push(Effect::Refuse(token, rejection)),
         };
         if facts.producer.0 != 0 {

@@ -129,12 +129,7 @@ impl ProducerTable {
         producers_max: u32,
     ) -> Result<Verdict, Rejection> {
         let (id, first) = (facts.producer, facts.first_sequence);
-        let row = self.rows.get(&id);
-        let known = match (self.accepted.get(&id), row) {
-            (Some(accepted), _) => Some((accepted.epoch, accepted.next_sequence)),
-            (None, Some(row)) => Some((row.epoch, row.next_sequence)),
-            (None, None) => None,
-        };
+        let known = self.known(id);
         let expected = match known {
             Some((epoch, _)) if facts.epoch < epoch => {
                 return Err(Rejection::ProducerFenced { current: epoch });
@@ -175,6 +170,24 @@ impl ProducerTable {
             repeats: Vec::new(),
         });
         Ok(Verdict::Store)
+    }
+
+    /// Whether a batch is no new one: [`ProducerTable::offer`] will not say `Store`.
+    #[must_use]
+    pub fn has_passed(&self, facts: &PayloadFacts) -> bool {
+        let known = self.known(facts.producer);
+        facts.producer.0 != 0
+            && known
+                .is_some_and(|(epoch, next)| epoch == facts.epoch && facts.first_sequence < next)
+    }
+
+    /// The epoch of a producer and the sequence number it goes on with, what is on its way included.
+    fn known(&self, id: ProducerId) -> Option<(ProducerEpoch, ProducerSequence)> {
+        match (self.accepted.get(&id), self.rows.get(&id)) {
+            (Some(accepted), _) => Some((accepted.epoch, accepted.next_sequence)),
+            (None, Some(row)) => Some((row.epoch, row.next_sequence)),
+            (None, None) => None,
+        }
     }
 
     fn known_producers(&self) -> usize {
