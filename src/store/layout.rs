@@ -40,7 +40,8 @@
 //! checkpoints. So that neither costs a rebuild, a row remembers what it counted `previous`ly: an
 //! ordinary row before the write that stamped it, a head as of the last mark. A row newer than its head
 //! counts as before in the head's sum; a head newer than the mark counts as before in the mark's.
-//! A removed row stays as a tombstone until a mark has passed it, for the same reason.
+//! A removed row stays as a tombstone until a mark has passed it, for the same reason, and keeps its payload:
+//! where its head was not written behind it, it is live again.
 
 use bytes::Bytes;
 

@@ -504,7 +504,7 @@ fn row(key: RowKey, value: Value) -> Row {
     }
 }
 
-fn decode(tree: Tree, key: &[u8], value: &[u8]) -> Result<(RowKey, Value), ViewsError> {
+pub(super) fn decode(tree: Tree, key: &[u8], value: &[u8]) -> Result<(RowKey, Value), ViewsError> {
     let key = RowKey::decode(key).ok_or(ViewsError::Key(tree))?;
     match decode_value(tree, key, value) {
         Ok(value) => Ok((key, value)),

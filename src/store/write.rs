@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::error::ViewsError;
 use super::layout::{Draft, ROW_BYTES_MAX, RowKey, Tree, Value, encode_value};
 use super::verify::Verified;
-use super::views::{RowChange, Views, fenced};
+use super::views::{RowChange, Views, decode, fenced};
 use crate::domain::id::{OwnerId, OwnerSequence};
 
 impl Views {
@@ -23,6 +23,12 @@ impl Views {
             let key = RowKey::head(*owner);
             if let Some(head) = self.value(*tree, key)? {
                 self.stamp += 1;
+                let mut rows = *rows;
+                // The head knows nothing of what was removed behind it: what is folded from there on may
+                // need it, a batch that is published then above all.
+                for (key, row) in self.removed_since(*tree, *owner, head.stamp)? {
+                    self.put_row(*tree, key, Some(&row), &mut rows)?;
+                }
                 self.put_head(
                     *tree,
                     *owner,
@@ -30,11 +36,33 @@ impl Views {
                     head.live,
                     head.folded,
                     &head.payload,
-                    *rows,
+                    rows,
                 )?;
             }
         }
         Ok(())
+    }
+
+    /// What an owner's removed rows held, of those removed by a later write than `stamp`.
+    fn removed_since(
+        &self,
+        tree: Tree,
+        owner: OwnerId,
+        stamp: u64,
+    ) -> Result<Vec<(RowKey, (OwnerSequence, Bytes))>, ViewsError> {
+        fenced(|| {
+            let mut removed = Vec::new();
+            for pair in self.trees.of(tree).scan_prefix(owner.0.to_be_bytes()) {
+                let (key, value) = pair?;
+                let (key, value) = decode(tree, &key, &value)?;
+                // Earlier builds kept nothing of what they removed.
+                if !key.is_head() && !value.live && value.stamp > stamp && !value.payload.is_empty()
+                {
+                    removed.push((key, (value.folded, value.payload)));
+                }
+            }
+            Ok(removed)
+        })
     }
 
     /// Writes rows. Every owner named has a head, or gets one here. Durable only after
@@ -145,7 +173,8 @@ impl Views {
                 folded: old.folded,
                 stamp: self.stamp,
                 previous,
-                payload: &[],
+                // Until the head says so too, it may have to come back.
+                payload: &old.payload,
                 rows: 0,
             },
             (None, _) => return Ok(()),
