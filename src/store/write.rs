@@ -10,6 +10,9 @@ use super::verify::Verified;
 use super::views::{RowChange, Views, decode, fenced};
 use crate::domain::id::{OwnerId, OwnerSequence};
 
+/// What a row holds: the owner sequence it folds up to, and its payload.
+type Content = (OwnerSequence, Bytes);
+
 impl Views {
     /// Closes what a crash left between an owner's rows and its head.
     pub(super) fn heal(&mut self, verified: &Verified) -> Result<(), ViewsError> {
@@ -49,7 +52,7 @@ impl Views {
         tree: Tree,
         owner: OwnerId,
         stamp: u64,
-    ) -> Result<Vec<(RowKey, (OwnerSequence, Bytes))>, ViewsError> {
+    ) -> Result<Vec<(RowKey, Content)>, ViewsError> {
         fenced(|| {
             let mut removed = Vec::new();
             for pair in self.trees.of(tree).scan_prefix(owner.0.to_be_bytes()) {
