@@ -13,7 +13,7 @@ use std::sync::Arc;
 use actix::{Actor, AsyncContext, Context, Handler};
 use actix_rt::ArbiterHandle;
 
-use super::checkpoint::{Gone, RowsWritten};
+use super::checkpoint::Gone;
 use super::commit::{Forget, Persist, Ticket};
 use super::coordinators::Coordinators;
 use super::failures::{FAILURES_MAX, Failures};
@@ -21,7 +21,6 @@ use super::load::{self, Begins};
 use super::partition::{Dismiss, Inspect, PartitionActor};
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
-use super::store::Write;
 use super::vigil::Watched;
 use super::{Applied, Fenced, House, Link, OwnerLink, Restate, WriteRows};
 use crate::domain::commit::{Need, OwnerRange};
@@ -565,10 +564,7 @@ impl Handler<Fenced> for DirectoryActor {
 
     fn handle(&mut self, message: Fenced, ctx: &mut Self::Context) {
         self.stats.handled();
-        if self
-            .author
-            .is_none_or(|author| author.incarnation > message.incarnation)
-        {
+        if !message.ends(self.author) {
             return;
         }
         let mut effects = Vec::new();
@@ -587,12 +583,8 @@ impl Handler<WriteRows> for DirectoryActor {
         self.stats.handled();
         let changes = row_changes(&mut self.machine);
         self.stats.rows(1 + self.machine.iter().count() as u64);
-        self.house.store.tell(Write(changes));
-        let owner = OwnerId::DIRECTORY;
-        self.house.checkpoint.tell(RowsWritten {
-            round: message.round,
-            owner,
-        });
+        self.house
+            .hand_over(message.round, OwnerId::DIRECTORY, changes);
     }
 }
 

@@ -14,7 +14,6 @@ use actix::{
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 
-use super::checkpoint::RowsWritten;
 use super::commit::{Persist, Ticket};
 use super::directory::DirectoryActor;
 use super::directory::groups::Watch;
@@ -421,10 +420,7 @@ impl Handler<Fenced> for GroupActor {
 
     fn handle(&mut self, message: Fenced, ctx: &mut Self::Context) {
         self.stats.handled();
-        if self
-            .author
-            .is_none_or(|author| author.incarnation > message.incarnation)
-        {
+        if !message.ends(self.author) {
             return;
         }
         // What it asks for from here on is the next life's.
@@ -485,11 +481,8 @@ impl Handler<WriteRows> for GroupActor {
         self.stats.handled();
         let changes = row_changes(self.known.owner, &mut self.machine);
         self.stats.rows(self.machine.row_count());
-        self.house.store.tell(Write(changes));
-        self.house.checkpoint.tell(RowsWritten {
-            round: message.round,
-            owner: self.known.owner,
-        });
+        self.house
+            .hand_over(message.round, self.known.owner, changes);
     }
 }
 

@@ -56,12 +56,13 @@ use self::transaction::CoordinatorActor;
 use self::vigil::Vigil;
 use self::wheel::{AlarmEvent, Wheel};
 use crate::domain::alarm::AlarmClock;
-use crate::domain::entry::AppliedEntry;
+use crate::domain::entry::{AppliedEntry, Author};
 use crate::domain::id::{Incarnation, OwnerId, TopicId};
 use crate::domain::partition::TimerLimits;
 use crate::domain::rejection::Rejection;
 use crate::domain::time::{MonotonicMs, Now, WallMs};
 use crate::log::{LogReader, ReadAhead, ReadPool, TailCache};
+use crate::store::RowChange;
 
 tells!(Applied, Fenced, WriteRows, Restate);
 
@@ -134,6 +135,15 @@ pub struct Fenced {
     pub incarnation: Incarnation,
     /// Why.
     pub rejection: Rejection,
+}
+
+impl Fenced {
+    /// Whether it is the owner's present life, which `author` writes as, that has come to its end. There is
+    /// none between two lives, and what an earlier one asked for is over already.
+    #[must_use]
+    pub fn ends(&self, author: Option<Author>) -> bool {
+        author.is_some_and(|author| author.incarnation <= self.incarnation)
+    }
 }
 
 /// Write what changed to the views, for this round of the checkpoint.
@@ -236,6 +246,15 @@ pub struct House {
     pub settings: Settings,
     /// Whether those that are not re-created live.
     pub vigil: Vigil,
+}
+
+impl House {
+    /// Hands an owner's changed rows over for a round of the checkpoint.
+    pub fn hand_over(&self, round: u64, owner: OwnerId, changes: Vec<RowChange>) {
+        self.store.tell(store::Write(changes));
+        self.checkpoint
+            .tell(checkpoint::RowsWritten { round, owner });
+    }
 }
 
 impl std::fmt::Debug for House {

@@ -15,7 +15,6 @@ use actix::{
 
 pub use self::timers::{AskTimer, AskTimers, BodiesLoaded, Inspect};
 use super::admission::Permit;
-use super::checkpoint::RowsWritten;
 use super::cleaner::Trimmed;
 use super::commit::{Persist, Ticket};
 use super::directory::DirectoryActor;
@@ -483,10 +482,7 @@ impl Handler<Fenced> for PartitionActor {
 
     fn handle(&mut self, message: Fenced, ctx: &mut Self::Context) {
         self.stats.handled();
-        if self
-            .author
-            .is_none_or(|author| author.incarnation > message.incarnation)
-        {
+        if !message.ends(self.author) {
             return;
         }
         let mut effects = Vec::new();
@@ -546,11 +542,7 @@ impl Handler<WriteRows> for PartitionActor {
         self.machine.rows_due(message.round, message.marked);
         let changes = row_changes(self.owner, &mut self.machine);
         self.stats.rows(self.machine.row_count());
-        self.house.store.tell(Write(changes));
-        self.house.checkpoint.tell(RowsWritten {
-            round: message.round,
-            owner: self.owner,
-        });
+        self.house.hand_over(message.round, self.owner, changes);
     }
 }
 

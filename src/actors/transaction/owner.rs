@@ -4,8 +4,6 @@
 use actix::Handler;
 
 use super::{CoordinatorActor, Resume};
-use crate::actors::checkpoint::RowsWritten;
-use crate::actors::store::Write;
 use crate::actors::{Applied, Fenced, Restate, WriteRows, load};
 use crate::domain::id::OwnerId;
 use crate::domain::rejection::Rejection;
@@ -32,10 +30,7 @@ impl Handler<Fenced> for CoordinatorActor {
 
     fn handle(&mut self, message: Fenced, ctx: &mut Self::Context) {
         self.stats.handled();
-        if self
-            .author
-            .is_none_or(|author| author.incarnation > message.incarnation)
-        {
+        if !message.ends(self.author) {
             return;
         }
         let mut effects = Vec::new();
@@ -66,11 +61,7 @@ impl Handler<WriteRows> for CoordinatorActor {
         self.stats.handled();
         let changes = row_changes(self.owner, &mut self.machine);
         self.stats.rows(self.machine.row_count());
-        self.house.store.tell(Write(changes));
-        self.house.checkpoint.tell(RowsWritten {
-            round: message.round,
-            owner: self.owner,
-        });
+        self.house.hand_over(message.round, self.owner, changes);
     }
 }
 
