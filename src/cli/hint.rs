@@ -8,16 +8,12 @@ use std::time::Duration;
 use super::connect::Connect;
 use super::exit::CliError;
 use crate::client::{Client, Code, TopicInfo};
+use crate::config::human;
+use crate::domain::group::dead::SUFFIX as LETTERS;
 use crate::domain::topics::check_name;
-
-/// The least likeness of a name that is offered instead (Jaro-Winkler).
-const ALIKE_MIN: f64 = 0.8;
 
 /// How long looking for another name may take: the error is what matters.
 const LOOK: Duration = Duration::from_secs(2);
-
-/// What the names of dead-letter topics end with, unless a policy names another.
-const LETTERS: &str = ".dead-letters";
 
 /// The topic a command asks about.
 #[derive(Debug, Clone)]
@@ -72,15 +68,10 @@ async fn names(client: &Client) -> Vec<String> {
 
 /// The name that is most like it, where one is.
 fn nearest<'a>(name: &str, names: &'a [String]) -> Option<&'a str> {
-    let likeness = |known: &str| strsim::jaro_winkler(&name.to_lowercase(), &known.to_lowercase());
-    names
-        .iter()
-        // What a topic's dead letters are called is like the topic's own name, and never what was meant.
-        .filter(|known| known.ends_with(LETTERS) == name.ends_with(LETTERS))
-        .map(|known| (likeness(known), known.as_str()))
-        .filter(|(alike, _)| *alike >= ALIKE_MIN)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, known)| known)
+    // What a topic's dead letters are called is like the topic's own name, and never what was meant.
+    let of_its_kind = |known: &&str| known.ends_with(LETTERS) == name.ends_with(LETTERS);
+    let names = names.iter().map(String::as_str);
+    human::nearest(name, names.filter(of_its_kind))
 }
 
 #[cfg(test)]

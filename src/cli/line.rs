@@ -6,24 +6,19 @@
 
 use std::ffi::{OsStr, OsString};
 
+use clap::Args;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// The flags that say which broker, each with a value.
-const CONNECTION: [&str; 6] = [
-    "--server",
-    "--ca",
-    "--cert",
-    "--key",
-    "--server-name",
-    "--patience",
-];
+use super::connect::Connect;
 
 /// The words with what is written before the command put behind it.
 pub(super) fn in_order(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut words = words.into_iter().peekable();
     let mut ordered: Vec<OsString> = words.next().into_iter().collect();
     let mut early = Vec::new();
-    while let Some(word) = words.next_if(|word| is_connection(word)) {
+    // Each of them takes a value.
+    let connection = Connect::augment_args(clap::Command::new("connection"));
+    while let Some(word) = words.next_if(|word| is_flag_of(&connection, word)) {
         let has_value = word.to_string_lossy().contains('=');
         early.push(word);
         if !has_value {
@@ -36,10 +31,11 @@ pub(super) fn in_order(words: impl IntoIterator<Item = OsString>) -> Vec<OsStrin
     ordered
 }
 
-fn is_connection(word: &OsStr) -> bool {
+fn is_flag_of(flags: &clap::Command, word: &OsStr) -> bool {
     let word = word.to_string_lossy();
     let name = word.split_once('=').map_or(&*word, |(name, _)| name);
-    CONNECTION.contains(&name)
+    let name = name.strip_prefix("--");
+    name.is_some() && flags.get_arguments().any(|flag| flag.get_long() == name)
 }
 
 /// The commands that have the action somebody took for a command.

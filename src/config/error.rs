@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::human::nearest;
 use super::knob::{Knob, Unit};
 use super::settings::Origin;
-
-/// How much alike two names must be for one to be what the other meant, from 0 to 1.
-const ALIKE_MIN: f64 = 0.8;
 
 /// A setting that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,13 +74,7 @@ pub enum ConfigError {
 impl ConfigError {
     /// An unknown name, with the one among `knobs` that it is most like.
     pub(super) fn unknown<'a>(name: &str, knobs: impl Iterator<Item = &'a Knob>) -> Self {
-        let written = name.to_lowercase().replace('-', "_");
-        let likeness = |known: &str| strsim::jaro_winkler(&written, known);
-        let near = knobs
-            .map(|knob| (likeness(knob.name), knob.name))
-            .filter(|(alike, _)| *alike >= ALIKE_MIN)
-            .max_by(|(a, _), (b, _)| a.total_cmp(b))
-            .map(|(_, known)| known);
+        let near = nearest(&name.replace('-', "_"), knobs.map(|knob| knob.name));
         Self::Unknown {
             name: name.to_owned(),
             near,

@@ -146,6 +146,22 @@ pub fn rough_span(ms: u64) -> String {
     }
 }
 
+/// How much alike two names must be for one to be what the other meant, from 0 to 1 (Jaro-Winkler).
+const ALIKE_MIN: f64 = 0.8;
+
+/// The one among known names that is most like what was written, whatever its case; none where none is like it.
+#[must_use]
+pub fn nearest<'a>(written: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let written = written.to_lowercase();
+    let likeness = |known: &str| strsim::jaro_winkler(&written, &known.to_lowercase());
+    known
+        .into_iter()
+        .map(|known| (likeness(known), known))
+        .filter(|(alike, _)| *alike >= ALIKE_MIN)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, known)| known)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
