@@ -19,8 +19,8 @@ const BURYING_MAX: usize = 64;
 /// Between two attempts at one that cannot be written now.
 const AGAIN_MS: u64 = 1000;
 
-/// What the name of a group's dead-letter topic ends with.
-const SUFFIX: &str = ".dead-letters";
+/// What the name of a group's dead-letter topic ends with, unless its retry policy names another.
+pub const SUFFIX: &str = ".dead-letters";
 
 /// The topic a group's dead letters go to where its retry policy names none: `<group>.dead-letters`, with as
 /// much of the group's name as a topic's name has room for.

@@ -4,6 +4,7 @@ use super::Group;
 use super::command::{Description, MemberStatus, PlaceStatus};
 use super::cursor::Cursor;
 use super::delta::{Listed, Why};
+use super::ranges::RangeSet;
 use crate::domain::id::Offset;
 
 impl Group {
@@ -40,16 +41,17 @@ impl Group {
             let of_kind = |listed: &&Listed| kind(&listed.why);
             cursor.listed.values().filter(of_kind).count() as u64
         };
+        let standing = Standing::of(cursor, self.pending.filtered(cursor.number));
         PlaceStatus {
             place: cursor.place,
             member: cursor.member.clone(),
             assigned: cursor.assigned,
-            floor: Offset(self.consumed_below(cursor)),
-            settled_above: self.settled_above(cursor),
+            floor: Offset(standing.floor),
+            settled_above: standing.settled_above,
             retrying: count(|why| matches!(why, Why::Retry { .. } | Why::Dead { .. })),
             attached: count(|why| matches!(why, Why::Attached(_))),
             held: count(|why| matches!(why, Why::Held)),
-            listed_below: cursor.listed.range(..self.consumed_below(cursor)).count() as u64,
+            listed_below: cursor.listed.range(..standing.floor).count() as u64,
             leased: cursor.leased.len(),
             expired: cursor.expired,
             dead_lettered: cursor.dead_lettered,
@@ -58,35 +60,40 @@ impl Group {
     }
 }
 
-impl Group {
-    /// The floor as it will be once what did not pass the filter is written, which waits for something else
-    /// to write: nobody is behind by what he does not want.
-    fn consumed_below(&self, cursor: &Cursor) -> u64 {
+/// Where a cursor stands once what did not pass the filter is written.
+struct Standing {
+    floor: u64,
+    /// Consumed records above it.
+    settled_above: u64,
+}
+
+impl Standing {
+    /// Of what is written, and of what was passed over since, which waits for something else to write: nobody
+    /// is behind by what he does not want.
+    fn of(cursor: &Cursor, filtered: Option<&RangeSet>) -> Self {
         let floor = cursor.floor_or_zero();
-        let Some(filtered) = self.pending.filtered(cursor.number) else {
-            return floor;
+        let Some(filtered) = filtered else {
+            return Self {
+                floor,
+                settled_above: cursor.settled.len(),
+            };
         };
-        let mut passed = cursor.settled.clone();
+        let mut settled = cursor.settled.clone();
         for (from, to) in filtered.iter() {
-            passed.insert(from, to);
+            settled.insert(from, to);
         }
+        let mut passed = settled.clone();
         for offset in cursor.listed.range(floor..).map(|(offset, _)| *offset) {
             passed.insert(offset, offset + 1);
         }
         let end = passed.last().map_or(floor, |(_, to)| to).max(floor);
-        passed
-            .gaps(floor, end)
-            .first()
-            .map_or(end, |(from, _)| *from)
-    }
-
-    /// Consumed records above it.
-    fn settled_above(&self, cursor: &Cursor) -> u64 {
-        let below = self.consumed_below(cursor);
-        let settled = cursor.settled.within(below, u64::MAX).into_iter();
-        let filtered = self.pending.filtered(cursor.number);
-        let filtered = filtered.map_or_else(Vec::new, |some| some.within(below, u64::MAX));
-        settled.chain(filtered).map(|(from, to)| to - from).sum()
+        let gaps = passed.gaps(floor, end);
+        let floor = gaps.first().map_or(end, |(from, _)| *from);
+        settled.remove(0, floor);
+        Self {
+            floor,
+            settled_above: settled.len(),
+        }
     }
 }
 
