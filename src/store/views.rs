@@ -322,16 +322,8 @@ impl Views {
     /// # Errors
     /// Damage, or that sled failed.
     pub fn rows(&self, tree: Tree, owner: OwnerId) -> Result<Vec<Row>, ViewsError> {
-        fenced(|| {
-            let mut rows = Vec::new();
-            for pair in self.trees.of(tree).scan_prefix(owner.0.to_be_bytes()) {
-                let (key, value) = pair?;
-                let (key, value) = decode(tree, &key, &value)?;
-                if value.live {
-                    rows.push(row(key, value));
-                }
-            }
-            Ok(rows)
+        self.scan(tree, &owner.0.to_be_bytes(), |key, value| {
+            value.live.then(|| row(key, value))
         })
     }
 
@@ -340,18 +332,26 @@ impl Views {
     /// # Errors
     /// Damage, or that sled failed.
     pub fn row_ids(&self, tree: Tree, owner: OwnerId, kind: u8) -> Result<Vec<u64>, ViewsError> {
+        let mut prefix = owner.0.to_be_bytes().to_vec();
+        prefix.push(kind);
+        self.scan(tree, &prefix, |key, value| value.live.then_some(key.id))
+    }
+
+    /// What `pick` makes of every value below a prefix, removed ones too, in the order of their keys.
+    pub(super) fn scan<T>(
+        &self,
+        tree: Tree,
+        prefix: &[u8],
+        mut pick: impl FnMut(RowKey, Value) -> Option<T>,
+    ) -> Result<Vec<T>, ViewsError> {
         fenced(|| {
-            let mut prefix = owner.0.to_be_bytes().to_vec();
-            prefix.push(kind);
-            let mut ids = Vec::new();
+            let mut picked = Vec::new();
             for pair in self.trees.of(tree).scan_prefix(prefix) {
                 let (key, value) = pair?;
                 let (key, value) = decode(tree, &key, &value)?;
-                if value.live {
-                    ids.push(key.id);
-                }
+                picked.extend(pick(key, value));
             }
-            Ok(ids)
+            Ok(picked)
         })
     }
 
@@ -504,7 +504,7 @@ fn row(key: RowKey, value: Value) -> Row {
     }
 }
 
-pub(super) fn decode(tree: Tree, key: &[u8], value: &[u8]) -> Result<(RowKey, Value), ViewsError> {
+fn decode(tree: Tree, key: &[u8], value: &[u8]) -> Result<(RowKey, Value), ViewsError> {
     let key = RowKey::decode(key).ok_or(ViewsError::Key(tree))?;
     match decode_value(tree, key, value) {
         Ok(value) => Ok((key, value)),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::error::ViewsError;
 use super::layout::{Draft, ROW_BYTES_MAX, RowKey, Tree, Value, encode_value};
 use super::verify::Verified;
-use super::views::{RowChange, Views, decode, fenced};
+use super::views::{RowChange, Views, fenced};
 use crate::domain::id::{OwnerId, OwnerSequence};
 
 /// What a row holds: the owner sequence it folds up to, and its payload.
@@ -53,18 +53,11 @@ impl Views {
         owner: OwnerId,
         stamp: u64,
     ) -> Result<Vec<(RowKey, Content)>, ViewsError> {
-        fenced(|| {
-            let mut removed = Vec::new();
-            for pair in self.trees.of(tree).scan_prefix(owner.0.to_be_bytes()) {
-                let (key, value) = pair?;
-                let (key, value) = decode(tree, &key, &value)?;
-                // Earlier builds kept nothing of what they removed.
-                if !key.is_head() && !value.live && value.stamp > stamp && !value.payload.is_empty()
-                {
-                    removed.push((key, (value.folded, value.payload)));
-                }
-            }
-            Ok(removed)
+        self.scan(tree, &owner.0.to_be_bytes(), |key, value| {
+            // Earlier builds kept nothing of what they removed.
+            let is_kept = !value.payload.is_empty();
+            let is_removed = !key.is_head() && !value.live && value.stamp > stamp;
+            (is_removed && is_kept).then_some((key, (value.folded, value.payload)))
         })
     }
 
