@@ -3,7 +3,8 @@
 //! Timers fire in another order than they were written in. A few seconds before its moment a record is
 //! wished for by whoever will publish it; threads of this room read what is due soonest, in the order it
 //! lies in the log, one record at a time where its payload is large. A record that is asked for and not
-//! here is read at once, in the same way.
+//! here is read at once, in the same way; many that are asked for together are read by all threads, because
+//! a device answers many small reads at a time in little more time than one.
 //!
 //! In: [`Wish`]es, [`ReadAhead::lookup`], [`ReadAhead::fetch`]. Out: records, checked by their checksums;
 //! what does not read this way is simply not here, and whoever wants it reads the payload and is told
@@ -13,36 +14,39 @@
 //!   each on top of it.
 //! - A2 What is due sooner is read sooner; a wish whose moment is long past is dropped.
 //! - A3 Nothing is read ahead while nobody reads the log.
+//! - A4 What is not due soon is read by few threads, so that the log's writes find the device idle; what is,
+//!   by all of them.
 //!
 //! Nothing of it survives a crash, or has to: it is a copy.
 
+mod job;
 mod read;
 mod shelf;
+mod wishes;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use self::job::{Job, Part};
 use self::read::PieceReader;
 use self::shelf::Shelf;
+use self::wishes::Wishes;
 use super::reader::LogReader;
 use super::tail_cache::TailCache;
 use crate::domain::batch::Taken;
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::LogPosition;
 
-/// Wishes due within one such span are read together, in the order they lie in the log.
-const WINDOW_MS: i64 = 256;
-/// A window that ended so long ago is not read any more: who wanted it has asked.
-const STALE_MS: i64 = 500;
 /// Wishes one thread takes at a time.
 const TAKEN_MAX: usize = 64;
-/// What a wish costs.
-const WISH_BYTES: usize = 64;
+/// Threads that read what is not due soon (A4).
+const UNHURRIED: usize = 4;
+/// What is due within this is due soon.
+const SOON_MS: i64 = 500;
 /// How long a thread waits for room before it looks at the clock again.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -112,7 +116,6 @@ struct Shared {
     reader: PieceReader,
     cache: Arc<TailCache>,
     now_ms: Box<dyn Fn() -> i64 + Send + Sync>,
-    wishes_max: usize,
     state: Mutex<State>,
     changed: Condvar,
     hits: AtomicU64,
@@ -120,35 +123,32 @@ struct Shared {
 }
 
 struct State {
-    urgent: VecDeque<(Vec<Piece>, u64, FetchDone)>,
-    windows: BTreeMap<i64, Window>,
-    wishes: usize,
+    urgent: VecDeque<Part>,
+    wishes: Wishes,
     shelf: Shelf,
     /// Bytes that are being read for the shelf.
     coming: u64,
+    /// Threads that read ahead.
+    ahead: usize,
+    /// Whether one of them looks every now and then whether there is room.
+    is_watched: bool,
     closed: bool,
-}
-
-#[derive(Default)]
-struct Window {
-    wishes: Vec<Wish>,
-    /// By falling position.
-    sorted: bool,
 }
 
 /// What a thread does next.
 enum Task {
-    Fetch(Vec<Piece>, u64, FetchDone),
+    Fetch(Part),
     Ahead(Vec<Wish>, u64),
     End,
 }
 
 impl ReadAhead {
-    /// How many threads a broker starts unless told: so many reads are on their way to the device.
-    pub const THREADS_DEFAULT: usize = 4;
+    /// How many threads a broker starts unless told: so many reads are on their way to the device at most.
+    /// Four gave half as many reads where it was measured, and half as many nine tenths (`benches/README.md`).
+    pub const THREADS_DEFAULT: usize = 32;
 
     /// Starts the threads, at least one. Of `bytes_max` an eighth is for wishes, five for directories of
-    /// payloads, two for records. `now_ms` is the wall clock.
+    /// payloads, two for records, which may use what directories do not fill. `now_ms` is the wall clock.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -164,13 +164,13 @@ impl ReadAhead {
             reader: PieceReader::new(reader, Arc::clone(&cache), 5 * eighth),
             cache,
             now_ms: Box::new(now_ms),
-            wishes_max: eighth / WISH_BYTES,
             state: Mutex::new(State {
                 urgent: VecDeque::new(),
-                windows: BTreeMap::new(),
-                wishes: 0,
+                wishes: Wishes::new(eighth),
                 shelf: Shelf::new(2 * eighth),
                 coming: 0,
+                ahead: 0,
+                is_watched: false,
                 closed: false,
             }),
             changed: Condvar::new(),
@@ -194,21 +194,8 @@ impl ReadAhead {
         if !self.shared.cache.is_attended() || wishes.is_empty() {
             return;
         }
-        let mut state = self.shared.state();
-        for wish in wishes {
-            let window = wish.due_ms.div_euclid(WINDOW_MS);
-            let window = state.windows.entry(window).or_default();
-            window.wishes.push(*wish);
-            window.sorted = false;
-        }
-        state.wishes += wishes.len();
-        while state.wishes > self.shared.wishes_max
-            && let Some((_, farthest)) = state.windows.pop_last()
-        {
-            state.wishes = state.wishes.saturating_sub(farthest.wishes.len());
-        }
-        drop(state);
-        self.shared.changed.notify_all();
+        self.shared.state().wishes.add(wishes);
+        self.shared.changed.notify_one();
     }
 
     /// The records of a payload from `index` on, if all of them are here.
@@ -234,17 +221,20 @@ impl ReadAhead {
         self.shared
             .misses
             .fetch_add(pieces.len() as u64, Ordering::Relaxed);
-        let mut state = self.shared.state();
-        state.urgent.push_back((pieces, bytes_max, done));
-        drop(state);
-        self.shared.changed.notify_one();
+        let parts = Job::divide(pieces, bytes_max, done);
+        let many = parts.len();
+        self.shared.state().urgent.extend(parts);
+        match many {
+            1 => self.shared.changed.notify_one(),
+            _ => self.shared.changed.notify_all(),
+        }
     }
 
     /// What it holds and how it was used.
     #[must_use]
     pub fn counts(&self) -> AheadCounts {
         let state = self.shared.state();
-        let bytes = state.shelf.bytes() + state.wishes * WISH_BYTES;
+        let bytes = state.shelf.bytes() + state.wishes.bytes();
         drop(state);
         AheadCounts {
             bytes: (bytes + self.shared.reader.heads_bytes()) as u64,
@@ -279,11 +269,7 @@ impl Shared {
         loop {
             match self.next() {
                 Task::End => return,
-                Task::Fetch(pieces, bytes_max, done) => {
-                    let fetched = self.reader.fetch(&pieces, bytes_max);
-                    // A caller's panic must not take the thread with it.
-                    let _ = catch_unwind(AssertUnwindSafe(|| done(fetched)));
-                }
+                Task::Fetch(part) => part.read(&self.reader),
                 Task::Ahead(wishes, coming) => self.read_ahead(&wishes, coming),
             }
         }
@@ -292,19 +278,29 @@ impl Shared {
     fn next(&self) -> Task {
         let mut state = self.state();
         loop {
-            if let Some((pieces, bytes_max, done)) = state.urgent.pop_front() {
-                return Task::Fetch(pieces, bytes_max, done);
+            if let Some(part) = state.urgent.pop_front() {
+                return Task::Fetch(part);
             }
             if state.closed {
                 return Task::End;
             }
-            state = match state.next_ahead((self.now_ms)()) {
-                Ahead::Task(wishes, coming) => return Task::Ahead(wishes, coming),
-                Ahead::Full => {
-                    let waited = self.changed.wait_timeout(state, LOOK_EVERY);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
+            let now = (self.now_ms)();
+            self.settle(&mut state, now);
+            state = match state.next_ahead(now) {
+                Ahead::Task(wishes, coming) => {
+                    state.ahead += 1;
+                    // Another one goes on where there is more, which it finds out by itself.
+                    self.changed.notify_one();
+                    return Task::Ahead(wishes, coming);
                 }
-                Ahead::Nothing => {
+                Ahead::Full if !state.is_watched => {
+                    state.is_watched = true;
+                    let waited = self.changed.wait_timeout(state, LOOK_EVERY);
+                    let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    state.is_watched = false;
+                    state
+                }
+                Ahead::Full | Ahead::Nothing => {
                     let waited = self.changed.wait(state);
                     waited.unwrap_or_else(PoisonError::into_inner)
                 }
@@ -312,12 +308,22 @@ impl Shared {
         }
     }
 
+    /// Shares the room between records and directories.
+    fn settle(&self, state: &mut State, now_ms: i64) {
+        let lent = self.reader.lend(state.shelf.borrows(state.coming));
+        state.shelf.lent(lent);
+        // What was given out already goes where it must.
+        state.shelf.make_room(state.coming, now_ms);
+    }
+
     fn read_ahead(&self, wishes: &[Wish], coming: u64) {
         let pieces: Vec<Piece> = wishes.iter().map(|wish| wish.piece).collect();
         let taken = self.reader.read(&pieces);
         let now = (self.now_ms)();
         let mut state = self.state();
+        state.ahead = state.ahead.saturating_sub(1);
         state.coming = state.coming.saturating_sub(coming);
+        self.settle(&mut state, now);
         for (wish, taken) in wishes.iter().zip(taken) {
             if let Some(taken) = taken {
                 state.shelf.put(wish.piece.key(), wish.due_ms, taken, now);
@@ -333,44 +339,26 @@ enum Ahead {
 }
 
 impl State {
-    /// The next wishes to be read: of the window due soonest, from the front of the log (A1, A2).
+    /// The next wishes to be read, if there is room for them (A1, A2, A4).
     fn next_ahead(&mut self, now_ms: i64) -> Ahead {
         loop {
-            let Some(mut first) = self.windows.first_entry() else {
+            let Some(next) = self.wishes.first(now_ms, TAKEN_MAX) else {
                 return Ahead::Nothing;
             };
-            let end_ms = first.key().saturating_add(1).saturating_mul(WINDOW_MS);
-            if first.get().wishes.is_empty() || now_ms.saturating_sub(end_ms) > STALE_MS {
-                let gone = first.remove();
-                self.wishes = self.wishes.saturating_sub(gone.wishes.len());
-                continue;
-            }
-            let window = first.get_mut();
-            if !window.sorted {
-                window
-                    .wishes
-                    .sort_unstable_by_key(|wish| std::cmp::Reverse(wish.piece));
-                window.sorted = true;
-            }
-            let many = window.wishes.len().min(TAKEN_MAX);
-            let from = window.wishes.len() - many;
-            let asked = window.wishes.get(from..).unwrap_or_default();
-            let coming = asked.iter().map(|wish| wish.piece.bytes()).sum::<u64>();
-            if !self
-                .shelf
-                .make_room(self.coming.saturating_add(coming), now_ms)
-            {
+            let is_soon = next.from_ms.saturating_sub(now_ms) <= SOON_MS;
+            if !is_soon && self.ahead >= UNHURRIED {
                 return Ahead::Full;
             }
-            let mut taken = window.wishes.split_off(from);
-            taken.reverse();
-            self.wishes = self.wishes.saturating_sub(taken.len());
-            taken.retain(|wish| !self.shelf.has(wish.piece.key()));
-            if taken.is_empty() {
-                continue;
+            let coming = self.coming.saturating_add(next.bytes);
+            if !self.shelf.make_room(coming, now_ms) {
+                return Ahead::Full;
             }
-            self.coming = self.coming.saturating_add(coming);
-            return Ahead::Task(taken, coming);
+            let mut taken = self.wishes.take(TAKEN_MAX);
+            taken.retain(|wish| !self.shelf.has(wish.piece.key()));
+            if !taken.is_empty() {
+                self.coming = coming;
+                return Ahead::Task(taken, next.bytes);
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Fetched, Piece};
+use super::Piece;
 use crate::domain::batch::{BatchError, BatchHead, Opened, Taken, head_bytes_max};
 use crate::domain::body::Body;
 use crate::domain::entry::EntryPlace;
@@ -46,55 +46,19 @@ impl PieceReader {
         self.heads().bytes
     }
 
+    /// Told how much of the room for directories others use, says how much of it they may (see [`Heads`]).
+    pub(super) fn lend(&self, lent: usize) -> usize {
+        let mut heads = self.heads();
+        heads.lent = lent;
+        heads.lendable()
+    }
+
     pub(super) fn reads_issued(&self) -> u64 {
         self.reader.reads_issued()
     }
 
     fn heads(&self) -> MutexGuard<'_, Heads> {
         self.heads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads pieces up to so many bytes, the first at least; answers in the order asked.
-    pub(super) fn fetch(&self, pieces: &[Piece], bytes_max: u64) -> Vec<Fetched> {
-        let mut left = bytes_max;
-        let mut fetched = Vec::with_capacity(pieces.len());
-        let mut rest = pieces;
-        while !rest.is_empty() {
-            let mut expected = 0u64;
-            let many = rest
-                .iter()
-                .take_while(|piece| {
-                    expected = expected.saturating_add(piece.bytes());
-                    expected <= left
-                })
-                .count();
-            let many = if fetched.is_empty() {
-                many.max(1)
-            } else {
-                many
-            };
-            if many == 0 {
-                break;
-            }
-            let (now, after) = rest.split_at_checked(many).unwrap_or((rest, &[]));
-            rest = after;
-            for taken in self.read(now) {
-                let Some(taken) = taken else {
-                    fetched.push(Fetched::Unreadable);
-                    continue;
-                };
-                let bytes = taken.bytes() as u64;
-                if bytes > left && !fetched.is_empty() {
-                    left = 0;
-                    fetched.push(Fetched::Beyond);
-                } else {
-                    left = left.saturating_sub(bytes);
-                    fetched.push(Fetched::Taken(taken));
-                }
-            }
-        }
-        fetched.resize(pieces.len(), Fetched::Beyond);
-        fetched
     }
 
     /// Reads pieces; answers in the order asked.
@@ -231,10 +195,15 @@ fn take_from(body: &Body, payload: &[(usize, Piece)], answers: &mut [Option<Take
     }
 }
 
-/// Directories, within a bound. Who was asked for since it was last looked at stays another round.
+/// Directories, within a bound. Who was asked for since it was last looked at stays another round. What they
+/// do not fill is lent, most of it at the most; where they have to go for that, less is lent from then on.
 struct Heads {
     bytes_max: usize,
     bytes: usize,
+    /// Of the bound, what others use.
+    lent: usize,
+    /// What had no room because of that.
+    wanted: usize,
     /// None: no record of it can be read alone.
     by_position: HashMap<LogPosition, (Option<Arc<BatchHead>>, bool)>,
     queue: VecDeque<LogPosition>,
@@ -245,9 +214,18 @@ impl Heads {
         Self {
             bytes_max,
             bytes: 0,
+            lent: 0,
+            wanted: 0,
             by_position: HashMap::new(),
             queue: VecDeque::new(),
         }
+    }
+
+    fn lendable(&self) -> usize {
+        let free = self
+            .bytes_max
+            .saturating_sub(self.bytes.saturating_add(self.wanted));
+        free.min(self.bytes_max / 5 * 4)
     }
 
     fn get(&mut self, position: LogPosition) -> Option<Option<Arc<BatchHead>>> {
@@ -261,7 +239,14 @@ impl Heads {
         if self.by_position.contains_key(&position) || cost > self.bytes_max {
             return;
         }
-        while self.bytes + cost > self.bytes_max
+        let limit = self.bytes_max.saturating_sub(self.lent);
+        let fits = self.bytes + cost <= limit;
+        self.wanted = match fits {
+            true => self.wanted.saturating_sub(cost),
+            false if self.lent > 0 => (self.wanted + cost).min(self.bytes_max),
+            false => 0,
+        };
+        while self.bytes + cost > limit
             && let Some(oldest) = self.queue.pop_front()
         {
             match self.by_position.get_mut(&oldest) {
@@ -318,5 +303,21 @@ mod tests {
         assert!(heads.get(LogPosition(0)).is_some(), "it was used");
         assert!(heads.get(LogPosition(1)).is_none());
         assert_eq!(heads.by_position.len(), heads.queue.len());
+    }
+
+    #[test]
+    fn what_directories_do_not_fill_is_lent_and_comes_back_when_they_want_it() {
+        let each = OVERHEAD_BYTES;
+        let mut heads = Heads::new(100 * each);
+        assert_eq!(heads.lendable(), 80 * each, "some stays theirs");
+        heads.lent = heads.lendable();
+        for position in 0..1_000 {
+            heads.put(LogPosition(position), None);
+            assert!(heads.bytes + heads.lent <= 100 * each);
+            // Whoever uses it gives back what it may not have.
+            heads.lent = heads.lent.min(heads.lendable());
+        }
+        assert_eq!((heads.bytes, heads.lent), (100 * each, 0));
+        assert_eq!(heads.lendable(), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Records that were read before they were asked for, within a bound.
 //!
-//! - H1 Never more than the bound, but for one record that is larger.
+//! - H1 Never more than the bound and what is lent to it, but for one record that is larger.
 //! - H2 Room is made by what was given out already, or has not been asked for long after it was due; what
 //!   is still expected stays.
 
@@ -26,6 +26,8 @@ struct Kept {
 /// The shelf.
 pub(super) struct Shelf {
     bytes_max: usize,
+    /// What may be used beyond that.
+    beyond: usize,
     bytes: usize,
     kept: HashMap<Key, Kept>,
     /// Those that may go first, first.
@@ -36,6 +38,7 @@ impl Shelf {
     pub(super) fn new(bytes_max: usize) -> Self {
         Self {
             bytes_max,
+            beyond: 0,
             bytes: 0,
             kept: HashMap::new(),
             by_end: BTreeSet::new(),
@@ -46,6 +49,19 @@ impl Shelf {
         self.bytes
     }
 
+    /// So much is lent.
+    pub(super) fn lent(&mut self, beyond: usize) {
+        self.beyond = beyond;
+    }
+
+    /// What it uses of what is lent, with so much that is coming.
+    pub(super) fn borrows(&self, coming: u64) -> usize {
+        let coming = usize::try_from(coming).unwrap_or(usize::MAX);
+        self.bytes
+            .saturating_add(coming)
+            .saturating_sub(self.bytes_max)
+    }
+
     pub(super) fn has(&self, key: Key) -> bool {
         self.kept.contains_key(&key)
     }
@@ -53,7 +69,8 @@ impl Shelf {
     /// Makes room for so many bytes, if it can be made (H2); an empty shelf has room for anything.
     pub(super) fn make_room(&mut self, bytes: u64, now_ms: i64) -> bool {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        while self.bytes.saturating_add(bytes) > self.bytes_max {
+        let bytes_max = self.bytes_max.saturating_add(self.beyond);
+        while self.bytes.saturating_add(bytes) > bytes_max {
             match self.by_end.first().copied() {
                 None => return true,
                 Some((until_ms, key)) if until_ms < now_ms => self.remove(key, until_ms),
