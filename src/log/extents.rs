@@ -63,6 +63,14 @@ impl Extents {
         self.state().find(range)
     }
 
+    /// Exactly this stretch, if something that holds all of it is kept.
+    pub(crate) fn part(&self, range: &Range<u64>) -> Option<Bytes> {
+        let (start, bytes) = self.find(range)?;
+        let from = usize::try_from(range.start.checked_sub(start)?).ok()?;
+        let to = usize::try_from(range.end.checked_sub(start)?).ok()?;
+        (from <= to && to <= bytes.len()).then(|| bytes.slice(from..to))
+    }
+
     /// Waits until nobody reads anything of this; then it is the caller's to read.
     pub(crate) fn begin(&self, range: Range<u64>) -> Reading<'_> {
         let mut state = self.state();
@@ -247,6 +255,9 @@ mod tests {
                     let (at, bytes) = extents.find(&(*start..start + *length as u64)).unwrap();
                     proptest::prop_assert!(at <= *start);
                     proptest::prop_assert!(at + bytes.len() as u64 >= start + *length as u64);
+                    let part = extents.part(&(*start..start + *length as u64));
+                    proptest::prop_assert_eq!(part.map(|bytes| bytes.len()), Some(*length));
+                    proptest::prop_assert_eq!(extents.part(&(*start..start + 1_000)), None);
                 }
             }
         }

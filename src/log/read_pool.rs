@@ -185,7 +185,8 @@ mod tests {
     use super::*;
     use crate::domain::entry::{NewEntry, PayloadFacts};
 
-    /// A log of 40 entries; every byte of an entry's body is its number.
+    /// A log of 40 entries, five to a flush, so that neighbours share blocks; every byte of an entry's body
+    /// is its number.
     fn forty(directory: &std::path::Path) -> (Log, Vec<EntryPlace>) {
         let disk = Arc::new(RealDisk::open(directory).unwrap());
         let options = LogOptions {
@@ -202,8 +203,9 @@ mod tests {
             body: vec![n; 5000].into(),
             facts: PayloadFacts::default(),
         };
-        let places: Vec<EntryPlace> = (0..40)
-            .flat_map(|n| log.append(&[entry(n)], Room::Normal).unwrap())
+        let places: Vec<EntryPlace> = (0..8)
+            .map(|flush| (5 * flush..5 * flush + 5).map(entry).collect::<Vec<_>>())
+            .flat_map(|flush| log.append(&flush, Room::Normal).unwrap())
             .collect();
         (log, places)
     }

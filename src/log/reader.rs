@@ -36,6 +36,13 @@ pub struct EntryRead {
     pub body: Bytes,
 }
 
+/// Blocks of what is to be read that are here already.
+#[derive(Default)]
+struct Edges {
+    front: Option<Bytes>,
+    back: Option<Bytes>,
+}
+
 /// Reads a log; clones share everything.
 #[derive(Clone)]
 pub struct LogReader {
@@ -236,7 +243,13 @@ impl LogReader {
         };
         let start = round_down(first.position.0, unit);
         let length = round_up(end - start, unit);
-        let read = self.read_range(&segment, start - base, length);
+        // Blocks are written once: the first and the last, which neighbours share, may be here already.
+        let block = |at: u64| kept.and_then(|kept| kept.part(&(at..at.saturating_add(unit))));
+        let edges = Edges {
+            front: block(start),
+            back: block(start.saturating_add(length).saturating_sub(unit)),
+        };
+        let read = self.read_between(&segment, start - base, length, &edges);
         if let (Some((_, reading)), Ok(bytes)) = (reading, &read) {
             // The buffer is longer than what was read into it.
             let read = bytes.slice(..index(length).min(bytes.len()));
@@ -282,11 +295,40 @@ impl LogReader {
         offset: u64,
         length: u64,
     ) -> std::io::Result<Bytes> {
+        self.read_between(segment, offset, length, &Edges::default())
+    }
+
+    /// The same, but for blocks at its edges that are here already.
+    fn read_between(
+        &self,
+        segment: &Segment,
+        offset: u64,
+        length: u64,
+        edges: &Edges,
+    ) -> std::io::Result<Bytes> {
         let file = self.table.file(segment)?;
-        self.table.reads.fetch_add(1, Ordering::Relaxed);
         let mut lent = self.table.buffers.lend(index(length));
-        let into = lent.bytes_mut().get_mut(..index(length));
-        file.read_at(offset, into.unwrap_or_default())?;
+        let into = lent
+            .bytes_mut()
+            .get_mut(..index(length))
+            .unwrap_or_default();
+        let front = edges.front.as_deref().unwrap_or_default();
+        let back = edges.back.as_deref().unwrap_or_default();
+        let (front_end, back_start) = (front.len(), into.len().saturating_sub(back.len()));
+        if let Some(edge) = into.get_mut(back_start..) {
+            edge.copy_from_slice(back);
+        }
+        if let Some(edge) = into.get_mut(..front_end) {
+            edge.copy_from_slice(front);
+        }
+        // Nothing where one block is all there is.
+        if let Some(middle) = into
+            .get_mut(front_end..back_start)
+            .filter(|middle| !middle.is_empty())
+        {
+            self.table.reads.fetch_add(1, Ordering::Relaxed);
+            file.read_at(offset.saturating_add(front_end as u64), middle)?;
+        }
         Ok(lent.share())
     }
 
