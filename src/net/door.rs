@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 
 /// The pause after a first offence.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(4);
-/// The longest pause.
-pub(super) const PAUSE_MAX: Duration = Duration::from_millis(256);
+/// The longest pause. A handshake keeps both cores of a small machine for some milliseconds: four in a second
+/// are more than one in a hundred of those who are served would notice (`benches/README.md`).
+pub(super) const PAUSE_MAX: Duration = Duration::from_millis(2_048);
 /// So long after its last offence an address is forgiven.
-const FORGIVEN: Duration = Duration::from_secs(5);
+const FORGIVEN: Duration = Duration::from_secs(10);
 /// Addresses whose offences are remembered.
 const ADDRESSES_MAX: usize = 1024;
 /// Connections of theirs that wait for their pause to end.
@@ -151,7 +152,7 @@ mod tests {
 
     /// However often it tries: one connection per pause.
     #[test]
-    fn a_client_that_comes_back_at_once_gets_in_four_times_a_second() {
+    fn a_client_that_comes_back_at_once_gets_in_once_in_two_seconds() {
         let (mut door, start) = (Door::default(), Instant::now());
         let mut now = start;
         let mut entered = 0;
@@ -163,7 +164,7 @@ mod tests {
             entered += 1;
             door.offended(OFFENDER, now);
         }
-        assert!((230..260).contains(&entered), "{entered}");
+        assert!((30..45).contains(&entered), "{entered}");
     }
 
     #[test]
