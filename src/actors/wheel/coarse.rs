@@ -216,7 +216,11 @@ impl Handler<Down> for CoarseActor {
     fn handle(&mut self, down: Down, ctx: &mut Self::Context) {
         self.place.stats.handled();
         let Down { lap, settled_ms } = down;
-        let changes = self.machine.lap(lap.round, lap.marked, settled_ms);
+        let mut out = Vec::new();
+        let changes = self
+            .machine
+            .lap(lap.round, lap.marked, settled_ms, &mut out);
+        self.perform(out, ctx);
         self.place.stats.rows(self.machine.rows() as u64);
         self.place.write(lap.round, changes, self.link(ctx));
         self.place.count_unhomed(self.machine.unhomed());

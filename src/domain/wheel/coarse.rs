@@ -5,6 +5,11 @@
 //! the finer level says that it has landed, which it does not while it has more than enough that is
 //! overdue. So after a step of the clock or a long stop, what is due comes down in order, and what is not
 //! needed yet stays on the disk.
+//!
+//! A full slot falls part by part, a millisecond between them: tens of thousands of alarms that are seconds
+//! ahead must not hold up what is due now.
+
+use std::collections::VecDeque;
 
 use super::chunk::RowId;
 use super::homes::{Changes, Homes, Read};
@@ -16,6 +21,12 @@ use crate::domain::alarm::Alarm;
 const OVERDUE_MAX: usize = 131_072;
 /// Alarms in a fall at most: the finer level does something else in between.
 const FALL_MAX: usize = 8_192;
+/// Alarms in a part of a slot, if they are spread over it evenly; few in tests, so that slots fall in parts.
+const PART: usize = if cfg!(test) { 2 } else { 512 };
+/// Parts of a slot at most, a power of two.
+const PARTS_MAX: usize = 256;
+/// A slot that begins so soon falls at once, in milliseconds.
+const HASTE_MS: i64 = 1_000;
 /// Alarms of a slot from which on its home is closed, and they are forgotten. With fewer the home is
 /// written again with whatever comes later, so that a slot filled slowly is not thousands of rows.
 const CLOSED_AT: usize = 1_024;
@@ -31,8 +42,12 @@ pub struct Coarse {
     falling: Option<i64>,
     /// Homes are being read.
     reading: bool,
-    /// The slot that fell and has not landed.
+    /// The slot that fell, or is falling part by part, and has not landed.
     fallen: Option<i64>,
+    /// What of it has not fallen yet, in due order.
+    parts: VecDeque<Vec<Held>>,
+    /// When the next part falls.
+    part_at: i64,
     /// The slot from above that has not been said to have landed.
     owed: Option<i64>,
 }
@@ -49,6 +64,8 @@ impl Coarse {
             falling: None,
             reading: false,
             fallen: None,
+            parts: VecDeque::new(),
+            part_at: 0,
             owed: None,
         }
     }
@@ -56,7 +73,7 @@ impl Coarse {
     /// Alarms in memory.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.slots.len() + self.parts.iter().map(Vec::len).sum::<usize>()
     }
 
     /// Whether it has neither alarms in memory nor homes.
@@ -68,7 +85,8 @@ impl Coarse {
     /// Alarms in memory without a home.
     #[must_use]
     pub fn unhomed(&self) -> usize {
-        self.slots.unhomed()
+        let falling = self.parts.iter().flatten();
+        self.slots.unhomed() + falling.filter(|held| !held.homed).count()
     }
 
     /// Homes on the disk.
@@ -131,7 +149,7 @@ impl Coarse {
             }
         }
         if let Some(slot) = self.falling.take() {
-            self.fall(slot, out);
+            self.fall(now_ms, slot, out);
         }
         self.advance(now_ms, out);
     }
@@ -160,13 +178,14 @@ impl Coarse {
                 out.push(Effect::Load(ids));
             }
         }
+        self.fall_on(now_ms, out);
         while self.fallen.is_none()
             && self.falling.is_none()
             && !(self.is_near() && self.reading)
             && let Some(slot) = self.next_slot()
             && self.falls_at(slot) <= now_ms
         {
-            self.fall(slot, out);
+            self.fall(now_ms, slot, out);
         }
         if let Some(slot) = self.owed
             && self.overdue(now_ms) <= OVERDUE_MAX
@@ -176,7 +195,7 @@ impl Coarse {
         }
     }
 
-    fn fall(&mut self, slot: i64, out: &mut Vec<Effect>) {
+    fn fall(&mut self, now_ms: i64, slot: i64, out: &mut Vec<Effect>) {
         if !self.is_near() {
             let ids = self.homes.to_read(Some(slot));
             if !ids.is_empty() {
@@ -189,20 +208,50 @@ impl Coarse {
         }
         // Above the near levels the home is left behind: the alarms get another where they come to.
         let near = self.is_near();
-        let mut alarms = self.slots.take(slot);
-        for held in &mut alarms {
+        let parts = (self.slots.held(slot) / PART).clamp(1, PARTS_MAX);
+        self.parts = self
+            .slots
+            .take_parts(slot, parts.next_power_of_two())
+            .into();
+        for held in self.parts.iter_mut().flatten() {
             held.homed &= near;
         }
-        while alarms.len() > FALL_MAX {
-            let rest = alarms.split_off(FALL_MAX);
-            out.push(Effect::Fall { alarms, last: None });
-            alarms = rest;
-        }
         self.fallen = Some(slot);
-        out.push(Effect::Fall {
-            alarms,
-            last: Some(slot),
-        });
+        self.part_at = now_ms;
+        self.fall_on(now_ms, out);
+    }
+
+    /// Lets fall what it is time for, of the slot that falls part by part.
+    fn fall_on(&mut self, now_ms: i64, out: &mut Vec<Effect>) {
+        if self.parts.is_empty() || now_ms < self.part_at {
+            return;
+        }
+        let begins = |slot: i64| slot << tick_shift(self.level);
+        let is_far = |slot| begins(slot).saturating_sub(now_ms) > HASTE_MS;
+        let many = match self.fallen.is_some_and(is_far) {
+            true => 1,
+            false => self.parts.len(),
+        };
+        self.let_fall(many, out);
+        self.part_at = now_ms.saturating_add(1);
+    }
+
+    fn let_fall(&mut self, many: usize, out: &mut Vec<Effect>) {
+        for _ in 0..many {
+            let Some(mut alarms) = self.parts.pop_front() else {
+                return;
+            };
+            alarms.sort_unstable_by_key(|held| (held.alarm, !held.homed));
+            // Of doubles the one with a home comes first.
+            alarms.dedup_by_key(|held| held.alarm);
+            while alarms.len() > FALL_MAX {
+                let rest = alarms.split_off(FALL_MAX);
+                out.push(Effect::Fall { alarms, last: None });
+                alarms = rest;
+            }
+            let last = self.fallen.filter(|_| self.parts.is_empty());
+            out.push(Effect::Fall { alarms, last });
+        }
     }
 
     fn next_slot(&self) -> Option<i64> {
@@ -232,6 +281,9 @@ impl Coarse {
     /// When the clock asks for something again; none while it waits for a message, or has nothing.
     #[must_use]
     pub fn next_wake(&self) -> Option<i64> {
+        if !self.parts.is_empty() {
+            return Some(self.part_at);
+        }
         if self.fallen.is_some() || self.falling.is_some() {
             return None;
         }
@@ -260,8 +312,15 @@ impl Coarse {
     }
 
     /// A lap on its way down: the homes to write and to remove. What the level above let fall before
-    /// is here by now.
-    pub fn lap(&mut self, round: u64, marked: u64, settled_ms: i64) -> Changes {
+    /// is here by now, and what of this level is falling falls before the lap goes on.
+    pub fn lap(
+        &mut self,
+        round: u64,
+        marked: u64,
+        settled_ms: i64,
+        out: &mut Vec<Effect>,
+    ) -> Changes {
+        self.let_fall(self.parts.len(), out);
         let mut changes = Changes::default();
         self.homes.lap(round, marked, settled_ms, &mut changes);
         if self.homes.has_failed() {
@@ -297,6 +356,7 @@ impl Coarse {
     /// read and falls again.
     pub fn again(&mut self, now_ms: i64, out: &mut Vec<Effect>) {
         self.homes.again(self.is_near());
+        self.slots.insert(self.parts.drain(..).flatten());
         self.fallen = None;
         self.advance(now_ms, out);
     }

@@ -153,6 +153,34 @@ impl Slots {
         held
     }
 
+    /// Alarms of one slot.
+    pub(super) fn held(&self, number: i64) -> usize {
+        self.slots.get(&number).map_or(0, |slot| slot.alarms.len())
+    }
+
+    /// Takes a slot out in so many parts, a power of two, each as long as the others; every part is due
+    /// before the next, in no order in itself.
+    pub(super) fn take_parts(&mut self, number: i64, parts: usize) -> Vec<Vec<Held>> {
+        let Some(slot) = self.slots.remove(&number) else {
+            return vec![Vec::new()];
+        };
+        self.len -= slot.alarms.len();
+        self.unhomed -= slot.unhomed;
+        let start = number << self.shift;
+        let shift = self.shift.saturating_sub(parts.trailing_zeros());
+        let each = slot.alarms.len() / parts.max(1);
+        let mut taken: Vec<Vec<Held>> = (0..parts.max(1))
+            .map(|_| Vec::with_capacity(each))
+            .collect();
+        for packed in slot.alarms {
+            let part = usize::try_from(packed.due >> shift).unwrap_or(usize::MAX);
+            if let Some(part) = taken.get_mut(part.min(parts.saturating_sub(1))) {
+                part.push(unpack(&self.names, start, packed));
+            }
+        }
+        taken
+    }
+
     /// The alarms of every slot in which one has no home, slot by slot; they count as having one from now
     /// on. Of the slot's alarms that have one already, `whole` gives those too.
     pub(super) fn home(&mut self, whole: bool) -> Vec<(i64, Vec<Alarm>)> {

@@ -197,10 +197,12 @@ impl Rig {
     }
 
     fn home(&mut self, level: usize, round: u64, settled: i64) {
+        let mut out = Vec::new();
         let changes = match level {
             0 => self.finest.lap(round, self.marked, settled),
-            _ => self.coarse[level - 1].lap(round, self.marked, settled),
+            _ => self.coarse[level - 1].lap(round, self.marked, settled, &mut out),
         };
+        self.perform(level, out);
         for id in changes.removes {
             self.disk[level].remove(&id);
         }
