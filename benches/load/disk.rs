@@ -20,6 +20,8 @@ use super::process::Usage;
 const ALIGNMENT_BYTES: usize = 4096;
 /// The really written file that is written over and read.
 const FILE_BYTES: u64 = 512 << 20;
+/// Who reads beside synced writes: as many as the broker reads with at a time.
+const READ_HANDS: u64 = 32;
 /// The unit of making it.
 const MAKE_BYTES: usize = 1 << 20;
 
@@ -96,6 +98,58 @@ impl Disk {
         let mut buffer = Aligned::noise(block);
         self.blocks(block, span, |at| {
             Ok(file.read_exact_at(buffer.bytes_mut(), at)?)
+        })
+    }
+
+    /// What fires every millisecond and is durable with the next synced write of a block, beside so many
+    /// reads of a block a second from anywhere: how late each is. Nobody can be earlier who reads what fires
+    /// and says durably that it did.
+    pub(crate) fn lateness(
+        &self,
+        block: usize,
+        reads_a_second: u64,
+        span: Duration,
+    ) -> Outcome<Latencies> {
+        let direct = match self.direct {
+            true => OFlags::DIRECT,
+            false => OFlags::empty(),
+        };
+        let file = open(&self.path, direct | OFlags::DSYNC)?;
+        let buffer = Aligned::noise(block);
+        let begun = Instant::now();
+        let every = Duration::from_secs(READ_HANDS) / u32::try_from(reads_a_second.max(1))?;
+        let hand = |hand: u64| -> Outcome<()> {
+            let file = open(&self.path, direct)?;
+            let (mut noise, mut buffer) = (Noise::new(70 + hand), Aligned::noise(block));
+            let mut planned = every * u32::try_from(hand)? / u32::try_from(READ_HANDS)?;
+            while begun.elapsed() < span {
+                std::thread::sleep(planned.saturating_sub(begun.elapsed()));
+                let at = (noise.word() >> 8) % (self.file_bytes / block as u64) * block as u64;
+                file.read_exact_at(buffer.bytes_mut(), at)?;
+                planned += every;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let hands: Vec<_> = (0..READ_HANDS)
+                .map(|number| scope.spawn(move || hand(number)))
+                .collect();
+            let (mut lateness, mut tick) = (Latencies::new()?, Duration::ZERO);
+            while tick < span {
+                std::thread::sleep(tick.saturating_sub(begun.elapsed()));
+                let started = begun.elapsed();
+                let at = u64::try_from(tick.as_millis())? * block as u64 % self.file_bytes;
+                file.write_all_at(buffer.bytes(), at)?;
+                let done = begun.elapsed();
+                while tick <= started {
+                    lateness.record(done.saturating_sub(tick));
+                    tick += Duration::from_millis(1);
+                }
+            }
+            for hand in hands {
+                hand.join().map_err(|_| "a reader panicked")??;
+            }
+            Ok(lateness)
         })
     }
 

@@ -19,6 +19,7 @@ use waterwheel::domain::time::WallMs;
 use crate::load::broker::{Broker, Home};
 use crate::load::clients::{self, PATIENCE};
 use crate::load::crew::{Line, muster};
+use crate::load::disk::Disk;
 use crate::load::latency::Latencies;
 use crate::load::report::Samples;
 use crate::load::{Bench, Outcome};
@@ -29,6 +30,10 @@ const STREAMS: usize = 4;
 const RUN: u64 = 100;
 /// Batches on their way per producer.
 const RUNS_OPEN: usize = 16;
+/// The least a direct write or read is made of.
+const BLOCK_BYTES: usize = 4_096;
+/// How long near timers fire.
+const SPAN: Duration = Duration::from_secs(20);
 const TOPIC: &str = "timers";
 const SECOND_MS: i64 = 1_000;
 const HOUR_MS: i64 = 3_600_000;
@@ -357,6 +362,12 @@ pub(crate) fn near(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
             );
             let fired = arm_and_take(&broker, each, 1_000, spread)?;
             lateness(samples, &name, &fired);
+            drop(broker);
+            let disk = Disk::prepare(&bench.dir, bench.quick)?;
+            let raw = disk.lateness(BLOCK_BYTES, rate, bench.size(SPAN, bench.span()))?;
+            let name = format!("{name}: raw synced writes beside as many reads");
+            samples.add(format!("{name}: lateness p50"), raw.p50_us() / 1e3, "ms");
+            samples.add(format!("{name}: lateness p99"), raw.p99_us() / 1e3, "ms");
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use waterwheel::client::StatusOk;
 
-use super::{MEGABYTE, SECOND_MS, Spread, arm, fresh, lateness, now_ms, take};
+use super::{BLOCK_BYTES, MEGABYTE, SECOND_MS, Spread, arm, fresh, lateness, now_ms, take};
 use crate::load::broker::Home;
 use crate::load::clients::{self, PATIENCE};
 use crate::load::crew::muster;
@@ -15,11 +15,9 @@ use crate::load::disk::random_reads;
 use crate::load::report::Samples;
 use crate::load::{Bench, Outcome};
 
-/// How many blocks are asked for at a time where the disk is measured: as many as the broker reads ahead at
-/// a time, and more.
-const READS_AT_A_TIME: [usize; 2] = [4, 16];
-/// The smallest block that can be read directly.
-const READ_BYTES: usize = 4_096;
+/// How many blocks are asked for at a time where the disk is measured: as many as the broker reads at a time
+/// of what is not due soon, and of what is.
+const READS_AT_A_TIME: [usize; 2] = [4, 32];
 /// How often the broker is asked how it is while timers fire.
 const STATUS_EVERY: Duration = Duration::from_millis(250);
 
@@ -88,7 +86,7 @@ fn read_ceiling(bench: &Bench, home: Home, wanted: f64, samples: &mut Samples) -
     let files = large_files(&home.data.join("log"))?;
     let mut best: f64 = 0.0;
     for at_a_time in READS_AT_A_TIME {
-        let (rate, latencies) = random_reads(&files, READ_BYTES, at_a_time, bench.span())?;
+        let (rate, latencies) = random_reads(&files, BLOCK_BYTES, at_a_time, bench.span())?;
         let name = format!("random direct reads of 4 kB, {at_a_time} at a time");
         samples.add(name.as_str(), rate, "/s");
         samples.add(format!("{name}: p99"), latencies.p99_us() / 1e3, "ms");
