@@ -195,7 +195,7 @@ impl World {
             |level: usize| -> Vec<Home> { self.views.homes[level].keys().copied().collect() };
         self.finest = Finest::new(WALL_LEVELS, found(0));
         self.coarse = (1..LEVELS)
-            .map(|level| Coarse::new(level as u8, WALL_LEVELS, found(level)))
+            .map(|level| Coarse::new(level as u8, WALL_LEVELS, found(level)).in_parts_of(2))
             .collect();
         self.mail = (0..LEVELS).map(|_| VecDeque::new()).collect();
         self.told.clear();

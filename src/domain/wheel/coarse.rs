@@ -21,8 +21,8 @@ use crate::domain::alarm::Alarm;
 const OVERDUE_MAX: usize = 131_072;
 /// Alarms in a fall at most: the finer level does something else in between.
 const FALL_MAX: usize = 8_192;
-/// Alarms in a part of a slot, if they are spread over it evenly; few in tests, so that slots fall in parts.
-const PART: usize = if cfg!(test) { 2 } else { 512 };
+/// Alarms in a part of a slot, if they are spread over it evenly.
+const PART: usize = 512;
 /// Parts of a slot at most, a power of two.
 const PARTS_MAX: usize = 256;
 /// A slot that begins so soon falls at once, in milliseconds.
@@ -48,6 +48,8 @@ pub struct Coarse {
     parts: VecDeque<Vec<Held>>,
     /// When the next part falls.
     part_at: i64,
+    /// Alarms in a part.
+    part: usize,
     /// The slot from above that has not been said to have landed.
     owed: Option<i64>,
 }
@@ -66,8 +68,16 @@ impl Coarse {
             fallen: None,
             parts: VecDeque::new(),
             part_at: 0,
+            part: PART,
             owed: None,
         }
+    }
+
+    /// The same with slots that fall in parts of so many alarms, instead of 512.
+    #[must_use]
+    pub fn in_parts_of(mut self, alarms: usize) -> Self {
+        self.part = alarms.max(1);
+        self
     }
 
     /// Alarms in memory.
@@ -208,7 +218,7 @@ impl Coarse {
         }
         // Above the near levels the home is left behind: the alarms get another where they come to.
         let near = self.is_near();
-        let parts = (self.slots.held(slot) / PART).clamp(1, PARTS_MAX);
+        let parts = (self.slots.held(slot) / self.part).clamp(1, PARTS_MAX);
         self.parts = self
             .slots
             .take_parts(slot, parts.next_power_of_two())

@@ -59,7 +59,7 @@ impl Rig {
             levels,
             finest: Finest::new(levels, []),
             coarse: (1..levels)
-                .map(|level| Coarse::new(level, levels, []))
+                .map(|level| Coarse::new(level, levels, []).in_parts_of(2))
                 .collect(),
             mail: (0..levels).map(|_| VecDeque::new()).collect(),
             disk: (0..levels).map(|_| BTreeMap::new()).collect(),
@@ -305,7 +305,10 @@ impl Rig {
         };
         self.finest = Finest::new(self.levels, found(0, &self.disk));
         self.coarse = (1..self.levels)
-            .map(|level| Coarse::new(level, self.levels, found(usize::from(level), &self.disk)))
+            .map(|level| {
+                Coarse::new(level, self.levels, found(usize::from(level), &self.disk))
+                    .in_parts_of(2)
+            })
             .collect();
         self.mail.iter_mut().for_each(VecDeque::clear);
         self.returning.clear();
@@ -332,7 +335,8 @@ impl Rig {
                     .arm(self.moment(), alarm.owner, vec![alarm], false, &mut out);
             }
         } else {
-            let mut machine = Coarse::new(u8::try_from(level).unwrap(), self.levels, found);
+            let mut machine =
+                Coarse::new(u8::try_from(level).unwrap(), self.levels, found).in_parts_of(2);
             machine.overflowed(now, again, &mut out);
             self.coarse[level - 1] = machine;
         }

@@ -67,7 +67,7 @@ impl Wheel {
     pub(crate) fn begin(views: &Views) -> Self {
         let coarse = (1..WALL_LEVELS).map(|level| {
             let homes = views.homes(level);
-            Coarse::new(level, WALL_LEVELS, homes)
+            Coarse::new(level, WALL_LEVELS, homes).in_parts_of(2)
         });
         Self {
             finest: Finest::new(WALL_LEVELS, views.homes(0)),
@@ -253,10 +253,12 @@ impl House {
 
     fn lap_down(&mut self, level: usize, lap: Lap, settled: i64) {
         let Lap { round, marked } = lap;
+        let mut out = Vec::new();
         let changes = match level.checked_sub(1) {
             None => self.wheel.finest.lap(round, marked, settled),
-            Some(at) => self.wheel.coarse[at].lap(round, marked, settled),
+            Some(at) => self.wheel.coarse[at].lap(round, marked, settled, &mut out),
         };
+        self.perform_level(level, out);
         let changes = row_changes(level, changes);
         self.tell(To::Store, Message::WriteHomes { level, changes });
         match level.checked_sub(1) {
@@ -335,7 +337,7 @@ impl House {
                 self.wheel.finest = finest;
             }
             Some(at) => {
-                let mut coarse = Coarse::new(level as u8, WALL_LEVELS, homes);
+                let mut coarse = Coarse::new(level as u8, WALL_LEVELS, homes).in_parts_of(2);
                 coarse.overflowed(now, alarms, &mut out);
                 self.wheel.coarse[at] = coarse;
             }

@@ -78,10 +78,12 @@ impl World {
     }
 
     pub(super) fn home(&mut self, level: usize, round: u64, settled: i64) {
+        let mut out = Vec::new();
         let changes = match level {
             0 => self.finest.lap(round, self.marked, settled),
-            _ => self.coarse[level - 1].lap(round, self.marked, settled),
+            _ => self.coarse[level - 1].lap(round, self.marked, settled, &mut out),
         };
+        self.perform(level, out);
         let homes = &mut self.views.homes[level];
         for id in changes.removes {
             homes.remove(&id);
@@ -129,7 +131,7 @@ impl World {
             self.finest.entered(self.moment(), OWNER, &mut out);
             self.finest.advance(self.moment(), &mut out);
         } else {
-            let mut coarse = Coarse::new(level as u8, WALL_LEVELS, found);
+            let mut coarse = Coarse::new(level as u8, WALL_LEVELS, found).in_parts_of(2);
             coarse.overflowed(self.now, alarms, &mut out);
             self.coarse[level - 1] = coarse;
         }

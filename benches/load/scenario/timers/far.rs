@@ -77,7 +77,7 @@ pub(crate) fn far(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
 /// How long arming and a restart may take, before the first one is due.
 fn lead_ms(bench: &Bench) -> i64 {
     let part = i64::try_from(bench.part).unwrap_or(1);
-    (240 * SECOND_MS / part).max(30 * SECOND_MS)
+    (120 * SECOND_MS / part).max(30 * SECOND_MS)
 }
 
 /// What the disk gives of the same files, a block at a time from anywhere: what reads of single records can
