@@ -164,11 +164,6 @@ impl CheckpointActor {
                 round,
                 again,
                 marked,
-                // A stop waits for nothing.
-                within: match self.closing {
-                    Some(_) => Duration::ZERO,
-                    None => self.every / 8,
-                },
             });
         }
         // If an owner fails in between, the round is never complete: the next one asks again.

@@ -5,7 +5,7 @@
 //! tune. After a flush every touched owner gets its `Applied` first, and only then the receipts go to
 //! the sessions: whoever was acknowledged reads his own write.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,6 @@ use super::admission::Permit;
 use super::checkpoint::{Began, CheckpointActor, Pressure};
 use super::cleaner::{CleanerActor, Flushed};
 use super::directory::{DirectoryActor, StartOwner};
-use super::nap::Nap;
 use super::reply::{Answer, ReplyTo};
 use super::stats::ActorStats;
 use super::vigil::Watched;
@@ -43,9 +42,6 @@ tells!(
 /// With nothing to write for this long, an empty flush closes the tail: what was acknowledged last can
 /// then be told from a torn write.
 const IDLE_CLOSE: Duration = Duration::from_millis(50);
-
-/// Between two owners that are asked for their rows.
-const ASK_EVERY: Duration = Duration::from_millis(20);
 
 /// Whoever waits for a run, and the memory admitted for it, which is given back when the bytes have left
 /// the queue.
@@ -90,11 +86,6 @@ pub struct CommitActor {
     pressed: bool,
     /// Where the first segment kept begins.
     first: LogPosition,
-    /// Who is still to be asked for rows in this round, and how many at a time.
-    to_ask: VecDeque<OwnerId>,
-    at_a_time: usize,
-    asking: WriteRows,
-    next_ask: Nap,
     _watched: Watched,
 }
 
@@ -147,13 +138,6 @@ impl CommitActor {
             since_mark: 0,
             checkpoint_bytes: parts.checkpoint_bytes,
             pressed: false,
-            to_ask: VecDeque::new(),
-            at_a_time: 1,
-            asking: WriteRows {
-                round: 0,
-                marked: 0,
-            },
-            next_ask: Nap::default(),
             first: LogPosition(0),
             _watched: parts.watched,
         };
@@ -391,28 +375,6 @@ fn flushed(applied: &BTreeMap<OwnerId, Vec<AppliedEntry>>) -> Flushed {
     }
 }
 
-impl CommitActor {
-    /// Tells the next owners to write their rows.
-    fn ask_for_rows(&mut self, ctx: &mut Context<Self>) {
-        let Some(others) = &self.others else { return };
-        let many = self.at_a_time.min(self.to_ask.len());
-        for owner in self.to_ask.drain(..many) {
-            // A link may have come in after its owner was deleted: then nobody is behind it.
-            match self.owners.get(&owner).filter(|link| link.is_alive()) {
-                Some(link) => link.tell(self.asking),
-                // It does not answer this round, so the mark stays; the next finds it running.
-                None => others.directory.tell(StartOwner { owner }),
-            }
-        }
-        self.next_ask.clear(ctx);
-        if !self.to_ask.is_empty() {
-            let next = |actor: &mut Self, ctx: &mut Context<Self>| actor.ask_for_rows(ctx);
-            self.next_ask
-                .set(ctx, ASK_EVERY, |actor| &mut actor.next_ask, next);
-        }
-    }
-}
-
 impl Actor for CommitActor {
     type Context = Context<Self>;
 
@@ -571,15 +533,12 @@ pub struct BeginCheckpoint {
     pub again: BTreeSet<OwnerId>,
     /// The last round that was marked.
     pub marked: u64,
-    /// They are asked one after the other, within so long at most: each of them takes its time to put its
-    /// rows together, and what else their arbiter does comes in between.
-    pub within: Duration,
 }
 
 impl Handler<BeginCheckpoint> for CommitActor {
     type Result = ();
 
-    fn handle(&mut self, message: BeginCheckpoint, ctx: &mut Self::Context) {
+    fn handle(&mut self, message: BeginCheckpoint, _: &mut Self::Context) {
         self.stats.handled();
         let Some(others) = &self.others else { return };
         let mut owners = self.machine.take_touched();
@@ -588,16 +547,17 @@ impl Handler<BeginCheckpoint> for CommitActor {
         self.since_mark = 0;
         self.pressed = false;
         let others = others.clone();
-        // Whoever was not asked in the last round has not answered it either.
-        self.to_ask = owners.iter().copied().collect();
-        let pauses = message.within.as_millis() / ASK_EVERY.as_millis();
-        let pauses = usize::try_from(pauses).unwrap_or(usize::MAX);
-        self.at_a_time = owners.len().div_ceil(pauses.saturating_add(1)).max(1);
-        self.asking = WriteRows {
-            round: message.round,
-            marked: message.marked,
-        };
-        self.ask_for_rows(ctx);
+        for owner in &owners {
+            // A link may have come in after its owner was deleted: then nobody is behind it.
+            match self.owners.get(owner).filter(|link| link.is_alive()) {
+                Some(link) => link.tell(WriteRows {
+                    round: message.round,
+                    marked: message.marked,
+                }),
+                // It does not answer this round, so the mark stays; the next finds it running.
+                None => others.directory.tell(StartOwner { owner: *owner }),
+            }
+        }
         let position = self.log.end();
         others.checkpoint.tell(Began { position, owners });
         self.show();
