@@ -10,8 +10,9 @@
 //! what does not read this way is simply not here, and whoever wants it reads the payload and is told
 //! what is wrong with it.
 //!
-//! - A1 Records, directories and wishes together stay within the bound; the threads hold at most a stretch
-//!   each on top of it.
+//! - A1 Records, those that are being read ahead with them, directories and wishes together stay within the
+//!   bound, but for one record that is larger; on top of it the threads hold what they read of payloads to
+//!   find records in, and what somebody waits for.
 //! - A2 What is due sooner is read sooner; a wish whose moment is long past is dropped.
 //! - A3 Nothing is read ahead while nobody reads the log.
 //! - A4 What is not due soon is read by few threads, so that the log's writes find the device idle; what is,
@@ -26,6 +27,7 @@ mod wishes;
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -41,8 +43,11 @@ use crate::domain::batch::Taken;
 use crate::domain::entry::EntryPlace;
 use crate::domain::id::LogPosition;
 
-/// Wishes one thread takes at a time.
+/// Wishes one thread takes at a time, and of what is due soon, so that all threads have some.
 const TAKEN_MAX: usize = 64;
+const TAKEN_SOON: usize = 16;
+/// So many of them fill the shelf.
+const TASKS: u64 = 16;
 /// Threads that read what is not due soon (A4).
 const UNHURRIED: usize = 4;
 /// What is due within this is due soon.
@@ -279,6 +284,10 @@ impl Shared {
         let mut state = self.state();
         loop {
             if let Some(part) = state.urgent.pop_front() {
+                if !state.is_watched {
+                    // Who was woken for this may be who looked after the wishes.
+                    self.changed.notify_one();
+                }
                 return Task::Fetch(part);
             }
             if state.closed {
@@ -318,12 +327,14 @@ impl Shared {
 
     fn read_ahead(&self, wishes: &[Wish], coming: u64) {
         let pieces: Vec<Piece> = wishes.iter().map(|wish| wish.piece).collect();
-        let taken = self.reader.read(&pieces);
+        // Whatever happens there, nobody waits for what comes no more.
+        let taken = catch_unwind(AssertUnwindSafe(|| self.reader.read(&pieces)));
+        let taken = taken.unwrap_or_default();
         let now = (self.now_ms)();
         let mut state = self.state();
+        self.settle(&mut state, now);
         state.ahead = state.ahead.saturating_sub(1);
         state.coming = state.coming.saturating_sub(coming);
-        self.settle(&mut state, now);
         for (wish, taken) in wishes.iter().zip(taken) {
             if let Some(taken) = taken {
                 state.shelf.put(wish.piece.key(), wish.due_ms, taken, now);
@@ -342,18 +353,23 @@ impl State {
     /// The next wishes to be read, if there is room for them (A1, A2, A4).
     fn next_ahead(&mut self, now_ms: i64) -> Ahead {
         loop {
-            let Some(next) = self.wishes.first(now_ms, TAKEN_MAX) else {
+            let task_bytes = self.shelf.bytes_max() / TASKS;
+            let Some(mut next) = self.wishes.first(now_ms, TAKEN_MAX, task_bytes) else {
                 return Ahead::Nothing;
             };
             let is_soon = next.from_ms.saturating_sub(now_ms) <= SOON_MS;
-            if !is_soon && self.ahead >= UNHURRIED {
+            if is_soon && let Some(fewer) = self.wishes.first(now_ms, TAKEN_SOON, task_bytes) {
+                next = fewer;
+            } else if self.ahead >= UNHURRIED {
                 return Ahead::Full;
             }
             let coming = self.coming.saturating_add(next.bytes);
-            if !self.shelf.make_room(coming, now_ms) {
+            // Where nothing is coming and nothing is held, one record may be larger than the bound.
+            let has_room = self.shelf.make_room(coming, now_ms);
+            if !has_room || (self.coming > 0 && self.shelf.exceeds(coming)) {
                 return Ahead::Full;
             }
-            let mut taken = self.wishes.take(TAKEN_MAX);
+            let mut taken = self.wishes.take(next.many);
             taken.retain(|wish| !self.shelf.has(wish.piece.key()));
             if !taken.is_empty() {
                 self.coming = coming;

@@ -10,7 +10,8 @@
 //!   doubles with each offence from [`PAUSE_MIN`] to [`PAUSE_MAX`]. [`FORGIVEN`] after the last one the
 //!   address is like any other. Connections it has are not touched.
 //! - D3 What is remembered is bounded: [`ADDRESSES_MAX`] addresses, [`HELD_MAX`] connections of theirs in
-//!   all; more of those are refused, which tells a client to try again.
+//!   all, and none that would wait longer than [`HELD_FOR`]; more of those are refused, which tells a client
+//!   to try again.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -27,6 +28,8 @@ const FORGIVEN: Duration = Duration::from_secs(10);
 const ADDRESSES_MAX: usize = 1024;
 /// Connections of theirs that wait for their pause to end.
 const HELD_MAX: usize = 256;
+/// How long one of them waits at most: by then its client has given up.
+const HELD_FOR: Duration = Duration::from_secs(5);
 
 /// What is remembered of an address.
 #[derive(Debug, Clone, Copy)]
@@ -96,7 +99,7 @@ impl Door {
             record.next = now + record.pause;
             return Entry::Now;
         }
-        if self.held >= HELD_MAX {
+        if self.held >= HELD_MAX || wait > HELD_FOR {
             return Entry::Refused;
         }
         record.next = at + record.pause;

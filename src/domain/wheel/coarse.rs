@@ -46,6 +46,8 @@ pub struct Coarse {
     fallen: Option<i64>,
     /// What of it has not fallen yet, in due order.
     parts: VecDeque<Vec<Held>>,
+    /// How many of those have no home.
+    parts_unhomed: usize,
     /// When the next part falls.
     part_at: i64,
     /// Alarms in a part.
@@ -67,6 +69,7 @@ impl Coarse {
             reading: false,
             fallen: None,
             parts: VecDeque::new(),
+            parts_unhomed: 0,
             part_at: 0,
             part: PART,
             owed: None,
@@ -95,8 +98,7 @@ impl Coarse {
     /// Alarms in memory without a home.
     #[must_use]
     pub fn unhomed(&self) -> usize {
-        let falling = self.parts.iter().flatten();
-        self.slots.unhomed() + falling.filter(|held| !held.homed).count()
+        self.slots.unhomed() + self.parts_unhomed
     }
 
     /// Homes on the disk.
@@ -226,6 +228,7 @@ impl Coarse {
         for held in self.parts.iter_mut().flatten() {
             held.homed &= near;
         }
+        self.parts_unhomed = self.parts.iter().map(unhomed).sum();
         self.fallen = Some(slot);
         self.part_at = now_ms;
         self.fall_on(now_ms, out);
@@ -233,12 +236,15 @@ impl Coarse {
 
     /// Lets fall what it is time for, of the slot that falls part by part.
     fn fall_on(&mut self, now_ms: i64, out: &mut Vec<Effect>) {
-        if self.parts.is_empty() || now_ms < self.part_at {
+        // A part is never further away than a millisecond, but for a clock that stepped back: what was falling
+        // falls then, because the slots before it must be free to.
+        let stepped_back = self.part_at.saturating_sub(now_ms) > 1;
+        if self.parts.is_empty() || (now_ms < self.part_at && !stepped_back) {
             return;
         }
         let begins = |slot: i64| slot << tick_shift(self.level);
         let is_far = |slot| begins(slot).saturating_sub(now_ms) > HASTE_MS;
-        let many = match self.fallen.is_some_and(is_far) {
+        let many = match self.fallen.is_some_and(is_far) && !stepped_back {
             true => 1,
             false => self.parts.len(),
         };
@@ -251,6 +257,7 @@ impl Coarse {
             let Some(mut alarms) = self.parts.pop_front() else {
                 return;
             };
+            self.parts_unhomed = self.parts_unhomed.saturating_sub(unhomed(&alarms));
             alarms.sort_unstable_by_key(|held| (held.alarm, !held.homed));
             // Of doubles the one with a home comes first.
             alarms.dedup_by_key(|held| held.alarm);
@@ -367,7 +374,12 @@ impl Coarse {
     pub fn again(&mut self, now_ms: i64, out: &mut Vec<Effect>) {
         self.homes.again(self.is_near());
         self.slots.insert(self.parts.drain(..).flatten());
+        self.parts_unhomed = 0;
         self.fallen = None;
         self.advance(now_ms, out);
     }
+}
+
+fn unhomed(alarms: &Vec<Held>) -> usize {
+    alarms.iter().filter(|held| !held.homed).count()
 }

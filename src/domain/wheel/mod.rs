@@ -1,9 +1,9 @@
 //! The machines of the timing wheel: a finest level that says what is due, and coarser ones above it.
 //!
 //! A level is a ring of slots, each as wide as the level's tick. What a level cannot hold overflows to the
-//! next coarser one; a slot of a coarse level that comes near falls into the next finer one, whole; the
-//! finest, whose tick is a millisecond, says its alarms due. A level does nothing until its next
-//! non-empty slot wants something, however far ahead that is.
+//! next coarser one; a slot of a coarse level that comes near falls into the next finer one, all of it before
+//! the next, a full one part by part; the finest, whose tick is a millisecond, says its alarms due. A level
+//! does nothing until its next non-empty slot wants something, however far ahead that is.
 //!
 //! ```text
 //! level  tick                slots       span            a slot falls (before it begins)

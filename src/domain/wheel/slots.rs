@@ -158,8 +158,8 @@ impl Slots {
         self.slots.get(&number).map_or(0, |slot| slot.alarms.len())
     }
 
-    /// Takes a slot out in so many parts, a power of two, each as long as the others; every part is due
-    /// before the next, in no order in itself.
+    /// Takes a slot out in so many parts of the same time, a power of two, and of those what is not empty, one
+    /// at least; every part is due before the next, in no order in itself.
     pub(super) fn take_parts(&mut self, number: i64, parts: usize) -> Vec<Vec<Held>> {
         let Some(slot) = self.slots.remove(&number) else {
             return vec![Vec::new()];
@@ -177,6 +177,10 @@ impl Slots {
             if let Some(part) = taken.get_mut(part.min(parts.saturating_sub(1))) {
                 part.push(unpack(&self.names, start, packed));
             }
+        }
+        taken.retain(|part| !part.is_empty());
+        if taken.is_empty() {
+            taken.push(Vec::new());
         }
         taken
     }

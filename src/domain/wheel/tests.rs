@@ -697,3 +697,30 @@ proptest! {
         rig.check_all_settled();
     }
 }
+
+#[test]
+fn a_full_slot_falls_in_parts_and_holds_nobody_up_when_the_clock_steps_back() {
+    let mut rig = Rig::new();
+    let tick = 1i64 << tick_shift(1);
+    let begins = (START / tick + 20) * tick;
+    let full: Vec<Alarm> = (0..64)
+        .map(|at| rig.arm(at, begins - START + 16 * at.cast_signed()))
+        .collect();
+    // When its last moment comes within reach of the finest level, it begins to fall.
+    rig.run_until(begins + tick - span_ms(0, WALL_LEVELS) + 3);
+    let falling = rig.coarse[0].len();
+    assert!(0 < falling && falling < 64, "{falling} of 64 wait");
+    rig.now -= HOUR;
+    rig.look();
+    rig.quiet();
+    assert_eq!(rig.coarse[0].len(), 0);
+    let near = rig.arm(100, 10_000);
+    rig.run_until(near.due_ms);
+    assert_eq!(rig.said, [(near.due_ms, near)], "to the millisecond");
+    rig.run_until(begins + tick);
+    for alarm in full {
+        // What is refused is said again.
+        let first = rig.said.iter().find(|(_, said)| *said == alarm);
+        assert_eq!(first, Some(&(alarm.due_ms, alarm)));
+    }
+}

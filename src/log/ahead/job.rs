@@ -7,7 +7,7 @@ use super::read::PieceReader;
 use super::{FetchDone, Fetched, Piece};
 use crate::domain::batch::Taken;
 
-/// Records of one part, and those of its last payload beyond.
+/// A part ends with the payload that brings it to so many records.
 const PART: usize = 16;
 
 /// What somebody waits for.

@@ -50,6 +50,10 @@ impl PieceReader {
     pub(super) fn lend(&self, lent: usize) -> usize {
         let mut heads = self.heads();
         heads.lent = lent;
+        if lent == 0 {
+            // Nothing keeps them from what they want.
+            heads.wanted = 0;
+        }
         heads.lendable()
     }
 
@@ -240,6 +244,9 @@ impl Heads {
             return;
         }
         let limit = self.bytes_max.saturating_sub(self.lent);
+        if cost > limit {
+            return;
+        }
         let fits = self.bytes + cost <= limit;
         self.wanted = match fits {
             true => self.wanted.saturating_sub(cost),

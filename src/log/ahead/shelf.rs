@@ -62,11 +62,22 @@ impl Shelf {
             .saturating_sub(self.bytes_max)
     }
 
+    /// What it may hold.
+    pub(super) fn bytes_max(&self) -> u64 {
+        self.bytes_max.saturating_add(self.beyond) as u64
+    }
+
+    /// Whether so many bytes more are more than it may hold.
+    pub(super) fn exceeds(&self, bytes: u64) -> bool {
+        (self.bytes as u64).saturating_add(bytes) > self.bytes_max()
+    }
+
     pub(super) fn has(&self, key: Key) -> bool {
         self.kept.contains_key(&key)
     }
 
-    /// Makes room for so many bytes, if it can be made (H2); an empty shelf has room for anything.
+    /// Makes room for so many bytes, if it can be made (H2); what would not fit into an empty shelf either
+    /// has room in an empty one.
     pub(super) fn make_room(&mut self, bytes: u64, now_ms: i64) -> bool {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let bytes_max = self.bytes_max.saturating_add(self.beyond);

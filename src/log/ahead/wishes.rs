@@ -2,7 +2,8 @@
 //!
 //! - S1 What is due sooner comes first; what is due within the same [`WINDOW_MS`] comes in the order it lies
 //!   in the log.
-//! - S2 Never more memory than the bound: what is due last is forgotten first.
+//! - S2 Never more memory than the bound: what is due last is forgotten first, and what comes last of what is
+//!   due together.
 //! - S3 What is long past is forgotten: who wanted it has asked.
 
 use std::collections::BTreeMap;
@@ -57,6 +58,8 @@ impl Window {
 pub(super) struct Next {
     /// None of it is due before.
     pub(super) from_ms: i64,
+    /// How many at most.
+    pub(super) many: usize,
     /// What it will take, as far as can be told.
     pub(super) bytes: u64,
 }
@@ -97,15 +100,30 @@ impl Wishes {
             window.sorted = false;
             self.bytes = (self.bytes + window.bytes()).saturating_sub(before);
             while self.bytes > self.bytes_max
+                && self.windows.len() > 1
                 && let Some((_, farthest)) = self.windows.pop_last()
             {
                 self.bytes = self.bytes.saturating_sub(farthest.bytes());
             }
+            if self.bytes > self.bytes_max {
+                self.halve();
+            }
         }
     }
 
-    /// What the next `many` at most are like; windows that are empty or long past go.
-    pub(super) fn first(&mut self, now_ms: i64, many: usize) -> Option<Next> {
+    /// Forgets half of the only window there is.
+    fn halve(&mut self) {
+        if let Some(mut only) = self.windows.first_entry() {
+            let wishes = &mut only.get_mut().wishes;
+            wishes.truncate(wishes.len() / 2);
+            wishes.shrink_to_fit();
+            self.bytes = only.get().bytes();
+        }
+    }
+
+    /// What the next are like: `many` at most, and no more bytes than so many unless it is one; windows that
+    /// are empty or long past go.
+    pub(super) fn first(&mut self, now_ms: i64, many: usize, bytes_max: u64) -> Option<Next> {
         loop {
             let mut first = self.windows.first_entry()?;
             let from_ms = first.key().saturating_mul(WINDOW_MS);
@@ -117,13 +135,23 @@ impl Wishes {
             }
             let window = first.get_mut();
             if !window.sorted {
-                window.wishes.sort_unstable_by(|a, b| b.cmp(a));
+                // Most of them came in runs that are sorted.
+                window.wishes.sort_by(|a, b| b.cmp(a));
                 window.sorted = true;
             }
-            let next = window.wishes.iter().rev().take(many);
+            let (mut many, mut bytes) = (many.max(1), 0u64);
+            for (before, wish) in window.wishes.iter().rev().take(many).enumerate() {
+                let with = bytes.saturating_add(wish.piece().bytes());
+                if with > bytes_max && before > 0 {
+                    many = before;
+                    break;
+                }
+                bytes = with;
+            }
             return Some(Next {
                 from_ms,
-                bytes: next.map(|wish| wish.piece().bytes()).sum(),
+                many,
+                bytes,
             });
         }
     }
@@ -189,7 +217,7 @@ mod tests {
                 let first = naive.first().map(window);
                 let many = naive.iter().take(many).take_while(|wish| Some(window(wish)) == first).count();
                 let expected: Vec<Wish> = naive.drain(..many).collect();
-                let next = wishes.first(now, many.max(1));
+                let next = wishes.first(now, many.max(1), u64::MAX);
                 prop_assert_eq!(next.map(|next| next.from_ms), first.map(|window| window * WINDOW_MS));
                 if let Some(next) = next {
                     prop_assert_eq!(next.bytes, expected.iter().map(|wish| wish.piece.bytes()).sum::<u64>());
@@ -218,11 +246,20 @@ mod tests {
             assert!(wishes.bytes() <= 10_000);
         }
         let mut due = Vec::new();
-        while wishes.first(0, 100).is_some() {
+        while wishes.first(0, 100, u64::MAX).is_some() {
             due.extend(wishes.take(100).iter().map(|wish| wish.due_ms));
         }
         assert!(due.len() > 100 && due.is_sorted());
         assert_eq!(due.first(), Some(&0));
         assert_eq!(wishes.bytes(), 0);
+        // All at one moment: some of them stay.
+        for at in 0..1_000 {
+            wishes.add(&[wish(at, 0, 500)]);
+            assert!(wishes.bytes() <= 10_000);
+        }
+        let next = wishes.first(0, 1_000, 550);
+        // 100 bytes each, and what a record costs beside.
+        assert_eq!(next.map(|next| (next.many, next.bytes)), Some((1, 292)));
+        assert!(wishes.take(1_000).len() > 100);
     }
 }
