@@ -102,14 +102,14 @@ impl Disk {
     }
 
     /// What fires every millisecond and is durable with the next synced write of a block, beside so many
-    /// reads of a block a second from anywhere: how late each is. Nobody can be earlier who reads what fires
-    /// and says durably that it did.
+    /// reads of a block a second from anywhere: how late each is, and how many were read a second. Nobody can
+    /// be earlier who reads what fires and says durably that it did.
     pub(crate) fn lateness(
         &self,
         block: usize,
         reads_a_second: u64,
         span: Duration,
-    ) -> Outcome<Latencies> {
+    ) -> Outcome<(Latencies, f64)> {
         let direct = match self.direct {
             true => OFlags::DIRECT,
             false => OFlags::empty(),
@@ -118,17 +118,19 @@ impl Disk {
         let buffer = Aligned::noise(block);
         let begun = Instant::now();
         let every = Duration::from_secs(READ_HANDS) / u32::try_from(reads_a_second.max(1))?;
-        let hand = |hand: u64| -> Outcome<()> {
+        let hand = |hand: u64| -> Outcome<u64> {
             let file = open(&self.path, direct)?;
             let (mut noise, mut buffer) = (Noise::new(70 + hand), Aligned::noise(block));
             let mut planned = every * u32::try_from(hand)? / u32::try_from(READ_HANDS)?;
+            let mut reads = 0;
             while begun.elapsed() < span {
                 std::thread::sleep(planned.saturating_sub(begun.elapsed()));
                 let at = (noise.word() >> 8) % (self.file_bytes / block as u64) * block as u64;
                 file.read_exact_at(buffer.bytes_mut(), at)?;
                 planned += every;
+                reads += 1;
             }
-            Ok(())
+            Ok(reads)
         };
         std::thread::scope(|scope| {
             let hands: Vec<_> = (0..READ_HANDS)
@@ -146,10 +148,11 @@ impl Disk {
                     tick += Duration::from_millis(1);
                 }
             }
+            let mut reads = 0;
             for hand in hands {
-                hand.join().map_err(|_| "a reader panicked")??;
+                reads += hand.join().map_err(|_| "a reader panicked")??;
             }
-            Ok(lateness)
+            Ok((lateness, reads as f64 / begun.elapsed().as_secs_f64()))
         })
     }
 

@@ -13,7 +13,7 @@
 //! - A1 Records, those that are being read ahead with them, directories and wishes together stay within the
 //!   bound, but for one record that is larger; on top of it the threads hold what they read of payloads to
 //!   find records in, and what somebody waits for.
-//! - A2 What is due sooner is read sooner; a wish whose moment is long past is dropped.
+//! - A2 What is due sooner is read sooner; a wish whose moment has come is dropped.
 //! - A3 Nothing is read ahead while nobody reads the log.
 //! - A4 What is not due soon is read by few threads, so that the log's writes find the device idle; what is,
 //!   by all of them.
@@ -229,9 +229,8 @@ impl ReadAhead {
         let parts = Job::divide(pieces, bytes_max, done);
         let many = parts.len();
         self.shared.state().urgent.extend(parts);
-        match many {
-            1 => self.shared.changed.notify_one(),
-            _ => self.shared.changed.notify_all(),
+        for _ in 0..many.min(self.threads.len()) {
+            self.shared.changed.notify_one();
         }
     }
 
@@ -369,7 +368,7 @@ impl State {
             if !has_room || (self.coming > 0 && self.shelf.exceeds(coming)) {
                 return Ahead::Full;
             }
-            let mut taken = self.wishes.take(next.many);
+            let mut taken = self.wishes.take(now_ms, next.many);
             taken.retain(|wish| !self.shelf.has(wish.piece.key()));
             if !taken.is_empty() {
                 self.coming = coming;

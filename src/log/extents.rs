@@ -7,7 +7,7 @@
 //!
 //! - E1 What is held is bounded in bytes, together with what the tail holds; what is lent out counts for
 //!   whoever holds it.
-//! - E2 No byte is read twice at a time.
+//! - E2 No byte is read twice at a time, but for the blocks that neighbours share.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;

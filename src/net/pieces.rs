@@ -59,7 +59,8 @@ pub(super) fn are_few(count: u64, place: &BatchPlace) -> bool {
     place.length > WHOLE_BYTES && count * 16 <= u64::from(place.count)
 }
 
-/// Finds records, up to so many bytes.
+/// Finds records, up to so many bytes; of the first place at least, by its whole payload where its records
+/// alone are more.
 pub(super) async fn pieces(session: &Session, wanted: &[Wanted], bytes_max: u64) -> Vec<Pieces> {
     let house = &session.shared.house;
     let mut found: Vec<Option<Pieces>> = Vec::with_capacity(wanted.len());
@@ -104,9 +105,13 @@ pub(super) async fn pieces(session: &Session, wanted: &[Wanted], bytes_max: u64)
     }
     let mut fetched = fetched.into_iter();
     let every = found.into_iter().zip(wanted);
-    every
+    let mut found: Vec<Pieces> = every
         .map(|(pieces, want)| pieces.unwrap_or_else(|| together(&mut fetched, want.count)))
-        .collect()
+        .collect();
+    if let Some(first @ Pieces::Beyond) = found.first_mut() {
+        *first = Pieces::Whole;
+    }
+    found
 }
 
 /// The next records that were fetched, if all of them were.

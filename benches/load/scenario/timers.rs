@@ -364,8 +364,10 @@ pub(crate) fn near(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
             lateness(samples, &name, &fired);
             drop(broker);
             let disk = Disk::prepare(&bench.dir, bench.quick)?;
-            let raw = disk.lateness(BLOCK_BYTES, rate, bench.size(SPAN, bench.span()))?;
+            let span = bench.size(SPAN, bench.span());
+            let (raw, reads) = disk.lateness(BLOCK_BYTES, rate, span)?;
             let name = format!("{name}: raw synced writes beside as many reads");
+            samples.add(format!("{name}: reads a second"), reads, "/s");
             samples.add(format!("{name}: lateness p50"), raw.p50_us() / 1e3, "ms");
             samples.add(format!("{name}: lateness p99"), raw.p99_us() / 1e3, "ms");
         }
