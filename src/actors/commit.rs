@@ -231,7 +231,14 @@ impl CommitActor {
             .any(|entry| entry.header.owner != OwnerId::LOG);
         let (applied, tickets) = self.machine.flushed(plan, places);
         let flushed = flushed(&applied);
-        for (owner, entries) in applied {
+        // A coordinator answers whoever decided, who may look for it at once: it is told last.
+        let decides = |owner: &OwnerId| {
+            let link = self.owners.get(owner);
+            matches!(link, Some(OwnerLink::Coordinator(_)))
+        };
+        let (last, first): (Vec<_>, Vec<_>) =
+            applied.into_iter().partition(|(owner, _)| decides(owner));
+        for (owner, entries) in first.into_iter().chain(last) {
             if owner == OwnerId::LOG {
                 continue;
             }
