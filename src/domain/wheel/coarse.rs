@@ -228,7 +228,7 @@ impl Coarse {
         for held in self.parts.iter_mut().flatten() {
             held.homed &= near;
         }
-        self.parts_unhomed = self.parts.iter().map(unhomed).sum();
+        self.parts_unhomed = self.parts.iter().map(|part| unhomed(part)).sum();
         self.fallen = Some(slot);
         self.part_at = now_ms;
         self.fall_on(now_ms, out);
@@ -380,6 +380,6 @@ impl Coarse {
     }
 }
 
-fn unhomed(alarms: &Vec<Held>) -> usize {
+fn unhomed(alarms: &[Held]) -> usize {
     alarms.iter().filter(|held| !held.homed).count()
 }
