@@ -493,7 +493,7 @@ impl FrameReceiver {
         }
     }
 
-    /// What the other end said it would send at most.
+    /// How long a frame may be from here on.
     pub(crate) fn set_limits(&mut self, limits: FrameLimits) {
         self.decoder.set_limits(limits);
     }

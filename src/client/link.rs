@@ -16,7 +16,7 @@ use super::error::Refusal;
 use crate::domain::batch::BATCH_VERSION;
 use crate::wire::code::Refused;
 use crate::wire::frame::{
-    ANSWER_BYTES_MAX, Frame, FrameClass, FrameKind, FrameLimits, Header, encode, encode_bare,
+    Frame, FrameClass, FrameKind, FrameLimits, Header, SERVED_BYTES_MAX, encode, encode_bare,
 };
 use crate::wire::hello::{Hello, HelloOk};
 use crate::wire::reader::StreamOpen;
@@ -118,11 +118,9 @@ impl Link {
             )));
         }
         let limits = FrameLimits {
-            frame_bytes_max: usize::try_from(hello.limits.frame_bytes_max).unwrap_or(usize::MAX),
+            frame_bytes_max: SERVED_BYTES_MAX,
         };
-        receiver.set_limits(FrameLimits {
-            frame_bytes_max: limits.frame_bytes_max.max(ANSWER_BYTES_MAX),
-        });
+        receiver.set_limits(limits);
 
         let desk = Arc::new(Desk::default());
         *lock(&desk.waiting) = Some(HashMap::new());

@@ -13,14 +13,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::connection::FrameReceiver;
+use super::connection::{FrameReceiver, StreamError};
 use super::delivery::{BatchFacts, DeliveryBatch};
 use super::error::ConsumeError;
 use super::link::{Link, RequestError};
 use super::switchboard::{Switchboard, next_link};
 use crate::domain::batch::BatchView;
 use crate::domain::id::{Lane, Offset, PartitionIndex, TopicId};
-use crate::wire::frame::{Frame, FrameKind};
+use crate::wire::frame::{Frame, FrameError, FrameKind};
 use crate::wire::reader::{
     CloseReader, Credit, DETAIL_BYTES, Deliver, DeliverPublished, EndReason, OpenReader, ReaderEnd,
     ReaderMode, ReaderOk, RecordDetail,
@@ -142,8 +142,10 @@ impl PartitionReader {
                     sleep(PAUSE).await;
                     continue;
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "a reader's stream ended");
+                // Asked again, the same would come.
+                Err(StreamError::Frame(error)) => return Err(protocol(error)),
+                Err(StreamError::Lost(reason)) => {
+                    tracing::debug!(reason, "a reader's stream ended");
                     self.drop_live();
                     continue;
                 }
@@ -161,8 +163,6 @@ impl PartitionReader {
     }
 
     fn take(&mut self, frame: &Frame) -> Result<Step, ConsumeError> {
-        let protocol =
-            |error: crate::wire::frame::FrameError| ConsumeError::Protocol(error.to_string());
         match frame.kind() {
             Some(FrameKind::Deliver) => {
                 let deliver: Deliver = frame.decode().map_err(protocol)?;
@@ -377,6 +377,10 @@ impl PartitionReader {
         self.owed = 0;
         Ok(())
     }
+}
+
+fn protocol(error: FrameError) -> ConsumeError {
+    ConsumeError::Protocol(error.to_string())
 }
 
 /// However opening ends, nobody waits for the stream afterwards; where it was given up, the broker is told.

@@ -54,6 +54,11 @@ impl Control {
         self.credit.get().saturating_add(bytes)
     }
 
+    /// Takes all that is left, and says how much that was.
+    fn withdraw(&self) -> u64 {
+        self.spend(self.balance())
+    }
+
     /// Takes what is sent, and says by how much that lowers the balance: an overdraft never counted.
     pub(super) fn spend(&self, bytes: u64) -> u64 {
         let before = self.balance();
@@ -93,17 +98,24 @@ pub(super) fn take_credit(session: &Session, bytes: u64) -> Result<(), Refused> 
     Ok(())
 }
 
-/// Gives back what was sent, or never will be.
+/// Gives back what was sent.
 pub(super) fn give_back(session: &Session, bytes: u64) {
     session
         .credit
         .set(session.credit.get().saturating_sub(bytes));
 }
 
-/// Closes a reader; one that has ended already is none.
+/// Gives back what a reader will not be sent any more.
+pub(super) fn give_up(session: &Session, reader: &Control) {
+    give_back(session, reader.withdraw());
+}
+
+/// Closes a reader; one that has ended already is none. Its credit is another's from now on: whoever closes
+/// a reader opens the next in the same breath.
 pub(super) fn close(session: &Session, reader: u64) {
     if let Some(control) = session.readers.borrow().get(&reader) {
         control.close();
+        give_up(session, control);
     }
 }
 
@@ -138,6 +150,18 @@ mod tests {
         total += control.raised_by(40);
         control.grant(40);
         total -= control.spend(50);
+        assert_eq!((total, control.balance()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_withdrawn_is_given_back_once() {
+        let control = Control::default();
+        let mut total = control.raised_by(100);
+        control.grant(100);
+        total -= control.withdraw();
+        // A group that was being fetched is sent all the same.
+        total -= control.spend(60);
+        total -= control.withdraw();
         assert_eq!((total, control.balance()), (0, 0));
     }
 

@@ -13,9 +13,9 @@ use crate::domain::batch::{BATCH_RECORDS_MAX, BatchError, Cut, Opened, Taken};
 use crate::domain::body::Body;
 use crate::domain::id::{LogPosition, Offset};
 use crate::domain::partition::index::BatchPlace;
-use crate::wire::reader::RecordDetail;
+use crate::wire::reader::{DETAIL_BYTES, RecordDetail};
 
-/// Bytes of bodies gathered into one batch.
+/// Bytes gathered into one frame: a batch, and what is said of its records.
 const GATHERED_BYTES: usize = 1024 * 1024;
 
 /// What goes out as one frame.
@@ -191,7 +191,9 @@ impl Gathering {
     fn push(&mut self, place: &BatchPlace, at: u32, taken: &Taken) -> bool {
         let offset = Offset(place.first_offset.0.saturating_add(u64::from(at)));
         let follows = self.first.0.checked_add(self.cut.len() as u64) == Some(offset.0);
-        if !self.cut.is_empty() && (!follows || self.cut.len() >= BATCH_RECORDS_MAX) {
+        let bytes = self.cut.bytes() + self.details.len() + DETAIL_BYTES;
+        let is_full = self.cut.len() >= BATCH_RECORDS_MAX || bytes > GATHERED_BYTES;
+        if !self.cut.is_empty() && (!follows || is_full) {
             self.close();
         }
         if !self.cut.is_empty() && !self.cut.push_taken(taken.clone()) {
@@ -219,7 +221,6 @@ mod tests {
     use crate::domain::partition::index::Reference;
     use crate::domain::record::Record;
     use crate::domain::time::WallMs;
-    use crate::wire::reader::DETAIL_BYTES;
 
     fn payload(values: &[&'static str]) -> Body {
         let mut builder = BatchBuilder::new(1 << 20, Compression::None);

@@ -21,7 +21,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
-use super::credit::{Control, give_back, take_credit};
+use super::credit::{Control, give_back, give_up, take_credit};
 use super::gather::{Outgoing, Payload, gather};
 use super::out::Out;
 use super::pieces::{self, Pieces, is_read_alone};
@@ -97,7 +97,7 @@ pub(super) fn open(session: &Rc<Session>, open: OpenReader, correlation: u64, ou
                 out.refuse(&refused, correlation);
             }
             session.readers.borrow_mut().remove(&open.reader);
-            give_back(&session, control.balance());
+            give_up(&session, &control);
         }
         .instrument(span),
     );

@@ -32,9 +32,11 @@ pub const FRAME_OVERHEAD_BYTES_MAX: usize = 64 * 1024;
 /// The most bytes of a frame unless configured otherwise.
 pub const FRAME_BYTES_MAX_DEFAULT: usize = BATCH_BYTES_MAX_DEFAULT + FRAME_OVERHEAD_BYTES_MAX;
 
-/// The longest answer a client takes. A broker's lists are longer than any batch where it has thousands of
-/// topics or groups; and it is the client's own broker, whose certificate it has checked.
-pub const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The longest frame a client takes. A broker's lists are longer than any batch where it has thousands of
+/// topics or groups, and a delivery says something of each record beside the batch, which may be from the
+/// days of a larger `batch_bytes_max`; and it is the client's own broker, whose certificate it has checked.
+/// What is delivered, credit bounds.
+pub const SERVED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How deep MessagePack may nest in a header.
 const NESTING_MAX: usize = 16;

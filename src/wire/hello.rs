@@ -49,7 +49,7 @@ header!(HelloOk, HelloOk);
 pub struct Limits {
     /// Bytes of a batch, as stored or opened.
     pub batch_bytes_max: u32,
-    /// Bytes of a frame.
+    /// Bytes of a frame it is sent; its own may be longer.
     pub frame_bytes_max: u32,
     /// Unsettled batches of one producer in one partition.
     pub in_flight_batches_max: u32,

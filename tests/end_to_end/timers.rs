@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::TryStreamExt;
 use waterwheel::client::{
     Ack, Client, Code, Delivery, Receipt, Record, SendError, Start, TimerHandle, TimerState,
     TopicConfig, WallMs,
@@ -335,6 +336,37 @@ fn many_due_in_one_millisecond_all_come_once() {
         found.sort_by_key(|text| text.parse::<u32>().unwrap());
         let expected: Vec<String> = (0..5_000).map(|n| n.to_string()).collect();
         assert_eq!(found, expected);
+        rig.node.stop().await;
+    });
+}
+
+#[test]
+fn what_is_said_of_many_tiny_records_may_be_more_than_they_are() {
+    run(async {
+        const COUNT: u32 = 20_000;
+        let rig = Rig::start().await;
+        let client = topic(&rig).await;
+        let producer = client.producer(TOPIC).batch_bytes(1 << 20);
+        let producer = producer.open().await.unwrap();
+        let at = WallMs(now().0 + 500);
+        // One payload of tens of thousands, and as many alone.
+        let records = (0..COUNT).map(|_| Record::new("a").deliver_at(at));
+        let pending = producer.enqueue_run(0, records).await.unwrap();
+        pending.wait().await.unwrap();
+        for batch in 0..100 {
+            let records = (0..COUNT / 100).map(|_| Record::new("b").deliver_at(WallMs(at.0 + 1 + batch)));
+            let pending = producer.enqueue_run(0, records).await.unwrap();
+            pending.wait().await.unwrap();
+        }
+        let live = receive(&client, 2 * COUNT as usize).await;
+        assert_eq!(live.iter().filter(|d| *d.value == *b"a").count(), COUNT as usize);
+        // Everything is there now, to be gathered into the longest frames there are, more than once on one
+        // connection.
+        for _ in 0..2 {
+            let reader = client.reader(TOPIC).until_end().open().await.unwrap();
+            let all: Vec<Delivery> = reader.try_collect().await.unwrap();
+            assert_eq!(all, live);
+        }
         rig.node.stop().await;
     });
 }
