@@ -2,7 +2,7 @@
 //!
 //! One writer, one file, blocks in order, each durable before the next: direct and `O_DSYNC` into a
 //! file that has really been written before, as a log segment is. Where direct I/O is refused (tmpfs),
-//! buffered writes and `fdatasync`, and the report says so.
+//! buffered writes with `O_DSYNC`, and the report says so.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -71,30 +71,14 @@ impl Disk {
 
     /// Writes blocks of one size for `span`, each durable before the next.
     pub(crate) fn write(&self, block: usize, span: Duration) -> Outcome<Blocks> {
-        let flags = if self.direct {
-            OFlags::DIRECT | OFlags::DSYNC
-        } else {
-            OFlags::empty()
-        };
-        let file = open(&self.path, flags)?;
+        let file = open(&self.path, self.past_the_cache() | OFlags::DSYNC)?;
         let buffer = Aligned::noise(block);
-        self.blocks(block, span, |at| {
-            file.write_all_at(buffer.bytes(), at)?;
-            if !self.direct {
-                file.sync_data()?;
-            }
-            Ok(())
-        })
+        self.blocks(block, span, |at| Ok(file.write_all_at(buffer.bytes(), at)?))
     }
 
     /// Reads blocks of one size for `span`.
     pub(crate) fn read(&self, block: usize, span: Duration) -> Outcome<Blocks> {
-        let flags = if self.direct {
-            OFlags::DIRECT
-        } else {
-            OFlags::empty()
-        };
-        let file = open(&self.path, flags)?;
+        let file = open(&self.path, self.past_the_cache())?;
         let mut buffer = Aligned::noise(block);
         self.blocks(block, span, |at| {
             Ok(file.read_exact_at(buffer.bytes_mut(), at)?)
@@ -110,10 +94,7 @@ impl Disk {
         reads_a_second: u64,
         span: Duration,
     ) -> Outcome<(Latencies, f64)> {
-        let direct = match self.direct {
-            true => OFlags::DIRECT,
-            false => OFlags::empty(),
-        };
+        let direct = self.past_the_cache();
         let file = open(&self.path, direct | OFlags::DSYNC)?;
         let buffer = Aligned::noise(block);
         let begun = Instant::now();
@@ -154,6 +135,13 @@ impl Disk {
             }
             Ok((lateness, reads as f64 / begun.elapsed().as_secs_f64()))
         })
+    }
+
+    fn past_the_cache(&self) -> OFlags {
+        match self.direct {
+            true => OFlags::DIRECT,
+            false => OFlags::empty(),
+        }
     }
 
     fn blocks(

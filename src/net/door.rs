@@ -28,7 +28,7 @@ const FORGIVEN: Duration = Duration::from_secs(10);
 const ADDRESSES_MAX: usize = 1024;
 /// Connections of theirs that wait for their pause to end.
 const HELD_MAX: usize = 256;
-/// How long one of them waits at most: by then its client has given up.
+/// How long one of them waits at most: hardly a client gives an attempt longer.
 const HELD_FOR: Duration = Duration::from_secs(5);
 
 /// What is remembered of an address.

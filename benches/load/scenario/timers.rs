@@ -348,6 +348,7 @@ pub(crate) fn killed(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
 /// Timers of the next half minute.
 pub(crate) fn near(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
     samples.note("near: 1 kB values, armed within 10 s, due spread over the 20 s after that");
+    let disk = Disk::prepare(&bench.dir, bench.quick)?;
     for run in 0..bench.runs {
         for rate in [20_000_u64, 50_000] {
             let name = format!("near, {rate} fires/s");
@@ -355,16 +356,15 @@ pub(crate) fn near(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
                 continue;
             }
             let broker = fresh(bench, &format!("near-{rate}-{run}"))?;
-            let each = bench.size(rate * 20, 2_000) / STREAMS as u64;
+            let each = bench.size(rate * SPAN.as_secs(), 2_000) / STREAMS as u64;
+            let span = bench.size(SPAN, Duration::from_secs(1));
             let spread = Spread::at_random(
                 now_ms() + bench.size(10 * SECOND_MS, 5 * SECOND_MS),
-                bench.size(20 * SECOND_MS, SECOND_MS),
+                i64::try_from(span.as_millis())?,
             );
             let fired = arm_and_take(&broker, each, 1_000, spread)?;
             lateness(samples, &name, &fired);
             drop(broker);
-            let disk = Disk::prepare(&bench.dir, bench.quick)?;
-            let span = bench.size(SPAN, bench.span());
             let (raw, reads) = disk.lateness(BLOCK_BYTES, rate, span)?;
             let name = format!("{name}: raw synced writes beside as many reads");
             samples.add(format!("{name}: reads a second"), reads, "/s");

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 
 use super::chunk::RowId;
 use super::homes::{Changes, Homes, Read};
-use super::slots::{Held, Slots};
+use super::slots::{Held, Slots, in_due_order};
 use super::{Effect, home_shift, span_ms, tick_shift};
 use crate::domain::alarm::Alarm;
 
@@ -258,9 +258,7 @@ impl Coarse {
                 return;
             };
             self.parts_unhomed = self.parts_unhomed.saturating_sub(unhomed(&alarms));
-            alarms.sort_unstable_by_key(|held| (held.alarm, !held.homed));
-            // Of doubles the one with a home comes first.
-            alarms.dedup_by_key(|held| held.alarm);
+            in_due_order(&mut alarms);
             while alarms.len() > FALL_MAX {
                 let rest = alarms.split_off(FALL_MAX);
                 out.push(Effect::Fall { alarms, last: None });

@@ -134,22 +134,8 @@ impl Slots {
 
     /// Takes a slot out, in due order, without doubles.
     pub(super) fn take(&mut self, number: i64) -> Vec<Held> {
-        let Some(slot) = self.slots.remove(&number) else {
-            return Vec::new();
-        };
-        self.len -= slot.alarms.len();
-        self.unhomed -= slot.unhomed;
-        let start = number << self.shift;
-        let mut held: Vec<Held> = slot
-            .alarms
-            .into_iter()
-            .map(|packed| unpack(&self.names, start, packed))
-            .collect();
-        if !held.is_sorted() {
-            // Of doubles the one with a home comes first.
-            held.sort_unstable_by_key(|held| (held.alarm, !held.homed));
-        }
-        held.dedup_by_key(|held| held.alarm);
+        let mut held = self.take_parts(number, 1).pop().unwrap_or_default();
+        in_due_order(&mut held);
         held
     }
 
@@ -225,6 +211,15 @@ impl Slots {
         }
         forgotten
     }
+}
+
+/// Puts alarms in due order, without doubles: of those the one with a home stays.
+pub(super) fn in_due_order(alarms: &mut Vec<Held>) {
+    let key = |held: &Held| (held.alarm, !held.homed);
+    if !alarms.is_sorted_by_key(key) {
+        alarms.sort_unstable_by_key(key);
+    }
+    alarms.dedup_by_key(|held| held.alarm);
 }
 
 fn halves(token: u64) -> [u32; 2] {
