@@ -389,8 +389,12 @@ impl Cursor {
                     .iter()
                     .filter(|record| (from..end).contains(&record.offset.0))
                 {
-                    wanted.insert(record.offset.0, record.offset.0 + 1);
                     keys.push((record.offset.0, record.key_hash));
+                }
+                for run in keys.chunk_by(|(before, _), (at, _)| before + 1 == *at) {
+                    if let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) {
+                        wanted.insert(*first, last + 1);
+                    }
                 }
                 taken.filtered = wanted.gaps(from.max(floor), end);
             }

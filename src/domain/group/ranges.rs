@@ -57,7 +57,9 @@ impl RangeSet {
     /// Whether any of `from..to` is in it.
     #[must_use]
     pub fn meets(&self, from: u64, to: u64) -> bool {
-        from < to && (self.contains(from) || self.ranges.range(from..to).next().is_some())
+        // Of those that begin below `to`, the last ends last.
+        let last = || self.ranges.range(..to).next_back();
+        from < to && last().is_some_and(|(_, end)| *end > from)
     }
 
     /// Adds `from..to`; says how many were new.
@@ -65,24 +67,24 @@ impl RangeSet {
         if from >= to {
             return 0;
         }
-        let (mut start, mut end) = (from, to);
-        let mut had = 0;
-        if let Some((before, before_end)) = self.ranges.range(..from).next_back()
-            && *before_end >= from
+        let (mut end, mut had) = (to, 0);
+        // From the last that it touches backwards: mostly there is one or none, found with one search.
+        while let Some((at, its_end)) = self.ranges.range_mut(..=to).next_back()
+            && *its_end >= from
         {
-            if *before_end >= to {
-                return 0;
+            let start = *at;
+            had += *its_end - start;
+            end = end.max(*its_end);
+            if start <= from {
+                *its_end = end;
+                let new = (end - start) - had;
+                self.len += new;
+                return new;
             }
-            start = *before;
+            self.ranges.remove(&start);
         }
-        while let Some((next, next_end)) = self.ranges.range(start..=end).next() {
-            let (next, next_end) = (*next, *next_end);
-            had += next_end - next;
-            end = end.max(next_end);
-            self.ranges.remove(&next);
-        }
-        self.ranges.insert(start, end);
-        let new = (end - start) - had;
+        self.ranges.insert(from, end);
+        let new = (end - from) - had;
         self.len += new;
         new
     }
@@ -93,22 +95,21 @@ impl RangeSet {
             return 0;
         }
         let mut removed = 0;
-        if let Some((before, end)) = self.ranges.range(..from).next_back() {
-            let (before, end) = (*before, *end);
-            if end > from {
-                self.ranges.insert(before, from);
-                removed += end.min(to) - from;
-                if end > to {
-                    self.ranges.insert(to, end);
-                }
+        while let Some((at, its_end)) = self.ranges.range_mut(..to).next_back()
+            && *its_end > from
+        {
+            let (start, end) = (*at, *its_end);
+            removed += end.min(to) - start.max(from);
+            if start < from {
+                *its_end = from;
+            } else {
+                self.ranges.remove(&start);
             }
-        }
-        while let Some((next, end)) = self.ranges.range(from..to).next() {
-            let (next, end) = (*next, *end);
-            self.ranges.remove(&next);
-            removed += end.min(to) - next;
             if end > to {
                 self.ranges.insert(to, end);
+            }
+            if start <= from {
+                break;
             }
         }
         self.len -= removed;
@@ -121,16 +122,15 @@ impl RangeSet {
         if from >= to {
             return Vec::new();
         }
-        let before = self
+        let mut parts: Vec<(u64, u64)> = self
             .ranges
-            .range(..from)
-            .next_back()
-            .filter(|(_, end)| **end > from);
-        before
-            .into_iter()
-            .chain(self.ranges.range(from..to))
+            .range(..to)
+            .rev()
+            .take_while(|(_, end)| **end > from)
             .map(|(start, end)| ((*start).max(from), (*end).min(to)))
-            .collect()
+            .collect();
+        parts.reverse();
+        parts
     }
 
     /// What of `from..to` is not in it, in order.
