@@ -18,7 +18,7 @@ use super::Client;
 use super::admin::Start;
 use super::delivery::Delivery;
 use super::error::ConsumeError;
-use super::leased::{Bad, Hand, LeaseTag, LeasedBatch};
+use super::leased::{Bad, Hand, LeaseTag, LeasedBatch, Standing};
 use super::membership::{self, Plan, Say, Told, Verdict, Wires};
 use super::settle::{Settlement, Settler};
 use crate::wire::consume::RetryAfter;
@@ -521,27 +521,31 @@ impl Consumer {
                     continue;
                 }
                 let next = batch.next();
-                let is_last = batch.is_lease_over();
-                match next {
-                    Some(Ok(delivery)) => {
-                        if let Some(tag) = delivery.lease {
-                            self.hand.took(tag.lease, is_last);
-                        }
+                let (is_first, is_last) = (batch.is_lease_begun(), batch.is_lease_over());
+                let record = next.as_ref().and_then(|next| match next {
+                    Ok(delivery) => delivery.lease.map(|tag| (tag, delivery.offset)),
+                    Err(bad) => Some((bad.tag, bad.offset)),
+                });
+                if let Some((tag, offset)) = record {
+                    self.hand.took(tag.lease, is_last);
+                    match self.hand.standing(tag, offset, is_first) {
+                        Standing::Held => {}
                         // What was lost meanwhile is another's by now.
-                        let holds = delivery.lease.is_some_and(|tag| {
-                            tag.is_settled || self.hand.holds(tag, delivery.offset)
-                        });
-                        if holds {
-                            return Poll::Ready(Some(Ok(delivery)));
-                        }
-                        if let Some(tag) = delivery.lease {
+                        Standing::Lost => {
                             self.settler.pass_over(tag);
+                            continue;
                         }
-                        continue;
+                        Standing::Leaving => {
+                            let unseen = Verdict::Not(RetryAfter::Unseen, String::new());
+                            self.settler.say_of(tag, offset, unseen);
+                            continue;
+                        }
                     }
+                }
+                match next {
+                    Some(Ok(delivery)) => return Poll::Ready(Some(Ok(delivery))),
                     Some(Err(bad)) => {
                         let Bad { tag, offset, error } = *bad;
-                        self.hand.took(tag.lease, is_last);
                         let verdict = Verdict::Not(RetryAfter::Policy, error.to_string());
                         if tag.is_settled {
                             self.taken.push(tag);

@@ -1,6 +1,6 @@
 //! Leased records on their way to the application: batches of them, and the lease each one is under.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -62,6 +62,29 @@ struct Line {
     /// Records that were refused, each with the last lease that had come by then: what these leases have
     /// behind it was taken back, and comes again behind it.
     refused: Vec<(u64, LeaseId)>,
+    /// Leases of which the application was given nothing yet, each with its first record.
+    untouched: BTreeMap<LeaseId, u64>,
+    /// The last lease that had come when the place was to become another's.
+    leaving: Option<LeaseId>,
+}
+
+impl Line {
+    /// Whether a record was taken back with one before it that was refused.
+    fn is_behind_refused(&self, lease: LeaseId, offset: u64) -> bool {
+        let mut refused = self.refused.iter();
+        refused.any(|(at, newest)| offset > *at && lease <= *newest)
+    }
+}
+
+/// Whether the application is to be given a record that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It is.
+    Held,
+    /// It is not the consumer's any more.
+    Lost,
+    /// Its place becomes another's as soon as this consumer has nothing of it: it goes back unseen.
+    Leaving,
 }
 
 /// Leases with records the application was not given yet.
@@ -77,9 +100,9 @@ struct Queue {
 pub(crate) struct Hand {
     /// Counts the times the consumer joined; leases of earlier ones are void.
     session: AtomicU64,
-    /// Leases were lost, or records refused, in this session: until then, which is nearly always, none of what
-    /// follows has to be looked at for each record.
-    has_gaps: AtomicBool,
+    /// One past the last lease that had come when leases were lost, records refused or places given up in this
+    /// session: of later ones, which are nearly all, none of what follows has to be looked at for each record.
+    gaps_end: AtomicU64,
     /// The application took records since it was looked last.
     takes: AtomicBool,
     /// At most [`LOST_MAX`].
@@ -94,7 +117,7 @@ impl Hand {
         if tag.session != self.session() {
             return false;
         }
-        if !self.has_gaps.load(Ordering::Acquire) {
+        if tag.lease.0 >= self.gaps_end.load(Ordering::Acquire) {
             return true;
         }
         if lock(&self.lost).contains(&tag.lease) {
@@ -105,22 +128,71 @@ impl Hand {
         }
         let lines = lock(&self.lines);
         let line = lines.get(&tag.place());
-        line.is_none_or(|line| {
-            let mut refused = line.refused.iter();
-            refused.all(|(at, newest)| offset <= *at || tag.lease > *newest)
-        })
+        line.is_none_or(|line| !line.is_behind_refused(tag.lease, offset))
     }
 
-    /// A lease came.
-    pub(crate) fn came(&self, tag: LeaseTag) {
-        if !tag.is_settled {
-            lock(&self.queue).waiting.insert(tag.lease);
+    /// Whether the application is to be given a record; `first` where it is the first of its lease.
+    pub(crate) fn standing(&self, tag: LeaseTag, offset: u64, first: bool) -> Standing {
+        if tag.is_settled {
+            return Standing::Held;
         }
+        if tag.is_ordered && first {
+            let mut lines = lock(&self.lines);
+            let line = lines.get_mut(&tag.place());
+            if line.is_none_or(|line| line.untouched.remove(&tag.lease).is_none()) {
+                return Standing::Lost;
+            }
+        }
+        if !self.holds(tag, offset) {
+            return Standing::Lost;
+        }
+        if tag.is_ordered && tag.lease.0 < self.gaps_end.load(Ordering::Acquire) {
+            let lines = lock(&self.lines);
+            let leaving = lines.get(&tag.place()).and_then(|line| line.leaving);
+            if leaving.is_some_and(|newest| tag.lease <= newest) {
+                return Standing::Leaving;
+            }
+        }
+        Standing::Held
+    }
+
+    /// A lease came, which begins at `first`.
+    pub(crate) fn came(&self, tag: LeaseTag, first: u64) {
+        if tag.is_settled {
+            return;
+        }
+        lock(&self.queue).waiting.insert(tag.lease);
         if tag.is_ordered {
             let mut lines = lock(&self.lines);
             let line = lines.entry(tag.place()).or_default();
             line.newest = line.newest.max(tag.lease);
+            line.untouched.insert(tag.lease, first);
         }
+    }
+
+    /// A place is to become another's. What the application has of it may still be settled; the rest goes back:
+    /// leases it was given nothing of at once, of which this is the first, and of others what it was not given
+    /// once it comes for it.
+    pub(crate) fn give_up(&self, topic: TopicId, partition: u32, lane: u8) -> Option<LeaseId> {
+        let mut lines = lock(&self.lines);
+        let line = lines.get_mut(&(topic, partition, lane))?;
+        line.leaving = Some(line.newest);
+        self.gaps_end.fetch_max(line.newest.0 + 1, Ordering::AcqRel);
+        let untouched = std::mem::take(&mut line.untouched);
+        let mut held: Vec<(u64, LeaseId)> = {
+            let lost = lock(&self.lost);
+            let held = untouched.into_iter().filter(|(lease, first)| {
+                !lost.contains(lease) && !line.is_behind_refused(*lease, *first)
+            });
+            held.map(|(lease, first)| (first, lease)).collect()
+        };
+        held.sort_unstable();
+        drop(lines);
+        let mut queue = lock(&self.queue);
+        for (_, lease) in &held {
+            queue.waiting.remove(lease);
+        }
+        held.first().map(|(_, lease)| *lease)
     }
 
     /// The application was given a record of a lease, or it was passed over; `last` where no other of it waits.
@@ -151,9 +223,9 @@ impl Hand {
         if !tag.is_ordered || !self.holds(tag, offset) {
             return;
         }
-        self.has_gaps.store(true, Ordering::Release);
         let mut lines = lock(&self.lines);
         let line = lines.entry(tag.place()).or_default();
+        self.gaps_end.fetch_max(line.newest.0 + 1, Ordering::AcqRel);
         line.refused.retain(|(at, _)| *at < offset);
         if line.refused.len() >= REFUSALS_MAX {
             line.refused.remove(0);
@@ -167,7 +239,7 @@ impl Hand {
 
     /// All that is in hand is void.
     pub(crate) fn begin(&self) -> u64 {
-        self.has_gaps.store(false, Ordering::Release);
+        self.gaps_end.store(0, Ordering::Release);
         self.takes.store(false, Ordering::Relaxed);
         lock(&self.lost).clear();
         lock(&self.lines).clear();
@@ -181,7 +253,8 @@ impl Hand {
     /// These leases are lost. Remembered until the session ends, or until there are too many: then the
     /// oldest are forgotten, which cost a question to the broker if anybody still settles them, no more.
     pub(crate) fn lose(&self, leases: &[LeaseId]) {
-        self.has_gaps.store(true, Ordering::Release);
+        let end = leases.iter().map(|lease| lease.0 + 1).max();
+        self.gaps_end.fetch_max(end.unwrap_or(0), Ordering::AcqRel);
         let mut queue = lock(&self.queue);
         for lease in leases {
             queue.waiting.remove(lease);
@@ -251,9 +324,10 @@ impl LeasedBatch {
         self.session
     }
 
-    /// Its leases.
-    pub(crate) fn tags(&self) -> impl Iterator<Item = LeaseTag> {
-        self.head.leases.iter().map(|lease| self.tag(lease))
+    /// Its leases, each with its first record.
+    pub(crate) fn tags(&self) -> impl Iterator<Item = (LeaseTag, u64)> {
+        let leases = self.head.leases.iter();
+        leases.map(|lease| (self.tag(lease), lease.first.0))
     }
 
     /// The record that is next: its lease and offset.
@@ -279,6 +353,11 @@ impl LeasedBatch {
             is_ordered: self.topic.is_ordered,
             is_settled: lease.lease_ms == 0,
         }
+    }
+
+    /// Whether the record that was taken last is the first of its lease.
+    pub(crate) fn is_lease_begun(&self) -> bool {
+        self.at.1 == 1
     }
 
     /// Whether the record that was taken last is the last of its lease.
@@ -386,5 +465,35 @@ pub(super) mod tests {
         let session = hand.begin();
         assert!(lock(&hand.lost).is_empty());
         assert!(hand.holds(tag(session, many - 1), 0));
+    }
+
+    #[test]
+    fn of_a_place_that_moves_only_what_was_given_out_stays() {
+        let hand = Hand::default();
+        let session = hand.begin();
+        let ordered = |lease| LeaseTag {
+            is_ordered: true,
+            ..tag(session, lease)
+        };
+        let give_up = || hand.give_up(TopicId(1), 0, 0);
+        for (lease, first) in [(1, 10), (2, 20), (3, 30)] {
+            hand.came(ordered(lease), first);
+        }
+        assert_eq!(hand.standing(ordered(1), 10, true), Standing::Held);
+        assert_eq!(give_up(), Some(LeaseId(2)));
+        assert!(hand.holds(ordered(1), 10));
+        assert_eq!(hand.standing(ordered(1), 11, false), Standing::Leaving);
+        assert_eq!(hand.standing(ordered(2), 20, true), Standing::Lost);
+        assert_eq!(hand.standing(ordered(3), 30, true), Standing::Lost);
+        assert_eq!(give_up(), None);
+        // It becomes this consumer's again, and is taken away again when one of its leases is lost already.
+        for (lease, first) in [(4, 11), (5, 20), (6, 30)] {
+            hand.came(ordered(lease), first);
+        }
+        assert_eq!(hand.standing(ordered(4), 11, true), Standing::Held);
+        hand.lose(&[LeaseId(5)]);
+        assert_eq!(give_up(), Some(LeaseId(6)));
+        // Only what waits for the application and is its own is renewed.
+        assert_eq!(hand.to_renew(Duration::MAX), [LeaseId(1), LeaseId(4)]);
     }
 }

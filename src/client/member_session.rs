@@ -25,7 +25,7 @@ use crate::domain::id::{Lane, LeaseId, Offset, PartitionIndex, TopicId};
 use crate::wire::code::Code;
 use crate::wire::consume::{
     Acknowledge, AcknowledgeUpTo, ExtendLeases, GrantCredit, LeaseRange, Leased, LeasesLost,
-    LeaveGroup, MemberEnd, Nack, RANGES_MAX, RetryAfter, Settled, Unsubscribed, Withdraw,
+    LeaveGroup, MemberEnd, Nack, RANGES_MAX, RetryAfter, Revoked, Settled, Unsubscribed, Withdraw,
     Withdrawn,
 };
 use crate::wire::frame::{Frame, FrameKind};
@@ -140,7 +140,11 @@ impl Session {
                     Some(_) | None => End::Lost,
                 });
             }
-            // Assignments say nothing a consumer has to act on; others are of a later version.
+            Some(FrameKind::Revoked) => match frame.decode::<Revoked>() {
+                Ok(revoked) => self.revoked(keeper, &revoked),
+                Err(error) => return Some(protocol(keeper, &error)),
+            },
+            // An assignment says nothing a consumer has to act on; others are of a later version.
             Some(_) | None => {}
         }
         None
@@ -171,7 +175,8 @@ impl Session {
             .collect();
         match LeasedBatch::new(&keeper.topics, self.number, head, &frame.body) {
             Ok(batch) => {
-                batch.tags().for_each(|tag| keeper.hand.came(tag));
+                let hand = &keeper.hand;
+                batch.tags().for_each(|(tag, first)| hand.came(tag, first));
                 let _ = keeper.tell.send(Told::Batch(Box::new(batch)));
             }
             Err(error) => {
@@ -195,6 +200,25 @@ impl Session {
         keeper.hand.lose(leases);
         for lease in leases {
             self.give_back(*lease, u32::MAX);
+        }
+    }
+
+    /// A place is to become another's: leases the application was given nothing of go back at once, the first
+    /// with all that is behind it.
+    fn revoked(&mut self, keeper: &Keeper, revoked: &Revoked) {
+        let (partition, lane) = (revoked.partition.0, revoked.lane.0);
+        let untouched = keeper.hand.give_up(revoked.topic, partition, lane);
+        if let Some(lease) = untouched
+            && let Some(held) = self.leases.get(&lease)
+        {
+            let range = LeaseRange {
+                lease,
+                first: Offset(held.first),
+                count: held.count,
+            };
+            self.give_back(lease, u32::MAX);
+            let unseen = Verdict::Not(RetryAfter::Unseen, String::new());
+            self.say(&unseen, vec![range], Waiters::new());
         }
     }
 

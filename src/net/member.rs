@@ -520,6 +520,7 @@ pub(super) fn say(session: &Session, said: Said, correlation: u64, out: &Out) {
                 consume::RetryAfter::Now => RetryAfter::Now,
                 consume::RetryAfter::Ms(ms) => RetryAfter::Ms(ms),
                 consume::RetryAfter::Dead => RetryAfter::DeadLetter,
+                consume::RetryAfter::Unseen => RetryAfter::Unseen,
             },
             reason: said.reason,
         },

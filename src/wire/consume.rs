@@ -127,6 +127,9 @@ pub enum RetryAfter {
     Ms(u64),
     /// Never: to the dead letters at once.
     Dead,
+    /// At once, to whoever is next, and not counted as an attempt: nobody has looked at them. Where they come
+    /// in order, all that the member has behind them goes with them. Nothing of this is durable.
+    Unseen,
 }
 
 /// These are not consumed. Answered by [`Settled`] once durable. Positional.

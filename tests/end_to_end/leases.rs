@@ -73,6 +73,50 @@ fn a_record_that_waits_for_a_consumer_that_has_stopped_comes_to_another() {
 }
 
 #[test]
+fn what_nobody_was_given_of_a_partition_that_moves_goes_with_it_at_once() {
+    run(async {
+        // What moves within this test was given back.
+        let rig = Rig::start_with(|config| config.group_drain_ms = 600_000).await;
+        let client = rig.node.connect().await.unwrap();
+        client.create_topic("numbers", TopicConfig::new(2)).await.unwrap();
+        let producer = client.producer("numbers").open().await.unwrap();
+        // Ten to each, each by itself.
+        for n in 0..20 {
+            producer.send(Record::new(n.to_string())).await.unwrap();
+        }
+        let open = async || {
+            let builder = client.consumer("moving").topic("numbers");
+            builder.mode(Mode::Exclusive).open().await.unwrap()
+        };
+        let mut first = open().await;
+        let taken = first.next().await.unwrap().unwrap();
+        let mut second = open().await;
+        first.ack(&taken).await.unwrap();
+        // The first takes nothing meanwhile: it is not asked for what it was sent.
+        let mut offsets = Vec::new();
+        let mut moved = None;
+        while offsets.last() != Some(&9) {
+            let delivery = tokio::time::timeout(WAIT, second.next()).await;
+            let delivery = delivery.expect("it stays with who does not take it");
+            let delivery = delivery.unwrap().unwrap();
+            assert_eq!(delivery.attempt, 1, "nobody had seen it");
+            assert_eq!(*moved.get_or_insert(delivery.partition), delivery.partition);
+            offsets.push(delivery.offset);
+            second.ack(&delivery).await.unwrap();
+        }
+        let from = u64::from(moved == Some(taken.partition));
+        assert!(offsets.into_iter().eq(from..10));
+        // And the other is the first's still, from where it was.
+        let from = 1 - from;
+        for offset in from..10 {
+            let delivery = first.next().await.unwrap().unwrap();
+            assert_eq!((delivery.offset, delivery.attempt), (offset, 1));
+            first.ack(&delivery).await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn in_order_what_is_rolled_back_comes_before_what_was_sent_with_it() {
     run(async {
         let rig = Rig::start().await;

@@ -96,6 +96,7 @@ struct World {
     said: BTreeSet<Record>,
     /// And was answered.
     settled: BTreeSet<Record>,
+    /// Somebody who had it refused it, or lost it.
     refused: BTreeSet<Record>,
     letters: BTreeSet<Record>,
     described: Option<Description>,
@@ -281,6 +282,11 @@ impl World {
             let record = (partition, offset);
             assert!(!self.settled.contains(&record), "{record:?} was settled");
             assert!(!self.letters.contains(&record), "{record:?} is a letter");
+            let is_first = lease.attempt == 1;
+            assert!(
+                is_first || self.refused.contains(&record),
+                "{record:?} counts as tried"
+            );
             for (other, held) in &self.members {
                 let mut held = held.values();
                 let is_held = held.any(|(at, open)| *at == partition && open.contains(&offset));
@@ -489,13 +495,16 @@ impl World {
 
     fn refuse(&mut self, (member, lease, record): (MemberId, LeaseId, Record)) {
         self.part(member, lease, record.1, true);
-        self.refused.insert(record);
-        let after = match self.rng.below(6) {
+        let after = match self.rng.below(8) {
             0 => RetryAfter::Now,
-            1 => RetryAfter::DeadLetter,
-            2 => RetryAfter::Undelivered,
+            1 | 2 => RetryAfter::DeadLetter,
+            3 => RetryAfter::Undelivered,
+            4 => RetryAfter::Unseen,
             _ => RetryAfter::Policy,
         };
+        if after != RetryAfter::Unseen {
+            self.refused.insert(record);
+        }
         let ranges = vec![range(lease, record.1)];
         let reason = "it would not do".to_owned();
         self.command(Command::Refuse {

@@ -92,6 +92,9 @@ pub enum RetryAfter {
     DeadLetter,
     /// It did not reach its member, through no fault of either: shortly, and not counted as an attempt.
     Undelivered,
+    /// Nobody has looked at it: at once, to whoever is next, and not counted as an attempt. It is not listed,
+    /// so nothing of this is durable. In order, all that the member has behind it goes with it.
+    Unseen,
 }
 
 /// What is asked of a group. Every command is answered exactly once, under its token; what rests on the

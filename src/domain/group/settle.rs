@@ -410,8 +410,8 @@ impl Group {
         Ok(None)
     }
 
-    /// Records are not consumed: they are listed, durably, with their attempts and reason. In order, only
-    /// the first is, and everything behind it is taken back (G3).
+    /// Records are not consumed: they are listed, durably, with their attempts and reason, unless nobody saw
+    /// them. In order, only the first is, and everything behind it is taken back (G3).
     fn come_again(
         &mut self,
         number: CursorNumber,
@@ -431,7 +431,10 @@ impl Group {
         let since = self.now.wall;
         let mut offsets = open.iter().flat_map(|(from, to)| *from..*to);
         let Some(first) = offsets.next() else { return };
-        let listed: Vec<u64> = if ordered {
+        let is_seen = after != RetryAfter::Unseen;
+        let listed: Vec<u64> = if !is_seen {
+            Vec::new()
+        } else if ordered {
             vec![first]
         } else {
             std::iter::once(first).chain(offsets).collect()
@@ -448,7 +451,7 @@ impl Group {
                         number.0 ^ offset ^ u64::from(attempt) << 48,
                     )
                 }
-                RetryAfter::Now | RetryAfter::DeadLetter => 0,
+                RetryAfter::Now | RetryAfter::DeadLetter | RetryAfter::Unseen => 0,
                 RetryAfter::Ms(ms) => ms,
                 RetryAfter::Undelivered => UNDELIVERED_MS,
             };
@@ -464,13 +467,16 @@ impl Group {
             };
             self.list_record(number, offset, attempt, why, effects);
         }
-        if ordered {
+        if (ordered || !is_seen)
+            && let Some(cursor) = self.cursors.get_mut(&number)
+        {
+            let unlisted = first + u64::from(is_seen);
             for (from, to) in open {
-                let from = (*from).max(first + 1);
-                if let Some(cursor) = self.cursors.get_mut(&number) {
-                    cursor.ready.insert(from, *to);
-                }
+                cursor.ready.insert((*from).max(unlisted), *to);
             }
+            self.touched.insert(number);
+        }
+        if ordered {
             self.give_back_from(number, first + 1, false, effects);
             self.give_back_rest(number, first);
         }

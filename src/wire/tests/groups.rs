@@ -70,6 +70,15 @@ pub(super) fn golden_requests() -> Vec<Bytes> {
             r"\x94\t\x91\x93\x04\xcd\x01,\x02\x81\xa2ms\x07\xa1r",
         ),
         golden(
+            Nack {
+                consumer: 9,
+                ranges: vec![range],
+                after: RetryAfter::Unseen,
+                reason: String::new(),
+            },
+            r"\x94\t\x91\x93\x04\xcd\x01,\x02\xa6unseen\xa0",
+        ),
+        golden(
             ExtendLeases {
                 consumer: 9,
                 leases: vec![LeaseId(4)],

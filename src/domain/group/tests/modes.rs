@@ -43,7 +43,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => index().prop_map(Step::Withdraw),
         10 => (index(), index(), 0u64..8, 1u32..8).prop_map(|(m, l, f, c)| Step::Ack(m, l, f, c)),
         2 => (index(), index()).prop_map(|(m, l)| Step::AckUpTo(m, l)),
-        4 => (index(), index(), 0u64..8, 1u32..4, 0u8..5).prop_map(|(m, l, f, c, a)| Step::Nack(m, l, f, c, a)),
+        4 => (index(), index(), 0u64..8, 1u32..4, 0u8..6).prop_map(|(m, l, f, c, a)| Step::Nack(m, l, f, c, a)),
         1 => (index(), index()).prop_map(|(m, l)| Step::Extend(m, l)),
         8 => index().prop_map(Step::Feed),
         3 => Just(Step::Fetch),
@@ -135,6 +135,7 @@ pub(super) fn run(rig: &mut Rig, step: Step) {
                 0 => RetryAfter::Now,
                 1 => RetryAfter::Ms(50),
                 2 => RetryAfter::DeadLetter,
+                3 => RetryAfter::Unseen,
                 _ => RetryAfter::Policy,
             };
             if let Some(member) = pick(rig, which)

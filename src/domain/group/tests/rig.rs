@@ -62,7 +62,6 @@ pub(super) struct Rig {
     pub(super) acking: BTreeMap<Token, Vec<(PartitionId, u64)>>,
     pub(super) settled: BTreeSet<(PartitionId, u64)>,
     pub(super) dead: BTreeSet<(PartitionId, u64)>,
-    pub(super) attempts: BTreeMap<(PartitionId, u64), u16>,
     pub(super) next_token: u64,
     /// No lane ages: nothing is given out while a higher one has something.
     pub(super) strict_lanes: bool,
@@ -102,7 +101,6 @@ impl Rig {
             acking: BTreeMap::new(),
             settled: BTreeSet::new(),
             dead: BTreeSet::new(),
-            attempts: BTreeMap::new(),
             next_token: 0,
             strict_lanes: false,
         };
@@ -628,8 +626,7 @@ impl Rig {
         after: RetryAfter,
     ) {
         let client = self.clients.get_mut(&member).unwrap();
-        let (at, open, attempt) = client.leases.get_mut(&lease).unwrap();
-        let (at, attempt) = (*at, *attempt);
+        let (_, open, _) = client.leases.get_mut(&lease).unwrap();
         let mut given = Vec::new();
         for offset in first..first + u64::from(count) {
             if open.remove(&offset) {
@@ -648,9 +645,6 @@ impl Rig {
             if open.is_empty() {
                 client.leases.remove(&lease);
             }
-        }
-        for offset in given {
-            self.attempts.insert((at, offset), attempt);
         }
         let first = Offset(first);
         let ranges = vec![LeasedRange {
