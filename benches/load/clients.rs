@@ -42,6 +42,14 @@ pub(crate) fn create_topic_as(home: &Home, name: &str, config: TopicConfig) -> O
     })
 }
 
+/// Deletes a topic and what is in it.
+pub(crate) fn delete_topic(home: &Home, name: &str) -> Outcome<()> {
+    bounded(PATIENCE, async {
+        connect(home).await?.delete_topic(name).await?;
+        Ok(())
+    })
+}
+
 /// How long a producer goes on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Until {

@@ -38,6 +38,9 @@ const FLAT_OUT: &str = "flat out";
 const PARTITIONS: u32 = 8;
 /// What a partition of the flood keeps at least, in bytes.
 const FLOOD_KEPT: u64 = 1_000_000_000;
+/// Topics the well-behaved client sends to beside the flood, one after the other. A segment stays as long as
+/// anything in it is kept: were they one, 50 GB of the flood would stay beside 10 MB of it.
+const TURNS: u32 = 6;
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -116,7 +119,15 @@ fn flat_out(
         .args(["flood", &PRODUCERS.to_string()]);
     producers.arg(span.as_millis().to_string());
     let producers = Process::start(producers, READY_WITHIN)?;
-    let (calm, peak) = watched(&broker, || calm(&broker, "calm", pool, span * 4 / 5))?;
+    let (calm, peak) = watched(&broker, || {
+        let mut all = Latencies::new()?;
+        for turn in 0..TURNS {
+            let topic = format!("calm-{turn}");
+            all.merge(&calm(&broker, &topic, pool, span * 4 / 5 / TURNS)?)?;
+            clients::delete_topic(home, &topic)?;
+        }
+        Ok(all)
+    })?;
     producers.finish(span + PATIENCE * 2)?;
     broker.still_runs()?;
     let allowed = trip + 2.0 * flush;
