@@ -136,6 +136,9 @@ impl Hand {
         if tag.is_settled {
             return Standing::Held;
         }
+        if tag.session != self.session() {
+            return Standing::Lost;
+        }
         if tag.is_ordered && first {
             let mut lines = lock(&self.lines);
             let line = lines.get_mut(&tag.place());
@@ -171,13 +174,15 @@ impl Hand {
     }
 
     /// A place is to become another's. What the application has of it may still be settled; the rest goes back:
-    /// leases it was given nothing of at once, of which this is the first, and of others what it was not given
-    /// once it comes for it.
-    pub(crate) fn give_up(&self, topic: TopicId, partition: u32, lane: u8) -> Option<LeaseId> {
+    /// leases it was given nothing of at once, which these are, in order; of others what it was not given once
+    /// it comes for it.
+    pub(crate) fn give_up(&self, topic: TopicId, partition: u32, lane: u8) -> Vec<LeaseId> {
         let mut lines = lock(&self.lines);
-        let line = lines.get_mut(&(topic, partition, lane))?;
+        let Some(line) = lines.get_mut(&(topic, partition, lane)) else {
+            return Vec::new();
+        };
         line.leaving = Some(line.newest);
-        self.gaps_end.fetch_max(line.newest.0 + 1, Ordering::AcqRel);
+        self.gap_up_to(line.newest);
         let untouched = std::mem::take(&mut line.untouched);
         let mut held: Vec<(u64, LeaseId)> = {
             let lost = lock(&self.lost);
@@ -192,7 +197,7 @@ impl Hand {
         for (_, lease) in &held {
             queue.waiting.remove(lease);
         }
-        held.first().map(|(_, lease)| *lease)
+        held.into_iter().map(|(_, lease)| lease).collect()
     }
 
     /// The application was given a record of a lease, or it was passed over; `last` where no other of it waits.
@@ -225,12 +230,17 @@ impl Hand {
         }
         let mut lines = lock(&self.lines);
         let line = lines.entry(tag.place()).or_default();
-        self.gaps_end.fetch_max(line.newest.0 + 1, Ordering::AcqRel);
+        self.gap_up_to(line.newest);
         line.refused.retain(|(at, _)| *at < offset);
         if line.refused.len() >= REFUSALS_MAX {
             line.refused.remove(0);
         }
         line.refused.push((offset, line.newest));
+    }
+
+    fn gap_up_to(&self, lease: LeaseId) {
+        let end = lease.0.saturating_add(1);
+        self.gaps_end.fetch_max(end, Ordering::AcqRel);
     }
 
     pub(crate) fn session(&self) -> u64 {
@@ -253,8 +263,9 @@ impl Hand {
     /// These leases are lost. Remembered until the session ends, or until there are too many: then the
     /// oldest are forgotten, which cost a question to the broker if anybody still settles them, no more.
     pub(crate) fn lose(&self, leases: &[LeaseId]) {
-        let end = leases.iter().map(|lease| lease.0 + 1).max();
-        self.gaps_end.fetch_max(end.unwrap_or(0), Ordering::AcqRel);
+        if let Some(last) = leases.iter().max() {
+            self.gap_up_to(*last);
+        }
         let mut queue = lock(&self.queue);
         for lease in leases {
             queue.waiting.remove(lease);
@@ -480,19 +491,19 @@ pub(super) mod tests {
             hand.came(ordered(lease), first);
         }
         assert_eq!(hand.standing(ordered(1), 10, true), Standing::Held);
-        assert_eq!(give_up(), Some(LeaseId(2)));
+        assert_eq!(give_up(), [LeaseId(2), LeaseId(3)]);
         assert!(hand.holds(ordered(1), 10));
         assert_eq!(hand.standing(ordered(1), 11, false), Standing::Leaving);
         assert_eq!(hand.standing(ordered(2), 20, true), Standing::Lost);
         assert_eq!(hand.standing(ordered(3), 30, true), Standing::Lost);
-        assert_eq!(give_up(), None);
+        assert_eq!(give_up(), []);
         // It becomes this consumer's again, and is taken away again when one of its leases is lost already.
         for (lease, first) in [(4, 11), (5, 20), (6, 30)] {
             hand.came(ordered(lease), first);
         }
         assert_eq!(hand.standing(ordered(4), 11, true), Standing::Held);
         hand.lose(&[LeaseId(5)]);
-        assert_eq!(give_up(), Some(LeaseId(6)));
+        assert_eq!(give_up(), [LeaseId(6)]);
         // Only what waits for the application and is its own is renewed.
         assert_eq!(hand.to_renew(Duration::MAX), [LeaseId(1), LeaseId(4)]);
     }

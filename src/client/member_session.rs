@@ -207,8 +207,12 @@ impl Session {
     /// with all that is behind it.
     fn revoked(&mut self, keeper: &Keeper, revoked: &Revoked) {
         let (partition, lane) = (revoked.partition.0, revoked.lane.0);
-        let untouched = keeper.hand.give_up(revoked.topic, partition, lane);
-        if let Some(lease) = untouched
+        let mut untouched = keeper
+            .hand
+            .give_up(revoked.topic, partition, lane)
+            .into_iter();
+        // Some may be settled already, by way of a later one.
+        if let Some(lease) = untouched.find(|lease| self.leases.contains_key(lease))
             && let Some(held) = self.leases.get(&lease)
         {
             let range = LeaseRange {

@@ -117,6 +117,52 @@ fn what_nobody_was_given_of_a_partition_that_moves_goes_with_it_at_once() {
 }
 
 #[test]
+fn the_rest_of_what_was_begun_moves_when_its_consumer_comes_for_more() {
+    run(async {
+        let rig = Rig::start_with(|config| config.group_drain_ms = 600_000).await;
+        let client = rig.node.connect().await.unwrap();
+        client.create_topic("numbers", TopicConfig::new(2)).await.unwrap();
+        let producer = client.producer("numbers").open().await.unwrap();
+        // A batch of ten to each.
+        let mut pending = Vec::new();
+        for n in 0..20 {
+            let record = Record::new(n.to_string());
+            pending.push(producer.enqueue_to(n % 2, record).await.unwrap());
+        }
+        for receipt in pending {
+            receipt.await.unwrap();
+        }
+        let open = async || {
+            let builder = client.consumer("moving").topic("numbers");
+            builder.mode(Mode::Exclusive).open().await.unwrap()
+        };
+        let mut first = open().await;
+        // Of two partitions the second will move: it is in the middle of that.
+        let mut given = 0;
+        while given == 0 {
+            let delivery = first.next().await.unwrap().unwrap();
+            first.ack(&delivery).await.unwrap();
+            given += u64::from(delivery.partition);
+        }
+        let mut second = open().await;
+        let came = loop {
+            tokio::select! {
+                biased;
+                came = second.next() => break came.unwrap().unwrap(),
+                // Before it hears that it is to let go it may be given more.
+                delivery = first.next() => {
+                    let delivery = delivery.unwrap().unwrap();
+                    first.ack(&delivery).await.unwrap();
+                    given += u64::from(delivery.partition);
+                    assert!(given < 10, "all of it stayed");
+                }
+            }
+        };
+        assert_eq!((came.partition, came.offset, came.attempt), (1, given, 1));
+    });
+}
+
+#[test]
 fn in_order_what_is_rolled_back_comes_before_what_was_sent_with_it() {
     run(async {
         let rig = Rig::start().await;

@@ -448,6 +448,16 @@ impl Group {
 
     fn begin_drain(&mut self, number: CursorNumber, member: MemberId, effects: &mut Vec<Effect>) {
         let drain_ms = self.limits.drain_ms;
+        // What it was not told of yet it need not give back; and nothing of the place comes to it behind this.
+        let place = self.cursors.get(&number).map(|cursor| cursor.place);
+        let waiting = self.outbox.get_mut(&member);
+        let untold: Vec<LeaseId> = waiting.map_or_else(Vec::new, |waiting| {
+            let untold = waiting.extract_if(.., |lease| Some(lease.place) == place);
+            untold.map(|lease| lease.id).collect()
+        });
+        for lease in untold {
+            self.give_back(lease, false);
+        }
         self.revoked(number, member, drain_ms, effects);
         let until = MonotonicMs(self.now.monotonic.0.saturating_add(drain_ms));
         if let Some(cursor) = self.cursors.get_mut(&number) {
