@@ -25,7 +25,7 @@ use crate::domain::entry::{AppliedEntry, Author, Draft, EntryKind, PayloadFacts}
 use crate::domain::id::{Incarnation, LogPosition, OwnerId};
 use crate::domain::ledger::SegmentNumber;
 use crate::domain::rejection::Rejection;
-use crate::log::{Log, LogError, Recycled, Room, SegmentNumber as Segment, TailCache};
+use crate::log::{Log, LogError, Room, SegmentNumber as Segment, TailCache};
 
 tells!(
     Introduce,
@@ -619,16 +619,15 @@ impl Handler<Recycle> for CommitActor {
         self.stats.handled();
         self.crash.pass("mid-recycle");
         let Some(others) = &self.others else { return };
-        match self.log.recycle(Segment(message.0)) {
-            Ok(Recycled::Kept | Recycled::Deleted) => {
-                tracing::debug!(target: "waterwheel::log", segment = message.0, "recycled");
-                others.cleaner.tell(super::cleaner::Recycled(message.0));
-            }
-            // The cleaner asks again.
-            Ok(Recycled::Busy) => {}
-            Err(error) => {
-                tracing::warn!(target: "waterwheel::log", segment = message.0, %error, "could not recycle");
-            }
+        let (cleaner, segment) = (others.cleaner.clone(), message.0);
+        let retired = move || {
+            tracing::debug!(target: "waterwheel::log", segment, "recycled");
+            cleaner.tell(super::cleaner::Recycled(segment));
+        };
+        // Where a reader holds it, the cleaner asks again. So it does where it has left and is not put away
+        // yet.
+        if let Err(error) = self.log.retire(Segment(segment), retired) {
+            tracing::info!(target: "waterwheel::log", segment, %error, "not recycled");
         }
         self.show();
     }

@@ -5,6 +5,9 @@
 //! costs them less than writing every byte twice. One thread of its own makes spares, a piece at a time so
 //! that flushes under way are not held up; in simulations the caller's thread does. What is recycled is
 //! taken first.
+//!
+//! The same thread puts away what has left the log, one after the other, each durably before the next: a file
+//! of 64 MB and its name are some 10 ms of the file system, and retention lets go of dozens at a time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -42,6 +45,17 @@ pub(crate) enum Filling {
     Allocated,
 }
 
+/// What hears that a segment is put away.
+pub(crate) type Retired = Box<dyn FnOnce() + Send>;
+
+/// The file of a segment that has left the log.
+struct Leaving {
+    name: String,
+    /// It becomes a spare while fewer than so many are ready; otherwise it goes.
+    kept_below: usize,
+    retired: Retired,
+}
+
 /// How many spares there are, and why there are not more.
 pub(crate) struct Stock {
     pub(crate) ready: usize,
@@ -67,6 +81,9 @@ struct Shared {
 
 struct State {
     ready: VecDeque<Spare>,
+    leaving: VecDeque<Leaving>,
+    /// The segment that could not be put away, and why: nothing is tried again (L2).
+    stuck: Option<(String, io::Error)>,
     target: usize,
     filling: Filling,
     failed: Option<String>,
@@ -88,6 +105,8 @@ impl Spares {
             disk_free_bytes_min,
             state: Mutex::new(State {
                 ready,
+                leaving: VecDeque::new(),
+                stuck: None,
                 target: 0,
                 filling: Filling::Zeros,
                 failed: None,
@@ -148,7 +167,8 @@ impl Spares {
             {
                 return Ok(spare);
             }
-            if let Some(why) = &state.failed {
+            // What is leaving may still become one.
+            if let Some(why) = state.failed.as_ref().filter(|_| state.leaving.is_empty()) {
                 return Err(LogError::Full { why: why.clone() });
             }
             self.shared.is_urgent.store(true, Ordering::Relaxed);
@@ -159,15 +179,24 @@ impl Spares {
         }
     }
 
-    /// Takes in a recycled segment whose header already says spare.
-    pub(crate) fn give(&self, spare: Spare) {
-        let mut state = self.shared.lock();
-        state.ready.push_back(spare);
-        if state.ready.len() >= state.target {
-            state.failed = None;
-        }
-        drop(state);
+    /// Puts away the file of a segment that has left the log, on the thread that makes spares.
+    pub(crate) fn retire(&self, name: String, kept_below: usize, retired: Retired) {
+        self.shared.lock().leaving.push_back(Leaving {
+            name,
+            kept_below,
+            retired,
+        });
         self.shared.changed.notify_all();
+    }
+
+    /// What could not be put away, once: nothing behind it is.
+    pub(crate) fn stuck(&self) -> Option<(String, io::Error)> {
+        self.shared.lock().stuck.take()
+    }
+
+    /// The same on the caller's thread: whether it became a spare.
+    pub(crate) fn retire_here(&self, name: &str, kept_below: usize) -> io::Result<bool> {
+        self.shared.put_away(name, kept_below)
     }
 }
 
@@ -193,9 +222,12 @@ impl Shared {
         self.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// The thread's life.
+    /// The thread's life: what leaves may become what is missing, so it is seen to first.
     fn run(&self) {
         while !self.is_stopping() {
+            if self.retire_one() {
+                continue;
+            }
             let is_short = {
                 let state = self.lock();
                 state.ready.len() < state.target
@@ -205,12 +237,54 @@ impl Shared {
             if self.is_stopping() {
                 return;
             }
+            if !state.leaving.is_empty() {
+                continue;
+            }
             if failed {
                 drop(self.changed.wait_timeout(state, RETRY));
             } else if state.ready.len() >= state.target {
                 drop(self.changed.wait(state));
             }
         }
+    }
+
+    /// Puts the next away; says whether there was one. Behind one that cannot be, none is.
+    fn retire_one(&self) -> bool {
+        let next = self.lock().leaving.pop_front();
+        let Some(leaving) = next else {
+            return false;
+        };
+        match self.put_away(&leaving.name, leaving.kept_below) {
+            Ok(_) => (leaving.retired)(),
+            Err(error) => {
+                let mut state = self.lock();
+                state.stuck = Some((leaving.name, error));
+                state.leaving.clear();
+            }
+        }
+        true
+    }
+
+    /// Makes a spare of the file, or removes it, durably: whether it became a spare.
+    fn put_away(&self, name: &str, kept_below: usize) -> io::Result<bool> {
+        if self.lock().ready.len() >= kept_below {
+            self.disk.remove(name)?;
+            return self.disk.sync_dir().map(|()| false);
+        }
+        let file = self.disk.open(name)?;
+        let mut scratch = AlignedBuffer::new(index(self.identity.unit()));
+        write_spare_header(&file, self.identity, scratch.bytes_mut())?;
+        let mut state = self.lock();
+        state.ready.push_back(Spare {
+            name: name.to_owned(),
+            file,
+        });
+        if state.ready.len() >= state.target {
+            state.failed = None;
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(true)
     }
 
     /// Makes what is missing on the caller's thread, up to the first failure.

@@ -14,8 +14,8 @@ use super::flush::{FLUSH_HEADER_BYTES, FlushHeader};
 use super::frame::{FRAME_ALIGNMENT, FRAME_BYTES, Frame};
 use super::header::{LogIdentity, SegmentHeader, SegmentNumber};
 use super::reader::LogReader;
-use super::segments::{Segment, SegmentInfo, Table, Taken};
-use super::spares::{Filling, Spare, Spares, write_spare_header};
+use super::segments::{SegmentInfo, Table, Taken};
+use super::spares::{Filling, Spares};
 use super::summary::{push_record, record_bytes};
 
 /// Bodies are copied and summed in pieces that stay in the nearest cache.
@@ -199,35 +199,55 @@ impl Log {
     /// # Errors
     /// [`LogError::NotRecyclable`] for a segment that is unknown or still written to; a failed write seals.
     pub fn recycle(&mut self, number: SegmentNumber) -> Result<Recycled, LogError> {
+        let Some(name) = self.take_out(number)? else {
+            return Ok(Recycled::Busy);
+        };
+        match self.spares.retire_here(&name, self.spares_kept() + 1) {
+            Ok(true) => Ok(Recycled::Kept),
+            Ok(false) => Ok(Recycled::Deleted),
+            Err(error) => Err(self.seal(format!("recycling {name}"), error)),
+        }
+    }
+
+    /// The same, without waiting for the disk: it is out of the log at once, and its file is put away behind
+    /// those of earlier ones, on the thread that makes segments ready, where `retired` is called when that is
+    /// durable. Until then it may be part of the log again after a restart. What the disk refuses seals the log
+    /// when it is used next. False, and nothing has happened, where a reader holds it.
+    ///
+    /// # Errors
+    /// [`LogError::NotRecyclable`] for a segment that is unknown or still written to; a sealed log.
+    pub fn retire(
+        &mut self,
+        number: SegmentNumber,
+        retired: impl FnOnce() + Send + 'static,
+    ) -> Result<bool, LogError> {
+        if self.table.options.prepare_inline {
+            let is_out = self.recycle(number)? != Recycled::Busy;
+            if is_out {
+                retired();
+            }
+            return Ok(is_out);
+        }
+        let Some(name) = self.take_out(number)? else {
+            return Ok(false);
+        };
+        let kept_below = self.spares_kept() + 1;
+        self.spares.retire(name, kept_below, Box::new(retired));
+        Ok(true)
+    }
+
+    /// Takes a closed segment out of the table, and says what its file is called; nothing where it is held.
+    fn take_out(&mut self, number: SegmentNumber) -> Result<Option<String>, LogError> {
         self.check_open()?;
         let refuse = |why| Err(LogError::NotRecyclable { number, why });
         if number == self.active.segment.number {
             return refuse("it is being written to");
         }
-        let segment = match self.table.take_unheld(number) {
-            Taken::Out(segment) => segment,
-            Taken::Held => return Ok(Recycled::Busy),
-            Taken::Unknown => return refuse("there is no such segment"),
-        };
-        let outcome = if self.spares.stock().ready < self.spares_kept() + 1 {
-            self.make_spare(&segment).map(|()| Recycled::Kept)
-        } else {
-            let disk = &self.table.disk;
-            disk.remove(&segment.name)
-                .and_then(|()| disk.sync_dir())
-                .map(|()| Recycled::Deleted)
-        };
-        outcome.map_err(|error| self.seal(format!("recycling {}", segment.name), error))
-    }
-
-    fn make_spare(&mut self, segment: &Segment) -> std::io::Result<()> {
-        let file = self.table.file(segment)?;
-        write_spare_header(&file, self.table.identity, self.buffer.bytes_mut())?;
-        self.spares.give(Spare {
-            name: segment.name.clone(),
-            file,
-        });
-        Ok(())
+        match self.table.take_unheld(number) {
+            Taken::Out(segment) => Ok(Some(segment.name.clone())),
+            Taken::Held => Ok(None),
+            Taken::Unknown => refuse("there is no such segment"),
+        }
     }
 
     /// What may be appended now, for admission.
@@ -284,7 +304,10 @@ impl Log {
         self.spares.want(self.spares_kept() + ahead, filling);
     }
 
-    fn check_open(&self) -> Result<(), LogError> {
+    fn check_open(&mut self) -> Result<(), LogError> {
+        if let Some((name, error)) = self.spares.stuck() {
+            return Err(self.seal(format!("recycling {name}"), error));
+        }
         match &self.sealed {
             Some(why) => Err(LogError::Sealed { why: why.clone() }),
             None => Ok(()),
@@ -468,8 +491,11 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
-    use super::super::disk::RealDisk;
+    use super::super::disk::{Disk, DiskFile, RealDisk};
     use super::super::options::LogOptions;
     use super::super::scan::Scanned;
     use super::*;
@@ -637,6 +663,97 @@ mod tests {
             let refused = log.recycle(refused);
             assert!(matches!(refused, Err(LogError::NotRecyclable { .. })));
         }
+    }
+
+    /// A directory that may refuse to let files go.
+    struct Clinging(RealDisk, AtomicBool);
+
+    impl Disk for Clinging {
+        fn list(&self) -> io::Result<Vec<String>> {
+            self.0.list()
+        }
+        fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+            self.0.create(name, bytes)
+        }
+        fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+            self.0.open(name)
+        }
+        fn remove(&self, name: &str) -> io::Result<()> {
+            match self.1.load(Ordering::Relaxed) {
+                true => Err(io::Error::other("not now")),
+                false => self.0.remove(name),
+            }
+        }
+        fn sync_dir(&self) -> io::Result<()> {
+            self.0.sync_dir()
+        }
+        fn free_bytes(&self) -> io::Result<u64> {
+            self.0.free_bytes()
+        }
+        fn write_unit(&self) -> u32 {
+            self.0.write_unit()
+        }
+        fn fallback(&self) -> Option<String> {
+            self.0.fallback()
+        }
+    }
+
+    #[test]
+    fn what_leaves_the_log_is_put_away_in_turn_and_seals_it_where_that_fails() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = RealDisk::open(directory.path()).unwrap();
+        let disk = Arc::new(Clinging(real, AtomicBool::new(false)));
+        let mut log = Log::open(Arc::clone(&disk) as _, options()).unwrap().log;
+        let (tell, heard) = std::sync::mpsc::channel();
+        let retire = |log: &mut Log, number| {
+            let tell = tell.clone();
+            log.retire(number, move || tell.send(number).unwrap())
+        };
+        let oldest = |log: &mut Log| -> Vec<SegmentNumber> {
+            while log.segments().len() < 8 {
+                let next = entry(log.next_index(), EntryKind::Payload, 20_000);
+                log.append(&[next], Room::Normal).unwrap();
+            }
+            log.segments().iter().take(6).map(|s| s.number).collect()
+        };
+        let leaving = oldest(&mut log);
+        for number in leaving.iter().copied() {
+            assert!(retire(&mut log, number).unwrap());
+            assert!(log.segments().iter().all(|there| there.number != number));
+            let again = log.retire(number, || panic!("it is out already"));
+            assert!(matches!(again, Err(LogError::NotRecyclable { .. })));
+        }
+        for number in leaving {
+            let put_away = heard.recv_timeout(Duration::from_secs(20));
+            assert_eq!(put_away, Ok(number));
+        }
+        disk.1.store(true, Ordering::Relaxed);
+        let mut more = oldest(&mut log).into_iter();
+        let mut leaving = 0;
+        // Used on, it seals as soon as the thread has met the refusal.
+        let sealed = loop {
+            let used = match more.next() {
+                Some(number) => retire(&mut log, number).map(|out| leaving += usize::from(out)),
+                None => {
+                    let next = entry(log.next_index(), EntryKind::Payload, 100);
+                    log.append(&[next], Room::Normal).map(drop)
+                }
+            };
+            if let Err(error) = used {
+                break error;
+            }
+        };
+        assert!(matches!(sealed, LogError::Io { .. }), "{sealed}");
+        assert!(log.sealed().is_some_and(|why| why.contains("recycling")));
+        let there = log.segments().len();
+        drop(log);
+        // What was not put away is part of the log again, and the rest is there.
+        let put_away = heard.try_iter().count();
+        assert!(put_away < leaving, "it refused nothing");
+        let disk = Arc::new(RealDisk::open(directory.path()).unwrap());
+        let again = Log::open(disk, options()).unwrap();
+        assert_eq!(again.damage, []);
+        assert_eq!(again.log.segments().len(), there + leaving - put_away);
     }
 
     #[test]
