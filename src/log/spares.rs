@@ -27,6 +27,11 @@ pub(crate) const SUFFIX: &str = ".segment";
 const PIECE_BYTES: u64 = 1 << 20;
 /// The pause after each piece while nobody waits: at most 250 MB/s beside the log's own writes.
 const PACE: Duration = Duration::from_millis(4);
+/// The pause after a file was removed: the file system's journal is the log's too, and what is written waits
+/// for it.
+const REMOVED: Duration = Duration::from_millis(50);
+/// With more segments to put away than this, there is none.
+const LEAVING_MANY: usize = 64;
 /// How long after a failure the disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -255,7 +260,15 @@ impl Shared {
             return false;
         };
         match self.put_away(&leaving.name, leaving.kept_below) {
-            Ok(_) => (leaving.retired)(),
+            Ok(is_spare) => {
+                (leaving.retired)();
+                let state = self.lock();
+                let is_short = state.ready.len() < state.target;
+                let is_many = state.leaving.len() > LEAVING_MANY;
+                if !is_spare && !is_short && !is_many && !self.is_stopping() {
+                    drop(self.changed.wait_timeout(state, REMOVED));
+                }
+            }
             Err(error) => {
                 let mut state = self.lock();
                 state.stuck = Some((leaving.name, error));
