@@ -23,6 +23,9 @@ const GIANT_PREFIX: [u8; 16] = [0xff, 0xff, 0xff, 0xff, 11, 0, 16, 0, 1, 0, 0, 0
 /// What is poured behind it.
 const GIANT_BYTES: usize = 1 << 20;
 
+/// Until one that was refused tries again.
+const REFUSED_PAUSE: Duration = Duration::from_millis(10);
+
 /// A kind of mischief.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mischief {
@@ -61,7 +64,11 @@ pub(crate) fn make(home: &Home, mischief: Mischief, span: Duration) -> Outcome<(
             }
             Mischief::Giants => {
                 while Instant::now() < until {
-                    let connection = dial(&endpoint, home).await?;
+                    // It is let in seldom, and refused where it is too early.
+                    let Ok(connection) = dial(&endpoint, home).await else {
+                        tokio::time::sleep(REFUSED_PAUSE).await;
+                        continue;
+                    };
                     // Ends as soon as the broker has seen enough.
                     let _ =
                         tokio::time::timeout_at(until.into(), declare_giants(&connection)).await;

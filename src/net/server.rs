@@ -1,7 +1,9 @@
 //! Accepting: every connection goes to an arbiter before its handshake is driven there, at a pace those
 //! who are being served do not notice (`Door`).
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 use actix_rt::ArbiterHandle;
 use futures::FutureExt;
 
-use super::door::Entry;
+use super::door::{Entry, Ticket};
 use super::endpoint::Listening;
 use super::session::{self, Shared};
 
@@ -33,7 +35,8 @@ pub async fn accept(listening: Listening, shared: Arc<Shared>, arbiters: Vec<Arb
         listening,
         shared,
         arbiters,
-        turn: std::cell::Cell::new(0),
+        outside: RefCell::default(),
+        next_arbiter: std::cell::Cell::new(0),
     });
     let mut lobby: VecDeque<(Instant, quinn::Incoming)> = VecDeque::new();
     let mut pace = Pace::default();
@@ -90,7 +93,10 @@ struct Hall {
     listening: Listening,
     shared: Arc<Shared>,
     arbiters: Vec<ArbiterHandle>,
-    turn: std::cell::Cell<usize>,
+    /// Who waits for a turn of its address (D2). Tickets are the door's, which all endpoints would share: with a
+    /// second one, each needs a door of its own.
+    outside: RefCell<HashMap<Ticket, quinn::Incoming>>,
+    next_arbiter: std::cell::Cell<usize>,
 }
 
 impl Hall {
@@ -103,8 +109,8 @@ impl Hall {
         if *self.shared.stopping.borrow() {
             return incoming.refuse();
         }
-        let (address, now) = (incoming.remote_address().ip(), Instant::now());
-        let entry = self.shared.manners.door().knock(address, now);
+        let (remote, now) = (incoming.remote_address(), Instant::now());
+        let entry = self.shared.manners.door().knock(remote, now);
         match entry {
             Entry::Now => {
                 lobby.push_back((now, incoming));
@@ -115,20 +121,51 @@ impl Hall {
                 }
             }
             Entry::Refused => incoming.refuse(),
-            Entry::After(pause) => {
-                let hall = Rc::clone(self);
-                actix_rt::spawn(async move {
-                    tokio::time::sleep(pause).await;
-                    hall.shared.manners.door().released();
-                    hall.enter(incoming);
-                });
+            Entry::Waits {
+                ticket,
+                begins,
+                refused,
+            } => {
+                self.outside.borrow_mut().insert(ticket, incoming);
+                self.refuse(refused);
+                if let Some(pause) = begins {
+                    actix_rt::spawn(Rc::clone(self).take_turns(remote.ip(), pause));
+                }
+            }
+        }
+    }
+
+    /// Lets those of an address in that wait outside, one per turn, until nobody does.
+    async fn take_turns(self: Rc<Self>, address: IpAddr, pause: Duration) {
+        let mut next = Some(pause);
+        while let Some(pause) = next {
+            tokio::time::sleep(pause).await;
+            let turn = self.shared.manners.door().turn(address, Instant::now());
+            self.refuse(turn.refused);
+            let entering = turn
+                .enter
+                .and_then(|ticket| self.outside.borrow_mut().remove(&ticket));
+            match entering {
+                Some(incoming) if *self.shared.stopping.borrow() => incoming.refuse(),
+                Some(incoming) => self.enter(incoming),
+                None => {}
+            }
+            next = turn.next;
+        }
+    }
+
+    fn refuse(&self, tickets: impl IntoIterator<Item = Ticket>) {
+        let mut outside = self.outside.borrow_mut();
+        for ticket in tickets {
+            if let Some(incoming) = outside.remove(&ticket) {
+                incoming.refuse();
             }
         }
     }
 
     fn enter(&self, incoming: quinn::Incoming) {
-        let at = self.turn.get();
-        self.turn.set(at.wrapping_add(1));
+        let at = self.next_arbiter.get();
+        self.next_arbiter.set(at.wrapping_add(1));
         let at = at.checked_rem(self.arbiters.len()).unwrap_or(0);
         let (shared, listening) = (Arc::clone(&self.shared), self.listening.clone());
         // `accept` puts the connection's driver on the runtime that calls it: so the arbiter calls it.

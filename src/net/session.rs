@@ -193,7 +193,7 @@ pub async fn serve(shared: Arc<Shared>, listening: Listening, incoming: quinn::I
             .map(Connection::from)
             .map_err(|error| {
                 if is_offence(&error) {
-                    host.manners.door().offended(remote.ip(), Instant::now());
+                    host.manners.door().offended(remote, Instant::now());
                 }
                 listening.explain(&error)
             })
@@ -336,9 +336,9 @@ impl Session {
                         target: "waterwheel::session",
                         code = refused.code().name(), why = refused.message, "the connection is closed for what it sent"
                     );
-                    if let Some(address) = session.connection.remote_ip() {
+                    if let Some(remote) = session.connection.remote() {
                         let mut door = session.shared.manners.door();
-                        door.offended(address, Instant::now());
+                        door.offended(remote, Instant::now());
                     }
                     close(&session.connection, refused.code(), &refused.message);
                 }

@@ -17,7 +17,7 @@ mod memory;
 mod pipe;
 pub mod socket;
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -254,9 +254,9 @@ impl Connection {
 
     /// The address of the other side; none within the process.
     #[must_use]
-    pub fn remote_ip(&self) -> Option<IpAddr> {
+    pub fn remote(&self) -> Option<SocketAddr> {
         match &self.0 {
-            Carrier::Quic(connection) => Some(connection.remote_address().ip()),
+            Carrier::Quic(connection) => Some(connection.remote_address()),
             Carrier::Memory(_) => None,
         }
     }

@@ -1,5 +1,6 @@
 //! What only a connection over QUIC can do, or have done to it.
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -120,5 +121,49 @@ fn an_address_that_goes_on_misbehaving_is_let_in_ever_more_slowly() {
         let waited = begun.elapsed();
         assert!(waited > Duration::from_millis(100), "{waited:?}");
         assert!(answered > 10, "{answered}");
+    });
+}
+
+/// Twenty attempts of an offender wait at any time, in front of whoever shares its address.
+#[test]
+fn who_shares_an_address_with_one_that_misbehaves_still_gets_in() {
+    run(async {
+        let rig = Rig::start().await;
+        let (endpoint, first) = rig.node.dial().await;
+        let endpoint = endpoint.expect("over QUIC");
+        drop(first);
+        let offences = Cell::new(0);
+        let misbehave = async || {
+            loop {
+                let connecting = endpoint.connect(rig.node.addr.unwrap(), "localhost");
+                // Refused as often as not.
+                let Ok(connection) = connecting.unwrap().await else {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    continue;
+                };
+                let client = Client::greet(Some(endpoint.clone()), connection.into()).await;
+                let Ok(mut client) = client else { continue };
+                let giant = frame(u32::MAX, FrameKind::Produce as u16, &[], 1);
+                client.control.raw(&giant).await;
+                assert_eq!(client.closed_with().await, Code::FrameTooLarge);
+                offences.set(offences.get() + 1);
+            }
+        };
+        let crowd = futures::future::join_all((0..20).map(|_| misbehave()));
+        let neighbour = async {
+            // Until the pause is half a second.
+            while offences.get() < 8 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            for _ in 0..3 {
+                let client = rig.node.connect().timeout(Duration::from_secs(5));
+                client.await.expect("its turn comes before theirs");
+            }
+        };
+        tokio::select! {
+            _ = crowd => unreachable!("it goes on"),
+            () = neighbour => {}
+        }
+        assert!(offences.get() < 40, "{} came in", offences.get());
     });
 }
