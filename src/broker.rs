@@ -39,7 +39,7 @@ use crate::log::{Disk, LogError, Opened, ReadAhead, ReadPool, TailCache};
 use crate::net::endpoint::{EndpointOptions, Listening, NetError, endpoint, probe};
 use crate::net::local::Connector;
 use crate::net::server;
-use crate::net::session::{Manners, Shared};
+use crate::net::session::{Manners, Pouring, Shared};
 use crate::net::tls::Certificates;
 use crate::store::ViewsError;
 use crate::wire::IN_FLIGHT_BATCHES_MAX;
@@ -365,6 +365,7 @@ impl Broker {
             connections: AtomicU64::new(0),
             frames: AtomicU64::new(0),
             manners: Manners::default(),
+            pouring: Pouring::default(),
             connections_max: u64::from(config.connections_max),
             stopping: stopped,
             started: Instant::now(),

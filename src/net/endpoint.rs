@@ -37,9 +37,10 @@ use super::tls::{Certificates, TlsError, write_whole};
 /// What one stream may have under way towards this side, in bytes.
 pub const STREAM_RECEIVE_WINDOW_BYTES: u32 = 2 << 20;
 /// The same from the machine's own clients, whose way is short: eight that send flat out together then
-/// hardly overflow the socket they share ([`SOCKET_BUFFER_BYTES`]).
+/// hardly overflow the socket they share ([`SOCKET_BUFFER_BYTES`]) before their connections' windows are
+/// their shares of it (`window.rs`).
 pub const LOOPBACK_STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// What one connection may have under way towards this side, in bytes.
+/// What one connection may have under way towards this side, in bytes; never more (`window.rs`, F4).
 pub const CONNECTION_RECEIVE_WINDOW_BYTES: u32 = 8 << 20;
 /// What one connection may have sent and not heard acknowledged, in bytes.
 pub const SEND_WINDOW_BYTES: u64 = 4 << 20;
@@ -132,6 +133,8 @@ pub struct Listening {
     /// The endpoint: where connections come in.
     pub endpoint: quinn::Endpoint,
     live: Arc<Live>,
+    /// What the system granted its socket for what comes in, in bytes.
+    pub(super) receive_bytes: usize,
 }
 
 impl Listening {
@@ -189,7 +192,7 @@ pub fn endpoint(options: &EndpointOptions) -> Result<Listening, NetError> {
         source,
     };
     let socket = UdpSocket::bind(options.listen).map_err(bind)?;
-    enlarge_buffers(&socket);
+    let receive_bytes = enlarge_buffers(&socket);
     let endpoint = quinn::Endpoint::new(
         endpoint_config(&secret, options.number)?,
         Some(ServerConfig::clone(&live.current(Path::Network))),
@@ -200,6 +203,7 @@ pub fn endpoint(options: &EndpointOptions) -> Result<Listening, NetError> {
     Ok(Listening {
         endpoint,
         live: Arc::new(live),
+        receive_bytes,
     })
 }
 
@@ -250,7 +254,8 @@ pub fn transport(path: Path) -> TransportConfig {
 }
 
 /// Asks for larger socket buffers; a full one drops packets, which QUIC takes for a crowded path.
-fn enlarge_buffers(socket: &UdpSocket) {
+/// Says how much it may hold of what comes in.
+fn enlarge_buffers(socket: &UdpSocket) -> usize {
     let wanted = SOCKET_BUFFER_BYTES;
     let Granted {
         receive_bytes: received,
@@ -267,6 +272,7 @@ fn enlarge_buffers(socket: &UdpSocket) {
              /etc/sysctl.d/waterwheel.conf), then restart the broker"
         );
     }
+    received
 }
 
 /// What the endpoint's keys are made from: 32 random bytes, kept in a file only its owner can read.

@@ -25,3 +25,4 @@ pub mod session;
 pub mod timers;
 pub mod tls;
 mod transactions;
+mod window;

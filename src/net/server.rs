@@ -38,6 +38,7 @@ pub async fn accept(listening: Listening, shared: Arc<Shared>, arbiters: Vec<Arb
         outside: RefCell::default(),
         next_arbiter: std::cell::Cell::new(0),
     });
+    hall.shared.pouring.share_out(hall.listening.receive_bytes);
     let mut lobby: VecDeque<(Instant, quinn::Incoming)> = VecDeque::new();
     let mut pace = Pace::default();
     loop {

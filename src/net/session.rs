@@ -34,6 +34,8 @@ use super::out::{self, LONG_ANSWERS_MAX, Out};
 use super::refusal;
 use super::requests;
 use super::transactions;
+pub use super::window::Pouring;
+use super::window::Window;
 use crate::actors::admission::{Admission, Guest, Permit};
 use crate::actors::commit::LogGauge;
 use crate::actors::directory::{DirectoryActor, Locate};
@@ -101,6 +103,8 @@ pub struct Shared {
     pub frames: AtomicU64,
     /// Who is let in when.
     pub manners: Manners,
+    /// Who fills the socket.
+    pub pouring: Pouring,
     /// How many there may be.
     pub connections_max: u64,
     /// Turns true when the broker stops.
@@ -167,6 +171,8 @@ pub struct Session {
     arriving: Guest,
     /// ...and in what all may have on its way to the disk.
     admission: Guest,
+    /// What it may have under way.
+    window: Rc<Window>,
     /// Requests with long answers that may be under way at a time.
     pub(super) long_answers: Arc<Semaphore>,
 }
@@ -254,6 +260,7 @@ async fn converse(
         arriving_share: Arc::new(Semaphore::new(arriving_share)),
         arriving: shared.arriving.guest(),
         admission: shared.admission.guest(),
+        window: Window::new(connection.clone(), shared.pouring.clone()),
         shared,
         long_answers: Arc::new(Semaphore::new(LONG_ANSWERS_MAX)),
         connection: connection.clone(),
@@ -371,6 +378,8 @@ impl Session {
             };
             // A reset stream or a lost connection ends it quietly.
             let Ok(Some(count)) = read else { return Ok(()) };
+            let came = chunks.iter().take(count).map(Bytes::len).sum();
+            self.window.brought(came);
             for chunk in chunks.iter_mut().take(count) {
                 let mut piece = std::mem::take(chunk);
                 while let Some(frame) = decoder.feed(&mut piece).map_err(bad_frame)? {

@@ -261,6 +261,16 @@ impl Connection {
         }
     }
 
+    /// Changes what it may have under way towards this side, in bytes; within the process nothing is.
+    pub fn set_receive_window(&self, bytes: u32) {
+        match &self.0 {
+            Carrier::Quic(connection) => {
+                connection.set_receive_window(quinn::VarInt::from_u32(bytes));
+            }
+            Carrier::Memory(_) => {}
+        }
+    }
+
     /// How long there and back takes, as far as is known.
     #[must_use]
     pub fn round_trip(&self) -> Duration {
