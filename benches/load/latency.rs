@@ -35,6 +35,34 @@ impl Latencies {
         self.0.len()
     }
 
+    /// Of one thing after the other without a pause: what is left, in microseconds, of the one under way for
+    /// whoever comes at any time, which this share of them does not exceed.
+    pub(crate) fn under_way_us(&self, quantile: f64) -> f64 {
+        let each = || {
+            let recorded = self.0.iter_recorded();
+            recorded.map(|step| {
+                (
+                    step.value_iterated_to() as f64,
+                    step.count_at_value() as f64,
+                )
+            })
+        };
+        let total: f64 = each().map(|(value, count)| value * count).sum();
+        let longer = |left: f64| {
+            let beyond = each().map(|(value, count)| (value - left).max(0.0) * count);
+            beyond.sum::<f64>()
+        };
+        let (mut least, mut most) = (0.0, self.0.max() as f64);
+        for _ in 0..64 {
+            let middle = f64::midpoint(least, most);
+            match longer(middle) > total * (1.0 - quantile) {
+                true => least = middle,
+                false => most = middle,
+            }
+        }
+        most / 1e3
+    }
+
     /// The latency that this share of them does not exceed, in microseconds.
     pub(crate) fn quantile_us(&self, quantile: f64) -> f64 {
         self.0.value_at_quantile(quantile) as f64 / 1e3

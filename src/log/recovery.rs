@@ -89,10 +89,9 @@ impl Log {
         let spares = Spares::start(
             Arc::clone(&disk),
             identity,
-            options.disk_free_bytes_min,
+            &options,
             survey.spares,
             survey.next_name,
-            options.prepare_inline,
         )?;
         let mut buffer = flush_buffer(&options, identity);
         let fresh = survey.tail.as_ref().is_none_or(|tail| {

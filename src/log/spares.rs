@@ -3,24 +3,27 @@
 //! A spare is a file with a spare's header, synced, its name too. Its zeros are really written, so that
 //! small flushes into it touch no metadata; where flushes are large the room is only allocated, which
 //! costs them less than writing every byte twice. One thread of its own makes spares, a piece at a time so
-//! that flushes under way are not held up; in simulations the caller's thread does. What is recycled is
-//! taken first.
+//! that flushes under way are not held up; in simulations the caller's thread does. None is made while one
+//! is left that has been in the log before.
 //!
-//! The same thread puts away what has left the log, one after the other, each durably before the next: a file
-//! of 64 MB and its name are some 10 ms of the file system, and retention lets go of dozens at a time.
+//! The same thread puts away what has left the log, one after the other, each durably before the next. As many
+//! as were begun lately become spares: retention lets go of dozens at a time, the log begins the next dozens
+//! soon, and to remove a file of 64 MB and make another is some 10 ms each of the file system's journal, for
+//! which the log's own writes wait. Once it slows down, those beyond the reserve go.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::LogError;
 use super::buffer::AlignedBuffer;
 use super::codec::index;
 use super::disk::{Disk, DiskFile};
 use super::header::{LogIdentity, SegmentHeader};
+use super::options::LogOptions;
 
 /// How segment files are named; told apart by header, the name only has to be new.
 pub(crate) const SUFFIX: &str = ".segment";
@@ -32,6 +35,13 @@ const PACE: Duration = Duration::from_millis(4);
 const REMOVED: Duration = Duration::from_millis(50);
 /// With more segments to put away than this, there is none.
 const LEAVING_MANY: usize = 64;
+/// As many spares are kept as segments were begun within this time: longer than from one round of retention to
+/// the next.
+const KEPT_FOR: Duration = Duration::from_secs(10);
+/// More than the reserve and so many are never kept.
+const KEPT_MAX: usize = 128;
+/// How often it is looked whether there are too many.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long after a failure the disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -56,8 +66,6 @@ pub(crate) type Retired = Box<dyn FnOnce() + Send>;
 /// The file of a segment that has left the log.
 struct Leaving {
     name: String,
-    /// It becomes a spare while fewer than so many are ready; otherwise it goes.
-    kept_below: usize,
     retired: Retired,
 }
 
@@ -76,6 +84,8 @@ struct Shared {
     disk: Arc<dyn Disk>,
     identity: LogIdentity,
     disk_free_bytes_min: u64,
+    /// Spares that are kept in any case.
+    reserve: usize,
     state: Mutex<State>,
     changed: Condvar,
     /// Whether pieces are written with pauses: not on a caller's own thread.
@@ -93,21 +103,37 @@ struct State {
     filling: Filling,
     failed: Option<String>,
     next_name: u64,
+    /// When segments were begun, of late.
+    begun: VecDeque<Instant>,
+    /// A spare could not be removed: the rest stay until the next opening.
+    clings: bool,
+}
+
+impl State {
+    /// How many segments were begun within [`KEPT_FOR`].
+    fn begun_lately(&mut self, now: Instant) -> usize {
+        let is_old = |begun: &Instant| now.duration_since(*begun) >= KEPT_FOR;
+        while self.begun.front().is_some_and(is_old) {
+            self.begun.pop_front();
+        }
+        self.begun.len()
+    }
 }
 
 impl Spares {
     pub(crate) fn start(
         disk: Arc<dyn Disk>,
         identity: LogIdentity,
-        disk_free_bytes_min: u64,
+        options: &LogOptions,
         ready: VecDeque<Spare>,
         next_name: u64,
-        inline: bool,
     ) -> Result<Self, LogError> {
+        let inline = options.prepare_inline;
         let shared = Arc::new(Shared {
             disk,
             identity,
-            disk_free_bytes_min,
+            disk_free_bytes_min: options.disk_free_bytes_min,
+            reserve: options.spare_segments as usize + 1,
             state: Mutex::new(State {
                 ready,
                 leaving: VecDeque::new(),
@@ -116,6 +142,8 @@ impl Spares {
                 filling: Filling::Zeros,
                 failed: None,
                 next_name,
+                begun: VecDeque::new(),
+                clings: false,
             }),
             changed: Condvar::new(),
             is_paced: !inline,
@@ -170,6 +198,13 @@ impl Spares {
             if state.ready.len() > keep
                 && let Some(spare) = state.ready.pop_front()
             {
+                // What a simulation keeps must not depend on the time of day.
+                if self.thread.is_some() {
+                    state.begun.push_back(Instant::now());
+                    if state.begun.len() > KEPT_MAX {
+                        state.begun.pop_front();
+                    }
+                }
                 return Ok(spare);
             }
             // What is leaving may still become one.
@@ -185,12 +220,9 @@ impl Spares {
     }
 
     /// Puts away the file of a segment that has left the log, on the thread that makes spares.
-    pub(crate) fn retire(&self, name: String, kept_below: usize, retired: Retired) {
-        self.shared.lock().leaving.push_back(Leaving {
-            name,
-            kept_below,
-            retired,
-        });
+    pub(crate) fn retire(&self, name: String, retired: Retired) {
+        let leaving = Leaving { name, retired };
+        self.shared.lock().leaving.push_back(leaving);
         self.shared.changed.notify_all();
     }
 
@@ -200,8 +232,8 @@ impl Spares {
     }
 
     /// The same on the caller's thread: whether it became a spare.
-    pub(crate) fn retire_here(&self, name: &str, kept_below: usize) -> io::Result<bool> {
-        self.shared.put_away(name, kept_below)
+    pub(crate) fn retire_here(&self, name: &str) -> io::Result<bool> {
+        self.shared.put_away(name)
     }
 }
 
@@ -238,6 +270,9 @@ impl Shared {
                 state.ready.len() < state.target
             };
             let failed = is_short && !self.make_one();
+            if !is_short && self.give_back_one() {
+                continue;
+            }
             let state = self.lock();
             if self.is_stopping() {
                 return;
@@ -247,10 +282,57 @@ impl Shared {
             }
             if failed {
                 drop(self.changed.wait_timeout(state, RETRY));
+            } else if state.ready.len() > self.reserve && !state.clings {
+                drop(self.changed.wait_timeout(state, LOOK));
             } else if state.ready.len() >= state.target {
                 drop(self.changed.wait(state));
             }
         }
+    }
+
+    /// Removes a spare that is no longer worth keeping; says whether there was one.
+    fn give_back_one(&self) -> bool {
+        let is_room = self.has_room();
+        let spare = {
+            let mut state = self.lock();
+            let is_kept = state.ready.len() <= self.kept(&mut state, is_room);
+            match is_kept || state.clings {
+                true => None,
+                false => state.ready.pop_back(),
+            }
+        };
+        let Some(Spare { name, file }) = spare else {
+            return false;
+        };
+        drop(file);
+        let removed = self.disk.remove(&name);
+        let removed = removed.and_then(|()| self.disk.sync_dir());
+        let mut state = self.lock();
+        if let Err(error) = removed {
+            // It holds nothing: whatever of it is left is a spare at the next opening.
+            tracing::warn!(target: "waterwheel::log", %name, %error, "a spare segment cannot be removed");
+            state.clings = true;
+        } else if state.leaving.is_empty() && !self.is_stopping() {
+            drop(self.changed.wait_timeout(state, REMOVED));
+        }
+        true
+    }
+
+    /// So many spares are worth keeping: the reserve, and those the log soon begins while the disk has room.
+    fn kept(&self, state: &mut State, is_room: bool) -> usize {
+        let begun = state.begun_lately(Instant::now());
+        self.reserve + if is_room { begun } else { 0 }
+    }
+
+    /// Whether the disk has what a segment is made of.
+    fn has_room(&self) -> bool {
+        let needed = self.needed_bytes();
+        self.disk.free_bytes().is_ok_and(|free| free >= needed)
+    }
+
+    fn needed_bytes(&self) -> u64 {
+        let segment = self.identity.segment_bytes;
+        segment.saturating_add(self.disk_free_bytes_min)
     }
 
     /// Puts the next away; says whether there was one. Behind one that cannot be, none is.
@@ -259,7 +341,7 @@ impl Shared {
         let Some(leaving) = next else {
             return false;
         };
-        match self.put_away(&leaving.name, leaving.kept_below) {
+        match self.put_away(&leaving.name) {
             Ok(is_spare) => {
                 (leaving.retired)();
                 let state = self.lock();
@@ -279,8 +361,13 @@ impl Shared {
     }
 
     /// Makes a spare of the file, or removes it, durably: whether it became a spare.
-    fn put_away(&self, name: &str, kept_below: usize) -> io::Result<bool> {
-        if self.lock().ready.len() >= kept_below {
+    fn put_away(&self, name: &str) -> io::Result<bool> {
+        let is_kept = {
+            let is_room = self.is_paced && self.has_room();
+            let mut state = self.lock();
+            state.ready.len() < self.kept(&mut state, is_room)
+        };
+        if !is_kept {
             self.disk.remove(name)?;
             return self.disk.sync_dir().map(|()| false);
         }
@@ -339,10 +426,7 @@ impl Shared {
     }
 
     fn make(&self, name: &str, filling: Filling) -> io::Result<Spare> {
-        let needed = self
-            .identity
-            .segment_bytes
-            .saturating_add(self.disk_free_bytes_min);
+        let needed = self.needed_bytes();
         let free = self.disk.free_bytes()?;
         if free < needed {
             return Err(io::Error::new(

@@ -202,7 +202,7 @@ impl Log {
         let Some(name) = self.take_out(number)? else {
             return Ok(Recycled::Busy);
         };
-        match self.spares.retire_here(&name, self.spares_kept() + 1) {
+        match self.spares.retire_here(&name) {
             Ok(true) => Ok(Recycled::Kept),
             Ok(false) => Ok(Recycled::Deleted),
             Err(error) => Err(self.seal(format!("recycling {name}"), error)),
@@ -231,8 +231,7 @@ impl Log {
         let Some(name) = self.take_out(number)? else {
             return Ok(false);
         };
-        let kept_below = self.spares_kept() + 1;
-        self.spares.retire(name, kept_below, Box::new(retired));
+        self.spares.retire(name, Box::new(retired));
         Ok(true)
     }
 

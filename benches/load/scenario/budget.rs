@@ -32,6 +32,8 @@ const RATE: u32 = 200;
 const PRODUCERS: usize = 8;
 /// The largest flush of the log.
 const FLUSH_BYTES: usize = 8 << 20;
+/// The largest beside which a lone record waits.
+const SHORT_FLUSH_BYTES: usize = 2 << 20;
 /// The name of their case.
 const FLAT_OUT: &str = "flat out";
 /// Partitions of the backlog that stalled readers ask for.
@@ -104,6 +106,7 @@ fn flat_out(
         .p99_us();
     drop((flood, raw));
     let flush = disk.write(FLUSH_BYTES, span / 10)?.latencies.p50_us();
+    let alone = disk.write(SHORT_FLUSH_BYTES, span / 4)?.latencies;
     let mut broker = Broker::fresh(bench, &format!("flat-out-{run}"))?;
     let home = broker.home();
     // Some 50 GB would come together in a minute: what nobody reads need not stay.
@@ -134,6 +137,11 @@ fn flat_out(
     samples.add("flat out: RSS", peak, "MB");
     samples.add("flat out: raw round trip beside a flood, p99", trip, "us");
     samples.add("flat out: flush of 8 MB, p50", flush, "us");
+    samples.add(
+        "flat out: what is left of a synced write of 2 MB under way, p99",
+        alone.under_way_us(0.99),
+        "us",
+    );
     samples.add("flat out: well-behaved client, p50", calm.p50_us(), "us");
     samples.add("flat out: well-behaved client, p99", calm.p99_us(), "us");
     samples.add(

@@ -172,8 +172,17 @@ fn a_segment_is_busy_while_a_scan_holds_it_and_gone_for_reads_afterwards() {
     }
 }
 
-/// A directory that may refuse to let files go.
+/// A directory that may refuse to let files go, or be made something else of.
 struct Clinging(RealDisk, AtomicBool);
+
+impl Clinging {
+    fn refuse(&self) -> io::Result<()> {
+        match self.1.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("not now")),
+            false => Ok(()),
+        }
+    }
+}
 
 impl Disk for Clinging {
     fn list(&self) -> io::Result<Vec<String>> {
@@ -183,13 +192,10 @@ impl Disk for Clinging {
         self.0.create(name, bytes)
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.0.open(name)
+        self.refuse().and_then(|()| self.0.open(name))
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        match self.1.load(Ordering::Relaxed) {
-            true => Err(io::Error::other("not now")),
-            false => self.0.remove(name),
-        }
+        self.refuse().and_then(|()| self.0.remove(name))
     }
     fn sync_dir(&self) -> io::Result<()> {
         self.0.sync_dir()
@@ -202,6 +208,55 @@ impl Disk for Clinging {
     }
     fn fallback(&self) -> Option<String> {
         self.0.fallback()
+    }
+}
+
+/// Forty segments pass through a log of four: what leaves is what the next ones are made of.
+#[test]
+fn segments_that_leave_are_used_again_and_go_once_they_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let names = || -> std::collections::BTreeSet<_> {
+        let files = std::fs::read_dir(directory.path()).unwrap();
+        files.map(|file| file.unwrap().file_name()).collect()
+    };
+    let disk = || Arc::new(RealDisk::open(directory.path()).unwrap());
+    let mut log = Log::open(disk(), options()).unwrap().log;
+    let (tell, heard) = std::sync::mpsc::channel();
+    let mut seen = names();
+    let mut leaving = 0;
+    let mut number = SegmentNumber(0);
+    while number.0 < 40 {
+        let next = entry(log.next_index(), EntryKind::Payload, 20_000);
+        log.append(&[next], Room::Normal).unwrap();
+        let segments = log.segments();
+        number = segments.last().unwrap().number;
+        if segments.len() > 4 {
+            let tell = tell.clone();
+            let retired = move || tell.send(()).unwrap();
+            assert!(log.retire(segments[0].number, retired).unwrap());
+            heard.recv_timeout(Duration::from_secs(20)).unwrap();
+            leaving += 1;
+        }
+        seen.extend(names());
+    }
+    assert_eq!(leaving, 36);
+    // Four, the one that is written to, the reserve, and what was made while the first were on their way.
+    assert!(seen.len() <= 12, "{seen:?}");
+    let kept = log.segments().len();
+    while log.segments().len() > 1 {
+        let oldest = log.segments()[0].number;
+        let tell = tell.clone();
+        log.retire(oldest, move || tell.send(()).unwrap()).unwrap();
+        heard.recv_timeout(Duration::from_secs(20)).unwrap();
+    }
+    assert!(names().len() >= kept, "they were in use a moment ago");
+    drop(log);
+    let log = Log::open(disk(), options()).unwrap().log;
+    let began = std::time::Instant::now();
+    let reserve = options().spare_segments as usize + 1;
+    while names().len() > log.segments().len() + reserve {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", names());
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
