@@ -22,6 +22,11 @@ const ALIGNMENT_BYTES: usize = 4096;
 const FILE_BYTES: u64 = 512 << 20;
 /// Who reads beside synced writes: as many as the broker reads with at a time.
 const READ_HANDS: u64 = 32;
+/// So long it has to be quiet before a latency is measured on it, and for so long that is waited for.
+const QUIET_FOR: Duration = Duration::from_secs(10);
+const QUIET_WITHIN: Duration = Duration::from_secs(120);
+/// What of a small synced write under way one in a hundred may find on a quiet one, in microseconds.
+const QUIET_US: f64 = 2_000.0;
 /// The unit of making it.
 const MAKE_BYTES: usize = 1 << 20;
 
@@ -74,6 +79,19 @@ impl Disk {
         let file = open(&self.path, self.past_the_cache() | OFlags::DSYNC)?;
         let buffer = Aligned::noise(block);
         self.blocks(block, span, |at| Ok(file.write_all_at(buffer.bytes(), at)?))
+    }
+
+    /// Waits until the disk is quiet: the tens of GB that another scenario deleted keep it busy for a minute, in
+    /// which synced writes stall for up to a second. Whether it is.
+    pub(crate) fn settle(&self) -> Outcome<bool> {
+        let begun = Instant::now();
+        while begun.elapsed() < QUIET_WITHIN {
+            let small = self.write(ALIGNMENT_BYTES, QUIET_FOR)?.latencies;
+            if small.under_way_us(0.99) < QUIET_US {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Reads blocks of one size for `span`.

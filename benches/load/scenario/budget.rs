@@ -77,11 +77,21 @@ pub(crate) fn budget(bench: &Bench, samples: &mut Samples) -> Outcome<()> {
     samples.note("budget 512 MB (memory_bytes = 512 000 000); RSS is the highest seen, looked at every 100 ms");
     for run in 0..bench.runs {
         if bench.wants(FLAT_OUT) {
+            settle(bench, &disk, samples)?;
             flat_out(bench, &disk, &pool, samples, run)?;
         }
         for case in CASES.iter().filter(|case| bench.wants(case.name)) {
+            settle(bench, &disk, samples)?;
             mischief(bench, case, &pool, samples, run)?;
         }
+    }
+    Ok(())
+}
+
+/// What is compared are latencies of synced writes: the disk must have done with what came before.
+fn settle(bench: &Bench, disk: &Disk, samples: &mut Samples) -> Outcome<()> {
+    if !bench.quick && !disk.settle()? {
+        samples.note("the disk was not quiet before each case: it stalled synced writes by itself");
     }
     Ok(())
 }
