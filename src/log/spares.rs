@@ -292,21 +292,24 @@ impl Shared {
 
     /// Removes a spare that is no longer worth keeping; says whether there was one.
     fn give_back_one(&self) -> bool {
-        let is_room = self.has_room();
+        let (ready, clings) = {
+            let state = self.lock();
+            (state.ready.len(), state.clings)
+        };
+        if clings || self.is_worth_keeping(ready.saturating_sub(1)) {
+            return false;
+        }
         let spare = {
             let mut state = self.lock();
-            let is_kept = state.ready.len() <= self.kept(&mut state, is_room);
-            match is_kept || state.clings {
-                true => None,
-                false => state.ready.pop_back(),
-            }
+            // One may have been taken meanwhile.
+            let is_left = state.ready.len() == ready;
+            is_left.then(|| state.ready.pop_back()).flatten()
         };
         let Some(Spare { name, file }) = spare else {
             return false;
         };
         drop(file);
-        let removed = self.disk.remove(&name);
-        let removed = removed.and_then(|()| self.disk.sync_dir());
+        let removed = self.remove(&name);
         let mut state = self.lock();
         if let Err(error) = removed {
             // It holds nothing: whatever of it is left is a spare at the next opening.
@@ -318,16 +321,21 @@ impl Shared {
         true
     }
 
-    /// So many spares are worth keeping: the reserve, and those the log soon begins while the disk has room.
-    fn kept(&self, state: &mut State, is_room: bool) -> usize {
-        let begun = state.begun_lately(Instant::now());
-        self.reserve + if is_room { begun } else { 0 }
+    /// Whether a spare is worth keeping beside so many others: as one of the reserve, or of those the log soon
+    /// begins, while the disk has what a segment is made of.
+    fn is_worth_keeping(&self, others: usize) -> bool {
+        if others < self.reserve {
+            return true;
+        }
+        let begun = self.lock().begun_lately(Instant::now());
+        let needed = self.needed_bytes();
+        let has_room = || self.disk.free_bytes().is_ok_and(|free| free >= needed);
+        others < self.reserve + begun && has_room()
     }
 
-    /// Whether the disk has what a segment is made of.
-    fn has_room(&self) -> bool {
-        let needed = self.needed_bytes();
-        self.disk.free_bytes().is_ok_and(|free| free >= needed)
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)?;
+        self.disk.sync_dir()
     }
 
     fn needed_bytes(&self) -> u64 {
@@ -362,14 +370,9 @@ impl Shared {
 
     /// Makes a spare of the file, or removes it, durably: whether it became a spare.
     fn put_away(&self, name: &str) -> io::Result<bool> {
-        let is_kept = {
-            let is_room = self.is_paced && self.has_room();
-            let mut state = self.lock();
-            state.ready.len() < self.kept(&mut state, is_room)
-        };
-        if !is_kept {
-            self.disk.remove(name)?;
-            return self.disk.sync_dir().map(|()| false);
+        let ready = self.lock().ready.len();
+        if !self.is_worth_keeping(ready) {
+            return self.remove(name).map(|()| false);
         }
         let file = self.disk.open(name)?;
         let mut scratch = AlignedBuffer::new(index(self.identity.unit()));

@@ -70,10 +70,10 @@ pub enum Path {
 }
 
 impl Path {
-    /// The path to an address.
+    /// The path to an address, an IPv4 one in IPv6 form too.
     #[must_use]
     pub fn to(address: IpAddr) -> Self {
-        match address.is_loopback() {
+        match address.to_canonical().is_loopback() {
             true => Self::Loopback,
             false => Self::Network,
         }
@@ -147,7 +147,7 @@ impl Listening {
         &self,
         incoming: quinn::Incoming,
     ) -> Result<quinn::Connecting, quinn::ConnectionError> {
-        let path = Path::to(incoming.remote_address().ip().to_canonical());
+        let path = Path::to(incoming.remote_address().ip());
         incoming.accept_with(self.live.current(path))
     }
 

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::endpoint::{CONNECTION_RECEIVE_WINDOW_BYTES, LOOPBACK_STREAM_WINDOW_BYTES};
+use super::endpoint::{CONNECTION_RECEIVE_WINDOW_BYTES, LOOPBACK_STREAM_WINDOW_BYTES, Path};
 use crate::transport::Connection;
 use crate::transport::socket::SOCKET_BUFFER_BYTES;
 
@@ -187,7 +187,7 @@ impl Window {
     pub(super) fn new(connection: Connection, pouring: Pouring) -> Rc<Self> {
         let remote = connection.remote();
         Rc::new(Self {
-            is_local: remote.is_some_and(|remote| remote.ip().to_canonical().is_loopback()),
+            is_local: remote.is_some_and(|remote| Path::to(remote.ip()) == Path::Loopback),
             connection,
             pouring,
             flow: Cell::new(Flow::new(Instant::now())),
